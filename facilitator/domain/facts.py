@@ -1,0 +1,74 @@
+"""Questions to a chain and the facts that came back, as plain values.
+
+A scheme asks (`Question`), `chain.evm` answers all of them from one block in one round trip (`Facts`), the scheme
+judges. No call leaves this module and none arrives: it is the paper that the two sides pass to each other.
+"""
+
+from dataclasses import dataclass
+
+from facilitator.units import Address, BlockHash, UnixSeconds, Wei
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A contract call: asked read-only of a block (`eth_call`), or sent as the body of a transaction."""
+
+    to: Address
+    data: bytes
+    """Selector and ABI-encoded arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeOf:
+    """Which code lies at this address? The reply's `data` is the code, empty for a plain account."""
+
+    address: Address
+
+
+Question = Call | CodeOf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer. For a `Call`: `ok` false means the contract reverted and `data` is the revert data."""
+
+    ok: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A block header, as far as we need it."""
+
+    number: int
+    block_hash: BlockHash
+    timestamp: UnixSeconds
+    base_fee_wei: Wei
+    """EIP-1559 base fee of this block."""
+    extra_data: bytes = b""
+    """OP Stack: carries the EIP-1559 parameters (Holocene and Jovian)."""
+    gas_used: int = 0
+    gas_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Replies in the order of their questions, all read at `head`."""
+
+    head: Head
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """The time a payment is judged at (design.md decision 8)."""
+
+    head: UnixSeconds
+    """Timestamp of the newest block."""
+    wall: UnixSeconds | None
+    """The machine's wall clock; None when it disagrees with a moving head by more than 30 s and must not be believed."""
+
+    @property
+    def latest(self) -> UnixSeconds:
+        """The later of chain and wall time."""
+        return self.head if self.wall is None else max(self.head, self.wall)

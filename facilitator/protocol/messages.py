@@ -1,0 +1,106 @@
+"""What is said between gateway and facilitator, freed of its protocol version.
+
+The codecs turn wire bytes of v1 or v2 into a `Payment` and turn results back into the caller's version. Everything
+below the codec sees these types only. Amounts are ints in atomic units, addresses lower-case, networks CAIP-2.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from facilitator.protocol.reasons import Refusal
+from facilitator.units import Address, Atomic, AuthNonce, Network, TxHash, UnixSeconds
+
+Version = Literal[1, 2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What the seller asked, from `paymentRequirements` of the request: the authority for every check."""
+
+    scheme: str
+    network: Network
+    asset: Address
+    pay_to: Address
+    amount_atomic: Atomic
+    max_timeout_s: int
+    extra: Mapping[str, object]
+    """Scheme data as sent; for EIP-3009 the token's EIP-712 `name` and `version`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """One `/verify` or `/settle` request: what the buyer sent and what the seller asked."""
+
+    version: Version
+    wire_network: str
+    """The network as the caller spelled it (`base-sepolia` or `eip155:84532`), echoed in answers."""
+    scheme: str
+    """The scheme that the buyer's payload names."""
+    network: Network
+    """The network that the buyer's payload names, as CAIP-2."""
+    payload: Mapping[str, object]
+    """The scheme's own part, unparsed: `signature` and `authorization` for EIP-3009."""
+    requirements: Requirements
+    accepted_differs: tuple[str, ...] = ()
+    """v2: fields in which the buyer's `accepted` differs from the requirements; logged, the requirements decide."""
+    payment_identifier: str | None = None
+    """The `payment-identifier` extension's id; written by the buyer, so no idempotency key by default."""
+    resource: str | None = None
+    """URL of what is sold, for the record only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """An EIP-3009 TransferWithAuthorization as the payer signed it, plus the terms that name the token."""
+
+    scheme: str
+    network: Network
+    asset: Address
+    payer: Address
+    pay_to: Address
+    amount_atomic: Atomic
+    valid_after: UnixSeconds
+    valid_before: UnixSeconds
+    auth_nonce: AuthNonce
+    signature: bytes = field(repr=False)
+    """65 bytes r ‖ s ‖ v with v 27 or 28 and low s when it is an EOA's; any bytes for a contract payer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """Would this payment settle now? `refusal` is None when it would."""
+
+    payer: Address | None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleResult:
+    """How a settlement stands for this caller. Success when `refusal` is None; then `tx_hash` and `log_index` prove it."""
+
+    payer: Address | None
+    refusal: Refusal | None = None
+    tx_hash: TxHash | None = None
+    log_index: int | None = None
+    """Index of the token's AuthorizationUsed log in its block: with `tx_hash` the proof of this payment."""
+    settlement_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportedKind:
+    """One (scheme, network) that we serve; the codec lists it for each protocol version that can name the network."""
+
+    scheme: str
+    network: Network
+    extra: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supported:
+    """What `/supported` says: kinds, extensions, and the accounts that send transactions."""
+
+    kinds: tuple[SupportedKind, ...]
+    extensions: tuple[str, ...]
+    signers: Mapping[str, tuple[Address, ...]]
+    """CAIP-2 family pattern (`eip155:*`) to relayer addresses."""
