@@ -1,0 +1,52 @@
+"""What an operator may tune about settling. Every queue, wait and batch has its bound here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ConfirmLevel = Literal["preconfirmed", "latest", "safe", "finalized"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The `[settlement]` table. Times in seconds, fees in wei."""
+
+    confirm_level: ConfirmLevel = "latest"
+    """How deep a payment must be before `/settle` answers success."""
+    deadline_s: float = 20.0
+    """Longest wait of a `/settle` caller; then `settlement_pending` with the hash."""
+    verify_deadline_s: float = 5.0
+    """Longest time a verification may take, chain included."""
+    batching: Literal["off", "adaptive"] = "adaptive"
+    """Whether several payments may share a transaction under load."""
+    queue_max: int = 5000
+    """Settlements admitted or waiting to be admitted in this process; beyond it `/settle` answers 503."""
+    group_max: int = 100
+    """Settlements in one write-ahead commit."""
+    slots_max: int = 16
+    """Open transactions of one relayer."""
+    lease_ttl_s: float = 10.0
+    """How long a relayer lease lasts without renewal, on database time."""
+    lease_renew_s: float = 3.0
+    """How often it is renewed."""
+    lease_trust_s: float = 7.0
+    """How long after the last renewal this process goes on signing."""
+    poll_s: float = 0.25
+    """How often new blocks are looked for while transactions are in flight."""
+    queue_poll_s: float = 1.0
+    """How often the queue in Postgres is looked at without a notification."""
+    resend_s: float = 1.0
+    """Age at which an unmined transaction is sent again, byte for byte."""
+    finality_poll_s: float = 15.0
+    """How often included settlements are held against the safe and finalized blocks."""
+    wall_skew_max_s: int = 30
+    """A wall clock further than this from a moving head is not believed."""
+    max_head_age_s: int = 10
+    """A head older than this while a transaction waits means that the chain is halted."""
+    fee_multiplier: int = 8
+    """Head-room of max_fee over the next base fee; only base fee and tip are ever paid."""
+    priority_fee_wei: int = 1_000_000
+    """Tip per gas."""
+    max_fee_floor_wei: int = 50_000_000
+    """Least max_fee per gas offered (0.05 gwei)."""
+    max_fee_cap_wei: int = 10_000_000_000
+    """Most max_fee per gas ever offered (10 gwei)."""

@@ -1,0 +1,211 @@
+"""The door to Postgres: pool, named queries, codecs, and the translation of its errors.
+
+Queries stand in `sql/queries/*.sql`, each under `-- name: what :kind`; kinds are `one`, `optional`, `many` and
+`execute`. Nothing here builds SQL. Amounts travel as text and are `int` on both sides, whatever their size.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from importlib import resources
+from time import monotonic
+from typing import Any, Final, LiteralString, Self, TypeVar, cast
+
+import asyncpg
+
+from facilitator.errors import StoreFault
+from facilitator.metrics import DATABASE_SECONDS
+
+Row = TypeVar("Row")
+
+_NAME = re.compile(r"^-- name: (?P<name>[a-z0-9_]+) :(?P<kind>one|optional|many|execute)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One named statement of a `.sql` file."""
+
+    name: str
+    kind: str
+    sql: LiteralString
+
+
+def load_queries(module: str) -> dict[str, Query]:
+    """All statements of `sql/queries/<module>.sql` by name."""
+    text = resources.files("facilitator.store").joinpath(f"sql/queries/{module}.sql").read_text("utf-8")
+    heads = list(_NAME.finditer(text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return {
+        head["name"]: Query(head["name"], head["kind"], cast("LiteralString", text[head.end() : end].strip().removesuffix(";")))
+        for head, end in zip(heads, ends, strict=True)
+    }
+
+
+class ConstraintViolated(Exception):  # noqa: N818
+    """A write broke a rule of the schema; `constraint` names it. The caller knows which ones may happen."""
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(constraint)
+        self.constraint = constraint
+
+
+_IN_DOUBT: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,
+    ConnectionError,
+    TimeoutError,
+    OSError,
+)
+
+
+@asynccontextmanager
+async def _translated(query: str) -> AsyncIterator[None]:
+    """Turn library exceptions into ours, and time the statement."""
+    started = monotonic()
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise ConstraintViolated(error.constraint_name or "unknown") from error
+    except _IN_DOUBT as error:
+        raise StoreFault("store_unavailable", f"the database did not do {query}: {type(error).__name__}", query=query) from error
+    finally:
+        DATABASE_SECONDS.labels(query).observe(monotonic() - started)
+
+
+class Session:
+    """One connection's worth of named queries; inside `Db.transaction()` they share a transaction."""
+
+    def __init__(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+        self._connection = connection
+
+    async def one(self, row: type[Row], query: Query, *arguments: object) -> Row:
+        """Exactly one row. Raises StoreFault when Postgres cannot be asked, ConstraintViolated when a rule forbids it."""
+        found = await self.optional(row, query, *arguments)
+        assert found is not None, f"{query.name} returned no row"
+        return found
+
+    async def optional(self, row: type[Row], query: Query, *arguments: object) -> Row | None:
+        """One row or None. Faults as `one`."""
+        async with _translated(query.name):
+            record = await self._connection.fetchrow(query.sql, *arguments)
+        return None if record is None else row(*record)
+
+    async def many(self, row: type[Row], query: Query, *arguments: object) -> list[Row]:
+        """All rows. Faults as `one`."""
+        async with _translated(query.name):
+            records = await self._connection.fetch(query.sql, *arguments)
+        return [row(*record) for record in records]
+
+    async def execute(self, query: Query, *arguments: object) -> int:
+        """Run it and return how many rows it touched. Faults as `one`."""
+        async with _translated(query.name):
+            status = await self._connection.execute(query.sql, *arguments)
+        return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
+
+
+class Db:
+    """A bounded pool. Each method outside `transaction()` is one statement and one commit."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", url: str, acquire_timeout_s: float) -> None:
+        self._pool = pool
+        self._acquire_timeout_s = acquire_timeout_s
+        self.url: Final = url
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, connections_max: int = 10, statement_timeout_s: float = 5.0, acquire_timeout_s: float = 5.0
+    ) -> Self:
+        """Open the pool. Raises StoreFault when the server cannot be reached."""
+        async with _translated("connect"):
+            pool = await asyncpg.create_pool(
+                url,
+                min_size=min(2, connections_max),
+                max_size=connections_max,
+                timeout=acquire_timeout_s,
+                command_timeout=statement_timeout_s,
+                init=prepare_connection,
+                server_settings={
+                    "application_name": "facilitator",
+                    "statement_timeout": str(int(statement_timeout_s * 1000)),
+                    "idle_in_transaction_session_timeout": str(int(statement_timeout_s * 2000)),
+                    "timezone": "UTC",
+                },
+            )
+        return cls(pool, url, acquire_timeout_s)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Close the pool; connections that do not come back in time are cut."""
+        import asyncio  # noqa: PLC0415
+
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout_s)
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A connection for several statements, each with a commit of its own."""
+        async with _translated("acquire"):
+            connection = await self._pool.acquire(timeout=self._acquire_timeout_s)
+        try:
+            yield Session(connection)
+        finally:
+            async with _translated("release"):
+                await self._pool.release(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Session]:
+        """A connection whose statements commit together when the block ends, or not at all."""
+        async with self.session() as session:
+            transaction = session._connection.transaction()  # noqa: SLF001
+            async with _translated("begin"):
+                await transaction.start()
+            try:
+                yield session
+            except BaseException:
+                async with _translated("rollback"):
+                    await transaction.rollback()
+                raise
+            async with _translated("commit"):
+                await transaction.commit()
+
+    async def one(self, row: type[Row], query: Query, *arguments: object) -> Row:
+        """`Session.one` on a connection of the pool."""
+        async with self.session() as session:
+            return await session.one(row, query, *arguments)
+
+    async def optional(self, row: type[Row], query: Query, *arguments: object) -> Row | None:
+        """`Session.optional` on a connection of the pool."""
+        async with self.session() as session:
+            return await session.optional(row, query, *arguments)
+
+    async def many(self, row: type[Row], query: Query, *arguments: object) -> list[Row]:
+        """`Session.many` on a connection of the pool."""
+        async with self.session() as session:
+            return await session.many(row, query, *arguments)
+
+    async def execute(self, query: Query, *arguments: object) -> int:
+        """`Session.execute` on a connection of the pool."""
+        async with self.session() as session:
+            return await session.execute(query, *arguments)
+
+
+async def prepare_connection(connection: "asyncpg.Connection[Any]") -> None:
+    """Teach a connection our codecs: numeric is int, and a fraction in it is a bug that raises."""
+    await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int, format="text")
+
+
+def column_names(row: type[object]) -> Sequence[str]:
+    """The columns a query must return for this row type, in order. Used by the test that prepares every query."""
+    return [field.name for field in fields(cast("Any", row))]
+
+
+def as_text(numbers: Iterable[int]) -> list[str]:
+    """Integers of any size for a `text[]` parameter that SQL casts to numeric."""
+    return [str(number) for number in numbers]
