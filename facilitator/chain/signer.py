@@ -1,0 +1,142 @@
+"""Relayer keys: sign type-2 transactions, and nothing else.
+
+It must never sign for another chain than its own, move the relayer's coins, or show a key: not in `repr`, not in a
+message, not in a log. A signer in a key service is a second implementation of `Signer`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from coincurve import PrivateKey
+from eth_keyfile.keyfile import decode_keyfile_json
+
+from facilitator.domain.transactions import SignedTransaction, Transaction, assemble, signing_hash
+from facilitator.errors import ConfigFault
+from facilitator.protocol.address import keccak256
+from facilitator.units import Address, Gas, Wei
+
+GAS_CAP: Final = Gas(16_777_216)
+"""EIP-7825: no transaction may have a higher gas limit."""
+
+
+class Signer(Protocol):
+    """One relayer account that can sign."""
+
+    @property
+    def address(self) -> Address:
+        """The account that sends and pays for gas."""
+        ...
+
+    async def sign(self, transaction: Transaction) -> SignedTransaction:
+        """Sign exactly this transaction. Raises SigningRefusedError when it is outside the signer's limits."""
+        ...
+
+
+class SigningRefusedError(Exception):
+    """A transaction outside the limits came to be signed: a bug above, or an attempt to misuse the key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningLimits:
+    """What a key may be used for. The last line of defence, so it repeats limits that policies above keep already."""
+
+    chain_id: int
+    """The only chain that this key signs for."""
+    gas_max: Gas = GAS_CAP
+    """Highest gas limit signed."""
+    max_fee_max_wei: Wei
+    """Highest `maxFeePerGas` signed; with `gas_max` the most that one signature can cost."""
+
+    def check(self, transaction: Transaction) -> None:
+        """Raise SigningRefusedError unless the transaction keeps to the limits. A no-op self-transfer carries no value either."""
+        if transaction.chain_id != self.chain_id:
+            raise SigningRefusedError(f"this key signs for chain {self.chain_id}, not for {transaction.chain_id}")
+        if transaction.value_wei != 0:
+            raise SigningRefusedError(f"a relayer never moves coins, but the value is {transaction.value_wei} wei")
+        if transaction.gas > self.gas_max:
+            raise SigningRefusedError(f"gas {transaction.gas} is above the limit of {self.gas_max}")
+        if transaction.max_fee_wei > self.max_fee_max_wei:
+            raise SigningRefusedError(f"max fee {transaction.max_fee_wei} wei is above the limit of {self.max_fee_max_wei}")
+        if transaction.max_priority_fee_wei > transaction.max_fee_wei:
+            raise SigningRefusedError("the priority fee is above the max fee: every node would refuse it")
+
+
+class LocalSigner:
+    """A key in this process's memory."""
+
+    __slots__ = ("_key", "_limits", "address")
+
+    def __init__(self, key: bytes, limits: SigningLimits) -> None:
+        """`key` is the 32-byte private key. Raises ValueError, without the key, when it is not one."""
+        try:
+            self._key = PrivateKey(key)
+        except ValueError:
+            raise ValueError("not a secp256k1 private key: expected 32 bytes between 1 and the group order") from None
+        if len(key) != 32:
+            raise ValueError("not a secp256k1 private key: expected 32 bytes")
+        self._limits = limits
+        self.address = address_of(self._key)
+
+    def __repr__(self) -> str:
+        """The address only."""
+        return f"LocalSigner({self.address})"
+
+    async def sign(self, transaction: Transaction) -> SignedTransaction:
+        """Sign in about 25 µs; deterministic (RFC 6979), so the same transaction gives the same bytes."""
+        self._limits.check(transaction)
+        signature = self._key.sign_recoverable(signing_hash(transaction), hasher=None)
+        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")  # libsecp256k1 gives low s
+        return assemble(transaction, r=r, s=s, y_parity=signature[64])
+
+
+def load_signer(secret_text: str, limits: SigningLimits, password: str | None = None) -> LocalSigner:
+    """A signer from a hex key or an encrypted JSON keystore. Raises ConfigFault that names no part of the secret."""
+    return LocalSigner(load_key(secret_text, password), limits)
+
+
+def load_key(secret_text: str, password: str | None = None) -> bytes:
+    """The 32 key bytes of 64 hex digits (with or without 0x), or of a version 3 keystore and its password.
+
+    Decrypting a keystore takes up to a second by design. Raises ConfigFault that names no part of the secret.
+    """
+    text = secret_text.strip()
+    if text.startswith("{"):
+        return _decrypt(text, password)
+    digits = text.removeprefix("0x")
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        key = b""
+    if len(key) != 32 or len(digits) != 64:
+        raise ConfigFault("bad_relayer_key", "a relayer key must be 64 hex digits or an encrypted JSON keystore; what came is neither")
+    return _in_range(key)
+
+
+def address_of(key: PrivateKey) -> Address:
+    """The account of a private key: the last 20 bytes of the hash of its public key."""
+    return Address("0x" + keccak256(key.public_key.format(compressed=False)[1:])[-20:].hex())
+
+
+def _decrypt(text: str, password: str | None) -> bytes:
+    """The key of a version 3 keystore."""
+    if password is None:
+        raise ConfigFault("keystore_without_password", "the relayer's keystore is encrypted and no password is configured for it")
+    try:
+        keystore = json.loads(text)
+    except ValueError:
+        raise ConfigFault("bad_keystore", "the relayer's keystore is not JSON") from None
+    try:
+        key = decode_keyfile_json(keystore, password.encode())
+    except (ValueError, KeyError, TypeError, NotImplementedError, AttributeError):
+        raise ConfigFault("bad_keystore", "the relayer's keystore does not open: wrong password, or no version 3 keystore") from None
+    return _in_range(bytes(key))
+
+
+def _in_range(key: bytes) -> bytes:
+    """The same key, when secp256k1 has it."""
+    try:
+        PrivateKey(key)
+    except ValueError:
+        raise ConfigFault("bad_relayer_key", "the relayer key is not between 1 and the group order of secp256k1") from None
+    return key
