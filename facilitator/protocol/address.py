@@ -12,11 +12,11 @@ import sha3
 from facilitator.units import Address
 
 CHECKSUM_CACHE_MAX: Final = 4096
-"""Addresses kept; a few kilobytes each thousand. Payers repeat, tokens and sellers always do."""
+"""Spellings kept, some 200 bytes each. Tokens and sellers always repeat, payers often do."""
 
 
 def keccak256(data: bytes) -> bytes:
-    """The 32-byte Keccak-256 hash that Ethereum uses (not the later SHA3-256 of FIPS 202)."""
+    """Hash with the Keccak-256 that Ethereum uses (not the later SHA3-256 of FIPS 202): 32 bytes."""
     digest: bytes = sha3.keccak_256(data).digest()
     return digest
 
