@@ -1,0 +1,430 @@
+"""One EVM chain: answers questions in one round trip, sends transactions, reads receipts, logs and heads.
+
+It must never judge what it reads, and never read an error as an absence: what a node did not say raises `ChainFault`.
+Every `deadline` is a reading of the clock's `monotonic()`; `deadline_in(seconds)` makes one.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from facilitator.chain.rpc import NodeError, Result, RpcCall, RpcClient, RpcError
+from facilitator.domain import abi
+from facilitator.domain.abi import Log
+from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply
+from facilitator.errors import ChainFault, ConfigFault
+from facilitator.schemes.scheme import Token
+from facilitator.schemes.signatures import domain_separator
+from facilitator.units import Address, BlockHash, Gas, Network, TxHash, UnixSeconds, Wei, chain_id_of
+
+Tag = Literal["latest", "safe", "finalized", "pending"]
+
+UNSEALED: Final = BlockHash("0x" + "00" * 32)
+"""Block hash of a flashblock receipt: preconfirmed, not in a sealed block."""
+_IN_POOL: Final = frozenset({NodeError.ALREADY_KNOWN})
+_IN_DOUBT: Final = frozenset(
+    {
+        NodeError.RATE_LIMITED,
+        NodeError.TIMEOUT,
+        NodeError.INTERNAL,
+        NodeError.UNKNOWN,
+        NodeError.STATE_UNAVAILABLE,
+        NodeError.METHOD_UNSUPPORTED,
+        NodeError.BATCH_TOO_LARGE,
+        NodeError.RANGE_TOO_LARGE,
+    }
+)
+"""Errors of a send after which the transaction may or may not be in a pool."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one chain is asked."""
+
+    call_gas: Gas = Gas(600_000)
+    """Gas that each call of `answer` adds to the bound of the one `eth_call`."""
+    call_gas_max: Gas = Gas(25_000_000)
+    """Highest gas of one `eth_call`; below the cap of every node we know (geth 50M, anvil 30M)."""
+    logs_max: int = 10_000
+    """More logs in one answer than this is a fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A transaction is in a block. Its success proves no payment: only its logs do (design.md decision 4)."""
+
+    tx_hash: TxHash
+    succeeded: bool
+    """Receipt status 1."""
+    block_number: int
+    block_hash: BlockHash
+    """All zero while only a flashblock has it."""
+    gas_used: Gas
+    effective_gas_price_wei: Wei
+    """What was paid for a unit of gas, tip included."""
+    l1_fee_wei: Wei | None
+    """OP Stack: the L1 data fee, paid on top of gas. None on chains that have none."""
+    logs: tuple[Log, ...]
+
+    @property
+    def sealed(self) -> bool:
+        """In a sealed block, not only in a flashblock."""
+        return self.block_hash != UNSEALED
+
+    @property
+    def fee_wei(self) -> Wei:
+        """All that the relayer paid for the transaction."""
+        return Wei(self.gas_used * self.effective_gas_price_wei + (self.l1_fee_wei or 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOutcome:
+    """What the network said to a raw transaction. Doubt is not an outcome: it raises."""
+
+    error: NodeError | None
+    """None when a node took it; ALREADY_KNOWN when one had it; else why every node refused it."""
+    message: str = ""
+    """The refusing node's words, for the log."""
+
+    @property
+    def in_pool(self) -> bool:
+        """At least one node holds the transaction now."""
+        return self.error is None or self.error in _IN_POOL
+
+
+class EvmClient:
+    """One chain through its RPC endpoints. `connect` first: it checks that they speak for the right chain."""
+
+    def __init__(self, network: Network, rpc: RpcClient, settings: Settings | None = None) -> None:
+        """The client owns `rpc` and closes it."""
+        self.network = network
+        self.rpc = rpc
+        self.multicall = True
+        """Is Multicall3 at its address? `connect` finds out; without it calls are asked one by one in the same batch."""
+        self._settings = settings or Settings()
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.rpc.close()
+
+    def deadline_in(self, seconds: float) -> float:
+        """The deadline that lies `seconds` from now."""
+        return self.rpc.deadline_in(seconds)
+
+    async def connect(self, deadline: float) -> Head:
+        """Check the chain id and look for Multicall3. Raises ConfigFault when the endpoint serves another chain."""
+        calls = (RpcCall("eth_chainId"), RpcCall("eth_getCode", (abi.MULTICALL3_ADDRESS, "latest")), _HEAD_CALL)
+        chain_id, code, head = await self._batch(calls, deadline)
+        expected, got = chain_id_of(self.network), _integer(_decode(_TEXT, chain_id))
+        if got != expected:
+            raise ConfigFault("wrong_chain", f"the RPC endpoint of {self.network} serves another chain", expected=expected, got=got)
+        self.multicall = bool(_bytes(_decode(_TEXT, code)))
+        return _head(_decode(_BLOCK, head))
+
+    async def answer(self, questions: Sequence[Question], deadline: float) -> Facts:
+        """Answer all questions in one HTTP request, read at the newest block (or at its child, when that arrives meanwhile).
+
+        Raises ChainFault when any of them has no answer; a call that reverts is an answer.
+        """
+        codes = [question for question in questions if isinstance(question, CodeOf)]
+        calls = [question for question in questions if isinstance(question, Call)]
+        requests = [_HEAD_CALL, *(RpcCall("eth_getCode", (question.address, "latest")) for question in codes)]
+        gas = self._gas_for(len(calls))
+        if self.multicall and calls:
+            requests.append(_eth_call(Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls)), gas))
+        else:
+            requests += (_eth_call(call, gas) for call in calls)
+        results = await self.rpc.batch(requests, deadline)
+        head = _head(_decode(_BLOCK, _known(results[0], "eth_getBlockByNumber")))
+        code_replies = iter([Reply(ok=True, data=_bytes(_decode(_TEXT, _known(result, "eth_getCode")))) for result in results[1 : 1 + len(codes)]])
+        call_replies = iter(self._call_replies(results[1 + len(codes) :], len(calls)))
+        replies = tuple(next(code_replies) if isinstance(question, CodeOf) else next(call_replies) for question in questions)
+        return Facts(head=head, replies=replies)
+
+    async def head(self, deadline: float) -> Head:
+        """The newest block."""
+        return await self.block_at("latest", deadline)
+
+    async def block_at(self, tag: Tag, deadline: float) -> Head:
+        """The block that a tag names now. Raises ChainFault when the node has none (a young chain has no finalized block)."""
+        block = await self._block("eth_getBlockByNumber", tag, deadline)
+        if block is None:
+            raise ChainFault("no_block", f"the node has no {tag} block", tag=tag)
+        return block
+
+    async def block(self, number: int, deadline: float) -> Head | None:
+        """The canonical block of that number, None when the chain is not that long."""
+        return await self._block("eth_getBlockByNumber", hex(number), deadline)
+
+    async def block_by_hash(self, block_hash: BlockHash, deadline: float) -> Head | None:
+        """The block of that hash, None when the node does not know it; a node may also know blocks that are not canonical."""
+        return await self._block("eth_getBlockByHash", block_hash, deadline)
+
+    async def send_raw(self, raw: bytes, deadline: float) -> SendOutcome:
+        """Send to every endpoint at once; returns as soon as one has it. Sending the same bytes again is harmless.
+
+        Raises ChainFault when no endpoint has said that it holds the transaction and at least one may hold it all the same.
+        """
+        call = RpcCall("eth_sendRawTransaction", ("0x" + raw.hex(),))
+        answers = await self.rpc.broadcast(call, deadline, _holds)
+        for answer in answers:
+            if not isinstance(answer, (RpcError, ChainFault)):
+                return SendOutcome(error=None)
+        errors = [answer for answer in answers if isinstance(answer, RpcError)]
+        known = next((error for error in errors if error.kind in _IN_POOL), None)
+        if known is not None:
+            return SendOutcome(error=known.kind, message=known.message)
+        fault = next((answer for answer in answers if isinstance(answer, ChainFault)), None)
+        doubt = next((error for error in errors if error.kind in _IN_DOUBT), None)
+        if fault is not None:
+            raise fault
+        if doubt is not None:
+            raise doubt.as_fault(call.method)
+        return SendOutcome(error=errors[0].kind, message=errors[0].message)
+
+    async def receipts(self, tx_hashes: Sequence[TxHash], deadline: float) -> list[Receipt | None]:
+        """Receipts in order, in one HTTP request up to the batch limit. None: this node has not seen it in a block.
+
+        None is no proof of absence: another node, or the next block, may have it.
+        """
+        requests = [RpcCall("eth_getTransactionReceipt", (tx_hash,)) for tx_hash in tx_hashes]
+        results = await self._batch(requests, deadline)
+        return [None if wire is None else _receipt(wire) for wire in (_decode(_RECEIPT, result) for result in results)]
+
+    async def logs(
+        self,
+        deadline: float,
+        *,
+        addresses: Sequence[Address],
+        topics: Sequence[str | Sequence[str] | None] = (),
+        from_block: int | None = None,
+        to_block: int | Tag = "latest",
+        block_hash: BlockHash | None = None,
+    ) -> tuple[Log, ...]:
+        """Logs of these contracts, in chain order, from `block_hash` alone or from `from_block` to `to_block`, both included.
+
+        Several alternatives for one topic are a list, None is any. Raises ChainFault (`range_too_large`) when the node wants a
+        shorter range.
+        """
+        criteria: dict[str, object] = {"address": list(addresses), "topics": list(topics)}
+        if block_hash is not None:
+            criteria["blockHash"] = block_hash
+        else:
+            assert from_block is not None, "logs need a block hash or a first block"
+            criteria |= {"fromBlock": hex(from_block), "toBlock": hex(to_block) if isinstance(to_block, int) else to_block}
+        found = _decode(_LOGS, await self.rpc.call("eth_getLogs", (criteria,), deadline))
+        if len(found) > self._settings.logs_max:
+            raise ChainFault(NodeError.RANGE_TOO_LARGE.value, "the node answered with more logs than are taken at once", logs_max=self._settings.logs_max)
+        return tuple(sorted((_log(log) for log in found), key=lambda log: (log.block_number, log.log_index)))
+
+    async def transaction_count(self, address: Address, tag: Tag, deadline: float) -> int:
+        """How many transactions the account has sent: its next tx_nonce as `tag` sees it. On Base `pending` omits the pool."""
+        return _integer(_decode(_TEXT, await self.rpc.call("eth_getTransactionCount", (address, tag), deadline)))
+
+    async def balance(self, address: Address, deadline: float, tag: Tag = "latest") -> Wei:
+        """The account's coins."""
+        return Wei(_integer(_decode(_TEXT, await self.rpc.call("eth_getBalance", (address, tag), deadline))))
+
+    async def chain_id(self, deadline: float) -> int:
+        """The chain id that the endpoint itself names."""
+        return _integer(_decode(_TEXT, await self.rpc.call("eth_chainId", (), deadline)))
+
+    async def token_domain(self, token: Token, deadline: float) -> tuple[str, ...]:
+        """What is wrong with a configured token: no code, another EIP-712 domain, other decimals. Empty when nothing is."""
+        questions = (
+            CodeOf(address=token.address),
+            *(Call(to=token.address, data=data) for data in (abi.DOMAIN_SEPARATOR, abi.NAME, abi.VERSION, abi.DECIMALS)),
+        )
+        code, separator, name, version, decimals = (await self.answer(questions, deadline)).replies
+        if not code.data:
+            return (f"no contract lies at {token.address}",)
+        findings: list[str] = []
+        expected = domain_separator(token.name, token.version, chain_id_of(token.network), token.address)
+        if not separator.ok or separator.data != expected:
+            got = "0x" + separator.data.hex() if separator.ok and len(separator.data) == 32 else "no answer"
+            names = f"the contract says name {_string_or_none(name)!r}, version {_string_or_none(version)!r}"
+            findings.append(f"the EIP-712 domain of {token.name!r} version {token.version!r} is 0x{expected.hex()}, DOMAIN_SEPARATOR() is {got}; {names}")
+        if not decimals.ok or len(decimals.data) != 32 or int.from_bytes(decimals.data, "big") != token.decimals:
+            findings.append(f"{token.decimals} decimals are configured, decimals() is {int.from_bytes(decimals.data, 'big') if decimals.ok else 'no answer'}")
+        return tuple(findings)
+
+    async def _block(self, method: str, which: str, deadline: float) -> Head | None:
+        """One block header."""
+        found = _decode(_MAYBE_BLOCK, await self.rpc.call(method, (which, False), deadline))
+        return None if found is None else _head(found)
+
+    async def _batch(self, calls: Sequence[RpcCall], deadline: float) -> list[Result]:
+        """Results of reads none of which may fail; lists above the batch limit go out as several requests at once."""
+        size = self.rpc.settings.batch_max
+        parts = [calls[start : start + size] for start in range(0, len(calls), size)]
+        if len(parts) == 1:
+            answered = [await self.rpc.batch(parts[0], deadline)]
+        else:
+            answered = await asyncio.gather(*(self.rpc.batch(part, deadline) for part in parts))
+        return [_known(result, call.method) for part, results in zip(parts, answered, strict=True) for call, result in zip(part, results, strict=True)]
+
+    def _gas_for(self, calls: int) -> str:
+        """The gas parameter of an `eth_call` that carries so many calls."""
+        return hex(min(self._settings.call_gas_max, self._settings.call_gas * (calls + 1)))
+
+    def _call_replies(self, results: Sequence[Result | RpcError], count: int) -> list[Reply]:
+        """Replies to the calls: from Multicall3's one result, or from a result each."""
+        if count and self.multicall:
+            replies = abi.read_aggregate3(_bytes(_decode(_TEXT, _known(results[0], "eth_call"))))
+            if replies is None or len(replies) != count:
+                raise ChainFault("bad_answer", "Multicall3 did not answer every call: is it deployed on this chain?", network=self.network)
+            return list(replies)
+        return [_call_reply(result) for result in results]
+
+
+class _Block(msgspec.Struct, frozen=True, rename="camel"):
+    """A block on the wire. A pending one, without hash and number, is refused."""
+
+    number: str
+    hash: str
+    timestamp: str
+    gas_limit: str
+    gas_used: str
+    base_fee_per_gas: str = "0x0"
+    extra_data: str = "0x"
+    blob_gas_used: str | None = None
+
+
+class _WireLog(msgspec.Struct, frozen=True, rename="camel"):
+    """A log on the wire, of a receipt or of `eth_getLogs`."""
+
+    address: str
+    topics: tuple[str, ...]
+    data: str
+    log_index: str
+    transaction_hash: str
+    block_number: str
+    block_hash: str
+    removed: bool = False
+
+
+class _WireReceipt(msgspec.Struct, frozen=True, rename="camel"):
+    """A receipt on the wire."""
+
+    transaction_hash: str
+    status: str
+    block_number: str
+    block_hash: str
+    gas_used: str
+    logs: tuple[_WireLog, ...]
+    effective_gas_price: str = "0x0"
+    l1_fee: str | None = None
+
+
+_TEXT: Final = msgspec.json.Decoder(str)
+_BLOCK: Final = msgspec.json.Decoder(_Block)
+_MAYBE_BLOCK: Final = msgspec.json.Decoder(_Block | None)
+_RECEIPT: Final = msgspec.json.Decoder(_WireReceipt | None)
+_LOGS: Final = msgspec.json.Decoder(list[_WireLog])
+_HEAD_CALL: Final = RpcCall("eth_getBlockByNumber", ("latest", False))
+
+
+def _eth_call(call: Call, gas: str) -> RpcCall:
+    """A read-only call at the newest block."""
+    parameters: Mapping[str, str] = {"to": call.to, "data": "0x" + call.data.hex(), "gas": gas}
+    return RpcCall("eth_call", (parameters, "latest"))
+
+
+def _call_reply(result: Result | RpcError) -> Reply:
+    """The reply of a call that was asked alone. Only a revert is an answer, every other error is a fault."""
+    if isinstance(result, RpcError):
+        if result.kind in {NodeError.REVERTED, NodeError.OUT_OF_GAS}:
+            return Reply(ok=False, data=result.data or b"")
+        raise result.as_fault("eth_call")
+    return Reply(ok=True, data=_bytes(_decode(_TEXT, result)))
+
+
+def _holds(answer: Result | RpcError) -> bool:
+    """Does the endpoint that said this hold the transaction?"""
+    return not isinstance(answer, RpcError) or answer.kind in _IN_POOL
+
+
+def _known(result: Result | RpcError, method: str) -> Result:
+    """The result, or the node's error as a fault."""
+    if isinstance(result, RpcError):
+        raise result.as_fault(method)
+    return result
+
+
+def _decode(decoder: msgspec.json.Decoder[T], result: Result) -> T:
+    """The result in its expected shape, or a fault."""
+    try:
+        return decoder.decode(result)
+    except msgspec.MsgspecError as error:
+        raise ChainFault("bad_answer", f"the node's result has another shape than expected: {error}") from None
+
+
+def _integer(text: str) -> int:
+    """A JSON-RPC quantity."""
+    if not text.startswith("0x"):
+        raise ChainFault("bad_answer", "the node sent a number that is not 0x and hex digits")
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise ChainFault("bad_answer", "the node sent a number that is not 0x and hex digits") from None
+
+
+def _bytes(text: str) -> bytes:
+    """JSON-RPC data."""
+    if not text.startswith("0x"):
+        raise ChainFault("bad_answer", "the node sent data that is not 0x and hex digits")
+    try:
+        return bytes.fromhex(text[2:])
+    except ValueError:
+        raise ChainFault("bad_answer", "the node sent data that is not 0x and hex digits") from None
+
+
+def _head(block: _Block) -> Head:
+    """A block as the rest of the code knows it."""
+    return Head(
+        number=_integer(block.number),
+        block_hash=BlockHash(block.hash.lower()),
+        timestamp=UnixSeconds(_integer(block.timestamp)),
+        base_fee_wei=Wei(_integer(block.base_fee_per_gas)),
+        extra_data=_bytes(block.extra_data),
+        gas_used=_integer(block.gas_used),
+        gas_limit=_integer(block.gas_limit),
+    )
+
+
+def _log(log: _WireLog) -> Log:
+    """A log as the rest of the code knows it."""
+    return Log(
+        address=Address(log.address.lower()),
+        topics=tuple(topic.lower() for topic in log.topics),
+        data=_bytes(log.data),
+        log_index=_integer(log.log_index),
+        tx_hash=TxHash(log.transaction_hash.lower()),
+        block_number=_integer(log.block_number),
+        block_hash=BlockHash(log.block_hash.lower()),
+        removed=log.removed,
+    )
+
+
+def _receipt(receipt: _WireReceipt) -> Receipt:
+    """A receipt as the rest of the code knows it."""
+    return Receipt(
+        tx_hash=TxHash(receipt.transaction_hash.lower()),
+        succeeded=_integer(receipt.status) == 1,
+        block_number=_integer(receipt.block_number),
+        block_hash=BlockHash(receipt.block_hash.lower()),
+        gas_used=Gas(_integer(receipt.gas_used)),
+        effective_gas_price_wei=Wei(_integer(receipt.effective_gas_price)),
+        l1_fee_wei=None if receipt.l1_fee is None else Wei(_integer(receipt.l1_fee)),
+        logs=tuple(_log(log) for log in receipt.logs),
+    )
+
+
+def _string_or_none(reply: Reply) -> str | None:
+    """A returned string, None when the contract has no such function."""
+    return abi.read_string(reply.data) if reply.ok else None
