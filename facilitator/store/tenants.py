@@ -1,0 +1,185 @@
+"""Tenants and API keys: who may ask, and what they may ask for.
+
+A key reads `fk_<key_id>_<secret>`. The id finds the row; of the secret only its SHA-256 is stored. A slow hash would
+gain nothing: the secret is 256 random bits, so there is no dictionary to try, and every request pays for the hash.
+Whole keys must never be logged or stored; they exist in `NewKey.text` once, when they are made.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+from facilitator.store.db import Db, load_queries
+
+_QUERIES: Final = load_queries("tenants")
+
+Scope = Literal["verify", "settle", "read", "finance", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("verify", "settle", "read", "finance", "admin")
+
+_ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+_KEY: Final = re.compile(r"fk_(?P<key_id>[a-z0-9]{12})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
+_TENANT_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Whose payments these are, and the tenant's own rules for them."""
+
+    tenant_id: str
+    shared_transactions: bool = True
+    """Whether its payments may share a transaction with others'."""
+    accept_external: bool = False
+    """Whether a payment executed by another sender is answered as success (design.md decision 6)."""
+    trust_payment_identifier: bool = False
+    """Whether the buyer's `payment-identifier` may stand for an Idempotency-Key (design.md decision 5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySecret:
+    """A key as it was presented, in parts."""
+
+    key_id: str
+    sha256: bytes
+    """Of the secret's ASCII text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key that was just made. `text` is the only copy of it."""
+
+    key_id: str
+    sha256: bytes
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as lists show it."""
+
+    key_id: str
+    tenant_id: str
+    scopes: Sequence[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """At most a minute and one flush older than the truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKey:
+    """A key that was neither revoked nor expired nor its tenant disabled when it was read, with its tenant."""
+
+    key_id: str
+    secret_sha256: bytes = field(repr=False)
+    scopes: Sequence[str]
+    expires_at: datetime | None
+    tenant_id: str
+    shared_transactions: bool
+    accept_external: bool
+    trust_payment_identifier: bool
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tenant that this key speaks for."""
+        return Tenant(
+            tenant_id=self.tenant_id,
+            shared_transactions=self.shared_transactions,
+            accept_external=self.accept_external,
+            trust_payment_identifier=self.trust_payment_identifier,
+        )
+
+    def opens_with(self, presented: KeySecret) -> bool:
+        """Is this the secret? Constant time, so that an answer's delay tells nothing about the stored hash."""
+        return hmac.compare_digest(self.secret_sha256, presented.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class _TenantRow:
+    """Columns of `find_tenant`."""
+
+    tenant_id: str
+    shared_transactions: bool
+    accept_external: bool
+    trust_payment_identifier: bool
+
+
+def generate_key() -> NewKey:
+    """A new key with a 256-bit secret from the system's random source. Nothing is stored yet."""
+    key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(12))
+    secret = secrets.token_urlsafe(32)
+    return NewKey(key_id=key_id, sha256=_digest(secret), text=f"fk_{key_id}_{secret}")
+
+
+def parse_key(text: str) -> KeySecret | None:
+    """The parts of a presented key, or None when it has not the shape of one. Looks nothing up."""
+    match = _KEY.fullmatch(text) if len(text) <= 64 else None
+    return None if match is None else KeySecret(key_id=match["key_id"], sha256=_digest(match["secret"]))
+
+
+def parse_tenant_id(text: str) -> str:
+    """Check a tenant's name. Raises ValueError that says what was expected."""
+    if not _TENANT_ID.fullmatch(text):
+        raise ValueError("expected a tenant id: 1 to 63 of a-z, 0-9, _ and -, the first a letter or digit")
+    return text
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("ascii")).digest()
+
+
+async def create_tenant(db: Db, tenant: Tenant) -> bool:
+    """Put a tenant on record. False when one of that id exists, which is left as it is."""
+    created = await db.execute(
+        _QUERIES["create_tenant"],
+        tenant.tenant_id,
+        tenant.shared_transactions,
+        tenant.accept_external,
+        tenant.trust_payment_identifier,
+    )
+    return created == 1
+
+
+async def find_tenant(db: Db, tenant_id: str) -> Tenant | None:
+    """A tenant that is not disabled, or None."""
+    row = await db.optional(_TenantRow, _QUERIES["find_tenant"], tenant_id)
+    return (
+        None
+        if row is None
+        else Tenant(
+            tenant_id=row.tenant_id,
+            shared_transactions=row.shared_transactions,
+            accept_external=row.accept_external,
+            trust_payment_identifier=row.trust_payment_identifier,
+        )
+    )
+
+
+async def create_api_key(db: Db, new: NewKey, tenant_id: str, scopes: Sequence[Scope], expires_at: datetime | None) -> ApiKey:
+    """Put a key on record. The tenant must exist (ConstraintViolated `api_key_tenant_id_fkey` otherwise)."""
+    return await db.one(ApiKey, _QUERIES["create_api_key"], new.key_id, tenant_id, new.sha256, list(scopes), expires_at)
+
+
+async def list_api_keys(db: Db, tenant_id: str | None = None) -> list[ApiKey]:
+    """All keys, dead ones too, of one tenant or of all."""
+    return await db.many(ApiKey, _QUERIES["list_api_keys"], tenant_id)
+
+
+async def revoke_api_key(db: Db, key_id: str) -> ApiKey | None:
+    """End a key now; running processes notice within their refresh time. None when there is no such key. Idempotent."""
+    return await db.optional(ApiKey, _QUERIES["revoke_api_key"], key_id)
+
+
+async def find_api_keys(db: Db, key_ids: Sequence[str]) -> list[LiveKey]:
+    """Those of the keys that are alive by the database's clock."""
+    return await db.many(LiveKey, _QUERIES["find_api_keys"], list(key_ids))
+
+
+async def touch_api_keys(db: Db, key_ids: Sequence[str]) -> int:
+    """Note that these keys were used; a key noted within the last minute is left alone. Returns how many were written."""
+    return await db.execute(_QUERIES["touch_api_keys"], list(key_ids))

@@ -1,0 +1,194 @@
+"""What the service says about itself: structlog, the facts bound to a request, W3C trace ids, one canonical line each.
+
+It must never let a secret out: every line passes `redact`, whatever was put into it. Events are constants of the form
+`noun.past_verb`; facts are keys from the glossary. A request and a settlement get one canonical line each.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Literal, TextIO, cast
+
+import structlog
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "console"]
+
+REDACTED: Final = "[redacted]"
+TEXT_CHARS_MAX: Final = 2000
+"""Longest text of one fact, but for tracebacks; the rest is cut."""
+
+_SECRET_KEYS: Final = frozenset(
+    {
+        "api_key",
+        "authorization",
+        "cookie",
+        "key",
+        "password",
+        "private_key",
+        "raw",
+        "raw_transaction",
+        "secret",
+        "set_cookie",
+        "signature",
+        "token",
+        "x_api_key",
+    }
+)
+"""Facts by these names never leave, in any spelling of case and hyphens."""
+_URL: Final = re.compile(
+    r"\b(?P<scheme>[a-z][a-z0-9+.-]{1,20})://(?:[^\s/@'\"<>]*@)?(?P<host>[^\s/?#'\"<>,)]*)(?P<rest>[^\s'\"<>,)]*)", re.IGNORECASE
+)
+_OUR_KEY: Final = re.compile(r"\bfk_([a-z0-9]{12})_[A-Za-z0-9_-]+")
+_LONG_HEX: Final = re.compile(r"\b(?:0x)?[0-9a-fA-F]{128,}\b")
+"""A signature or a signed transaction: longer than any hash or address."""
+_BEARER: Final = re.compile(r"\b(bearer|basic) +[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?", re.ASCII)
+
+
+def configure(level: Level = "info", form: Format = "auto", stream: TextIO | None = None) -> None:
+    """Set logging up for the whole process: ours and, through the same redaction, that of libraries.
+
+    `auto` writes for people when the stream is a terminal and JSON lines otherwise. The stream is stderr by default.
+    """
+    stream = stream or sys.stderr
+    console = form == "console" or (form == "auto" and stream.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendered: list[structlog.typing.Processor] = (
+        [redact, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        if console
+        else [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
+    )
+    if console:
+        rendered.insert(0, structlog.processors.format_exc_info)
+    number = getattr(logging, level.upper())
+    structlog.configure(
+        processors=[*shared, *rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[_name_library, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered], foreign_pre_chain=shared
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))
+
+
+def get_logger() -> structlog.typing.FilteringBoundLogger:
+    """The logger of a module. Facts bound by `bind` come with every line."""
+    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger())
+
+
+def _name_library(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """A library's line: its text is a fact, the event a constant."""
+    record = event.get("_record")
+    event["library"] = getattr(record, "name", "unknown")
+    event["message"], event["event"] = event.get("event"), "library.logged"
+    return event
+
+
+# ---- context
+
+
+@contextmanager
+def bind(**facts: object) -> Iterator[None]:
+    """Put facts on every line written within the block and in tasks started there."""
+    tokens = structlog.contextvars.bind_contextvars(**facts)
+    try:
+        yield
+    finally:
+        structlog.contextvars.reset_contextvars(**tokens)
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """The trace id of a W3C `traceparent` header, or None when it is absent or malformed. (W3C Trace Context §3.2)"""
+    match = None if traceparent is None or len(traceparent) > 256 else _TRACEPARENT.fullmatch(traceparent.strip())
+    if match is None or traceparent is None or traceparent.startswith("ff"):
+        return None
+    trace, span = match["trace"], match["span"]
+    return None if trace == "0" * 32 or span == "0" * 16 else trace
+
+
+# ---- the canonical line
+
+_canonical: ContextVar[dict[str, object] | None] = ContextVar("canonical", default=None)
+
+
+@contextmanager
+def canonical(event: str, **facts: object) -> Iterator[dict[str, object]]:
+    """Write one INFO line with everything learnt within the block, also when the block ends in an exception.
+
+    The block adds facts to the mapping it is given; code further down adds them by `annotate`.
+    """
+    line: dict[str, object] = dict(facts)
+    token = _canonical.set(line)
+    try:
+        yield line
+    finally:
+        _canonical.reset(token)
+        get_logger().info(event, **line)
+
+
+def annotate(**facts: object) -> None:
+    """Add facts to the canonical line of this context; nothing happens where there is none."""
+    line = _canonical.get()
+    if line is not None:
+        line.update(facts)
+
+
+# ---- redaction
+
+
+def redact(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """The last processor before rendering: no key, signature, header or URL with credentials passes it."""
+    for key, value in event.items():
+        event[key] = _clean(key, value, depth=0)
+    return event
+
+
+def redact_text(text: str) -> str:
+    """A text without URLs' credentials, paths and queries, our API keys, bearer headers and long hex."""
+    text = _OUR_KEY.sub(r"fk_\1_" + REDACTED, text)
+    text = _URL.sub(_shorten_url, text)
+    text = _BEARER.sub(rf"\1 {REDACTED}", text)
+    return _LONG_HEX.sub(REDACTED, text)
+
+
+def _shorten_url(match: re.Match[str]) -> str:
+    """Scheme and host: path and query of an RPC provider's URL are its key."""
+    return f"{match['scheme']}://{match['host']}" + ("/…" if len(match["rest"]) > 1 else match["rest"])
+
+
+def _clean(key: str, value: object, depth: int) -> object:  # noqa: PLR0911 (one return per kind of value)
+    if key.lower().replace("-", "_") in _SECRET_KEYS and value is not None:
+        return REDACTED
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            limit = TEXT_CHARS_MAX * 10 if key == "exception" else TEXT_CHARS_MAX
+            text = redact_text(value)
+            return text if len(text) <= limit else text[:limit] + "…"
+        case bytes() | bytearray() | memoryview():
+            return f"[{len(value)} bytes]"
+        case _ if depth >= 4:
+            return "[deep]"
+        case Mapping():
+            return {str(inner): _clean(str(inner), item, depth + 1) for inner, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_clean(key, item, depth + 1) for item in value]
+        case _:
+            return redact_text(str(value))
