@@ -65,6 +65,7 @@ create table settlement (
     answer_state   text collate "C" not null default 'held' check (answer_state in ('held', 'free', 'spent')),
     answer_holder  text collate "C" not null,
     answer_epoch   integer not null default 1,
+    answer_shared  boolean not null default false,
     idempotency_key text collate "C" check (octet_length(idempotency_key) between 1 and 256),
     answer         jsonb,
 
@@ -75,8 +76,7 @@ create table settlement (
         state not in ('preconfirmed', 'included', 'safe', 'finalized')
         or (log_index is not null and block_number is not null and block_hash is not null)),
     constraint settlement_reason check (
-        state not in ('withdrawn', 'failed', 'expired', 'external', 'cancelled', 'conflict') or reason is not null),
-    constraint settlement_answered check ((answer is null) = (resolved_at is null))
+        state not in ('withdrawn', 'failed', 'expired', 'external', 'cancelled', 'conflict') or reason is not null)
 ) with (fillfactor = 80);
 create unique index settlement_idempotency on settlement (tenant_id, idempotency_key) where idempotency_key is not null;
 create index settlement_queued on settlement (network, queued_at) where state = 'queued';

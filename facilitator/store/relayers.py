@@ -1,0 +1,104 @@
+"""Relayers in Postgres: leases with a fencing epoch, tx_nonces, and the transactions that are still open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from facilitator.store.db import Db, load_queries
+from facilitator.units import Address, Network, TxHash
+
+QUERIES: Final = load_queries("relayers")
+
+
+@dataclass(frozen=True, slots=True)
+class Relayer:
+    """One row of `relayer`."""
+
+    network: Network
+    address: Address
+    next_tx_nonce: int
+    status: str
+    owner: str | None
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A signed transaction of an open slot."""
+
+    slot_id: int
+    tx_nonce: int
+    kind: str
+    opened_at: datetime
+    tx_hash: TxHash
+    attempt: int
+    purpose: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenItem:
+    """A settlement that an open slot carries."""
+
+    slot_id: int
+    item_index: int
+    settlement_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHash:
+    """A transaction hash of ours."""
+
+    tx_hash: TxHash
+
+
+async def register(db: Db, network: Network, address: Address, next_tx_nonce: int) -> None:
+    """Make the relayer known; a known one keeps its tx_nonce."""
+    await db.execute(QUERIES["register_relayer"], network, address, next_tx_nonce)
+
+
+async def take_lease(db: Db, network: Network, address: Address, owner: str, ttl_s: float) -> Relayer | None:
+    """Become the relayer's owner under a new epoch, or None while somebody else is."""
+    return await db.optional(Relayer, QUERIES["take_lease"], network, address, owner, ttl_s)
+
+
+async def renew_lease(db: Db, network: Network, address: Address, owner: str, epoch: int, ttl_s: float) -> Relayer | None:
+    """Extend the lease, or None when it is lost."""
+    return await db.optional(Relayer, QUERIES["renew_lease"], network, address, owner, epoch, ttl_s)
+
+
+async def release_lease(db: Db, network: Network, address: Address, owner: str, epoch: int) -> None:
+    """Give the lease back, so that another replica need not wait for its end."""
+    await db.execute(QUERIES["release_lease"], network, address, owner, epoch)
+
+
+async def raise_tx_nonce(db: Db, network: Network, address: Address, owner: str, epoch: int, floor: int) -> Relayer | None:
+    """Never use a tx_nonce below `floor` again; None when the lease is lost."""
+    return await db.optional(Relayer, QUERIES["raise_tx_nonce"], network, address, owner, epoch, floor)
+
+
+async def quarantine(db: Db, network: Network, address: Address) -> None:
+    """No new slots for this relayer until a person looks: somebody else uses its key."""
+    await db.execute(QUERIES["quarantine"], network, address)
+
+
+async def open_transactions(db: Db, network: Network, relayer: Address) -> list[OpenTransaction]:
+    """All signed transactions of open slots, by tx_nonce and attempt."""
+    return await db.many(OpenTransaction, QUERIES["open_transactions"], network, relayer)
+
+
+async def open_items(db: Db, network: Network, relayer: Address) -> list[OpenItem]:
+    """What the open slots carry."""
+    return await db.many(OpenItem, QUERIES["open_items"], network, relayer)
+
+
+async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:
+    """Which of these transactions we signed."""
+    return {row.tx_hash for row in await db.many(KnownHash, QUERIES["our_transactions"], list(tx_hashes))}
+
+
+async def list_relayers(db: Db, network: Network) -> list[Relayer]:
+    """Relayers of a network that were ever used."""
+    return await db.many(Relayer, QUERIES["list_relayers"], network)

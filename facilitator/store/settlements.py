@@ -1,0 +1,566 @@
+"""Settlements in Postgres: admit, read, move. One function per query; every rule that must hold is in the schema.
+
+Nothing here decides. What is durable on return: everything the function wrote, in one commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from facilitator.domain.identity import AuthKey, fingerprint
+from facilitator.domain.postings import pending_entry
+from facilitator.domain.states import State
+from facilitator.protocol.messages import Authorization
+from facilitator.store.db import Db, Session, as_text, load_queries
+from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Network, TxHash, UnixSeconds
+
+QUERIES: Final = load_queries("settlements")
+AUTHORIZATION_TAKEN: Final = "settlement_authorization"
+"""Constraint: this authorization is on record already."""
+IDEMPOTENCY_TAKEN: Final = "settlement_idempotency"
+"""Constraint: this tenant bound this idempotency key to another settlement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One row of `settlement`, and whether the replica that holds its answer slot is alive."""
+
+    settlement_id: UUID
+    network: Network
+    asset: Address
+    payer: Address
+    auth_nonce: AuthNonce
+    scheme: str
+    pay_to: Address
+    amount_atomic: Atomic
+    valid_after: UnixSeconds
+    valid_before: UnixSeconds
+    signature: bytes
+    fingerprint: bytes
+    tenant_id: str
+    request_id: str
+    resource: str | None
+    state: str
+    moves: int
+    admissions: int
+    admitted_block: int
+    reason: str | None
+    tx_hash: TxHash | None
+    log_index: int | None
+    block_number: int | None
+    block_hash: BlockHash | None
+    queued_at: datetime
+    resolved_at: datetime | None
+    answer_state: str
+    answer_holder: str
+    answer_epoch: int
+    answer_shared: bool
+    idempotency_key: str | None
+    answer: str | None
+    holder_alive: bool
+
+    @property
+    def key(self) -> AuthKey:
+        """The identity of the payment."""
+        return AuthKey(self.network, self.asset, self.payer, self.auth_nonce)
+
+    @property
+    def authorization(self) -> Authorization:
+        """What the payer signed."""
+        return Authorization(
+            scheme=self.scheme,
+            network=self.network,
+            asset=self.asset,
+            payer=self.payer,
+            pay_to=self.pay_to,
+            amount_atomic=self.amount_atomic,
+            valid_after=self.valid_after,
+            valid_before=self.valid_before,
+            auth_nonce=self.auth_nonce,
+            signature=self.signature,
+        )
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a settlement ended, as it was told; stored once and never rewritten. `reason` is a `Reason` name."""
+
+    success: bool
+    reason: str | None = None
+    message: str | None = None
+    tx_hash: str | None = None
+    log_index: int | None = None
+
+
+def decode_answer(text: str) -> Answer:
+    """Read the `answer` column."""
+    return msgspec.json.decode(text, type=Answer)
+
+
+def encode_answer(answer: Answer) -> str:
+    """Write the `answer` column."""
+    return msgspec.json.encode(answer).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A settlement about to be admitted."""
+
+    settlement_id: UUID
+    authorization: Authorization
+    tenant_id: str
+    request_id: str
+    resource: str | None
+    idempotency_key: str | None
+    admitted_block: int
+    """Newest block when it was judged: its logs are looked for from there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to sign for one relayer, as last confirmed by the database."""
+
+    network: Network
+    relayer: Address
+    owner: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedSlot:
+    """One tx_nonce with its signed transaction and the settlements in it, in item order."""
+
+    tx_nonce: int
+    kind: str
+    tx_hash: TxHash
+    raw: bytes
+    gas: int
+    max_fee_wei: int
+    max_priority_fee_wei: int
+    settlement_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSlot:
+    """A slot that the write-ahead stored."""
+
+    slot_id: int
+    tx_nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSlot:
+    """State of an answer slot after a successful statement on it."""
+
+    answer_epoch: int
+    answer_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readmitted:
+    """The new answer slot of a settlement that was admitted again."""
+
+    answer_epoch: int
+    notified: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One judged move of a settlement."""
+
+    settlement_id: UUID
+    from_state: State
+    to_state: State
+    answer: Answer | None
+    phase: str | None
+    """Phase of the entry that resolves the pending one."""
+    reason: str | None = None
+    tx_hash: TxHash | None = None
+    log_index: int | None = None
+    block_number: int | None = None
+    block_hash: BlockHash | None = None
+    spend_epoch: int | None = None
+    """Epoch of the answer slot that a connected caller of this process holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedSlot:
+    """How a relayer slot ended."""
+
+    slot_id: int
+    state: str
+    mined_tx_hash: TxHash | None
+    block_number: int | None
+    block_hash: BlockHash | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a mined transaction cost, from its receipt."""
+
+    tx_hash: TxHash
+    gas_used: int
+    effective_gas_price_wei: int
+    l1_fee_wei: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A settlement after its outcome was committed."""
+
+    settlement_id: UUID
+    state: str
+    answer_state: str
+    answer_holder: str
+    answer_epoch: int
+    notified: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One line of a settlement's history."""
+
+    settlement_id: UUID
+    move: int
+    from_state: str
+    to_state: str
+    tx_hash: TxHash | None
+    reason: str | None
+    moved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCost:
+    """What one transaction that carried a settlement cost, and with how many settlements it is shared."""
+
+    settlement_id: UUID
+    tx_hash: TxHash
+    gas_used: int
+    effective_gas_price_wei: int
+    l1_fee_wei: int | None
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something ended otherwise than an answer of ours said."""
+
+    settlement_id: UUID
+    kind: str
+    tx_hash: TxHash | None
+    detail: str
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block by number and hash."""
+
+    block_number: int
+    block_hash: BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementId:
+    """A settlement that a statement touched."""
+
+    settlement_id: UUID
+
+
+async def own_record(
+    db: Db, key: AuthKey, tenant_id: str, idempotency_key: str | None, holder_ttl_s: float
+) -> tuple[Settlement | None, Settlement | None]:
+    """What is on record for this authorization, and which settlement this tenant bound the idempotency key to."""
+    rows = await db.many(
+        Settlement,
+        QUERIES["own_record"],
+        key.network,
+        key.asset,
+        key.payer,
+        key.auth_nonce,
+        tenant_id,
+        idempotency_key,
+        holder_ttl_s,
+    )
+    by_key = next((row for row in rows if row.key == key), None)
+    bound = next((row for row in rows if idempotency_key and (row.tenant_id, row.idempotency_key) == (tenant_id, idempotency_key)), None)
+    return by_key, bound
+
+
+async def find(db: Db, key: AuthKey) -> Settlement | None:
+    """The settlement of this authorization."""
+    return (await own_record(db, key, "", None, 0.0))[0]
+
+
+async def records(db: Db, settlement_ids: Sequence[UUID], holder_ttl_s: float) -> list[Settlement]:
+    """The settlements of these ids that exist."""
+    return await db.many(Settlement, QUERIES["records"], list(settlement_ids), holder_ttl_s)
+
+
+async def get(db: Db, settlement_id: UUID) -> Settlement | None:
+    """One settlement by id."""
+    return next(iter(await records(db, [settlement_id], 0.0)), None)
+
+
+async def page(
+    db: Db,
+    *,
+    tenant_id: str | None,
+    queued_from: datetime | None = None,
+    queued_to: datetime | None = None,
+    state: str | None = None,
+    payer: Address | None = None,
+    pay_to: Address | None = None,
+    network: Network | None = None,
+    asset: Address | None = None,
+    tx_hash: TxHash | None = None,
+    before: UUID | None = None,
+    limit: int,
+) -> list[Settlement]:
+    """Settlements, newest first, that match every filter given; `before` is the last id of the page before."""
+    return await db.many(
+        Settlement, QUERIES["page"], tenant_id, queued_from, queued_to, state, payer, pay_to, network, asset, tx_hash, before, limit
+    )
+
+
+async def history(db: Db, settlement_ids: Sequence[UUID]) -> list[Move]:
+    """Every move of these settlements, in order; the first line, `queued` at `queued_at`, is not among them."""
+    return await db.many(Move, QUERIES["history"], list(settlement_ids))
+
+
+async def costs(db: Db, settlement_ids: Sequence[UUID]) -> list[ItemCost]:
+    """What the mined transactions that carried these settlements cost."""
+    return await db.many(ItemCost, QUERIES["costs"], list(settlement_ids))
+
+
+async def incidents(db: Db, settlement_ids: Sequence[UUID]) -> list[Incident]:
+    """Incidents of these settlements."""
+    return await db.many(Incident, QUERIES["incidents"], list(settlement_ids))
+
+
+async def open_incident(
+    db: Db,
+    network: Network,
+    kind: str,
+    detail: str,
+    *,
+    settlement_id: UUID | None = None,
+    relayer: Address | None = None,
+    tx_hash: TxHash | None = None,
+) -> None:
+    """Record that something needs a person's eye."""
+    await db.execute(QUERIES["open_incident"], network, kind, settlement_id, relayer, tx_hash, detail)
+
+
+async def write_ahead(
+    db: Db, lease: Lease | None, owner: str, network: Network, admissions: Sequence[Admission], slots: Sequence[SignedSlot]
+) -> list[OpenedSlot]:
+    """Admit settlements and record every signed transaction, in one statement and one commit.
+
+    Slots carry consecutive tx_nonces from the relayer's next one. An empty answer to a non-empty `slots` means that the
+    lease is lost or the tx_nonce is not the next: the settlements stand as `queued` and nothing may be sent.
+    Raises ConstraintViolated (AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN): then nothing was stored at all.
+    """
+    slot_of = {settlement_id: (slot, index) for slot in slots for index, settlement_id in enumerate(slot.settlement_ids)}
+    entries = [pending_entry(admission.authorization) for admission in admissions]
+    authorizations = [admission.authorization for admission in admissions]
+    placed = [slot_of.get(admission.settlement_id) for admission in admissions]
+    return await db.many(
+        OpenedSlot,
+        QUERIES["write_ahead"],
+        network,
+        lease.relayer if lease else None,
+        owner,
+        lease.epoch if lease else None,
+        slots[0].tx_nonce if slots else None,
+        len(slots),
+        [admission.settlement_id for admission in admissions],
+        [auth.asset for auth in authorizations],
+        [auth.payer for auth in authorizations],
+        [auth.auth_nonce for auth in authorizations],
+        [auth.scheme for auth in authorizations],
+        [auth.pay_to for auth in authorizations],
+        as_text(auth.amount_atomic for auth in authorizations),
+        as_text(auth.valid_after for auth in authorizations),
+        as_text(auth.valid_before for auth in authorizations),
+        [auth.signature for auth in authorizations],
+        [fingerprint(auth) for auth in authorizations],
+        [admission.tenant_id for admission in admissions],
+        [admission.request_id for admission in admissions],
+        [admission.resource for admission in admissions],
+        [admission.admitted_block for admission in admissions],
+        [admission.idempotency_key for admission in admissions],
+        [place[0].tx_hash if place else None for place in placed],
+        [place[0].tx_nonce if place else None for place in placed],
+        [place[1] if place else None for place in placed],
+        [entry.debit for entry in entries],
+        [entry.credit for entry in entries],
+        [entry.asset for entry in entries],
+        *_slot_columns(slots),
+    )
+
+
+async def claim_queued(session: Session, network: Network, limit: int) -> list[Settlement]:
+    """Lock up to `limit` queued settlements, oldest first, that nobody else has locked. Held until the transaction ends."""
+    return await session.many(Settlement, QUERIES["claim_queued"], network, limit)
+
+
+async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
+    """The write-ahead for settlements claimed in this transaction. An empty answer means a lost lease: roll back."""
+    items = [(settlement_id, slot, index) for slot in slots for index, settlement_id in enumerate(slot.settlement_ids)]
+    return await session.many(
+        OpenedSlot,
+        QUERIES["dispatch_claimed"],
+        lease.network,
+        lease.relayer,
+        lease.owner,
+        lease.epoch,
+        slots[0].tx_nonce,
+        len(slots),
+        [settlement_id for settlement_id, _, _ in items],
+        [slot.tx_hash for _, slot, _ in items],
+        [slot.tx_nonce for _, slot, _ in items],
+        [index for _, _, index in items],
+        *_slot_columns(slots),
+    )
+
+
+def _slot_columns(slots: Sequence[SignedSlot]) -> tuple[list[object], ...]:
+    """The seven arrays that describe signed slots, in the order both write-aheads take them."""
+    return (
+        [slot.tx_nonce for slot in slots],
+        [slot.kind for slot in slots],
+        [slot.tx_hash for slot in slots],
+        [slot.raw for slot in slots],
+        [slot.gas for slot in slots],
+        [str(slot.max_fee_wei) for slot in slots],
+        [str(slot.max_priority_fee_wei) for slot in slots],
+    )
+
+
+async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) -> int | None:
+    """Queue a withdrawn or failed settlement again under a new answer slot; None when somebody else was faster or a
+    transaction that carried it is not final yet. Returns the slot's epoch."""
+    auth = admission.authorization
+    entry = pending_entry(auth)
+    readmitted = await db.optional(
+        Readmitted,
+        QUERIES["readmit"],
+        record.settlement_id,
+        owner,
+        auth.scheme,
+        auth.pay_to,
+        str(auth.amount_atomic),
+        str(auth.valid_after),
+        str(auth.valid_before),
+        auth.signature,
+        fingerprint(auth),
+        admission.tenant_id,
+        admission.request_id,
+        admission.resource,
+        admission.admitted_block,
+        admission.idempotency_key,
+        entry.debit,
+        entry.credit,
+        entry.asset,
+        record.state,
+    )
+    return readmitted.answer_epoch if readmitted else None
+
+
+async def notify_queue(db: Db, network: Network) -> None:
+    """Wake whoever holds this network's relayers."""
+    await db.execute(QUERIES["notify_queue"], network)
+
+
+async def resolve(
+    db: Db, replica_id: str, outcomes: Sequence[Outcome], closed: Sequence[ClosedSlot], costs: Sequence[Cost]
+) -> list[Resolved]:
+    """Commit what one look at the chain has shown: moves, entries, answers, slots and costs together.
+
+    A settlement that is no longer in `from_state` is left alone and missing from the answer.
+    """
+    return await db.many(
+        Resolved,
+        QUERIES["resolve"],
+        replica_id,
+        [outcome.settlement_id for outcome in outcomes],
+        [outcome.from_state.value for outcome in outcomes],
+        [outcome.to_state.value for outcome in outcomes],
+        [outcome.reason for outcome in outcomes],
+        [outcome.tx_hash for outcome in outcomes],
+        [outcome.log_index for outcome in outcomes],
+        [outcome.block_number for outcome in outcomes],
+        [outcome.block_hash for outcome in outcomes],
+        [encode_answer(outcome.answer) if outcome.answer else None for outcome in outcomes],
+        [outcome.spend_epoch for outcome in outcomes],
+        [outcome.phase for outcome in outcomes],
+        [slot.slot_id for slot in closed],
+        [slot.state for slot in closed],
+        [slot.mined_tx_hash for slot in closed],
+        [slot.block_number for slot in closed],
+        [slot.block_hash for slot in closed],
+        [cost.tx_hash for cost in costs],
+        [cost.gas_used for cost in costs],
+        [str(cost.effective_gas_price_wei) for cost in costs],
+        [None if cost.l1_fee_wei is None else str(cost.l1_fee_wei) for cost in costs],
+    )
+
+
+async def withdraw(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:
+    """Withdraw a settlement that is still queued; False when something was signed meanwhile."""
+    return await db.optional(SettlementId, QUERIES["withdraw"], settlement_id, holder, epoch) is not None
+
+
+async def take_answer(
+    db: Db, settlement_id: UUID, holder: str, idempotency_key: str | None, epoch: int, holder_ttl_s: float
+) -> AnswerSlot | None:
+    """Take the answer slot if it is free or its holder's replica is dead; None when it is not to be had."""
+    return await db.optional(AnswerSlot, QUERIES["take_answer"], settlement_id, holder, idempotency_key, epoch, holder_ttl_s)
+
+
+async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:
+    """Mark the slot spent for its connected holder; False when the holder lost it."""
+    return await db.optional(AnswerSlot, QUERIES["spend_answer"], settlement_id, holder, epoch) is not None
+
+
+async def share_answer(db: Db, settlement_id: UUID, tenant_id: str, idempotency_key: str) -> bool:
+    """Note that a caller with the holder's own key is told too; False when the slot is not spent."""
+    return await db.optional(AnswerSlot, QUERIES["share_answer"], settlement_id, tenant_id, idempotency_key) is not None
+
+
+async def free_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:
+    """Free the slot: its holder went away or was told `settlement_pending`."""
+    return await db.execute(QUERIES["free_answer"], settlement_id, holder, epoch) == 1
+
+
+async def heartbeat(db: Db, replica_id: str) -> None:
+    """Say that this replica lives."""
+    await db.execute(QUERIES["heartbeat"], replica_id)
+
+
+async def retire_replica(db: Db, replica_id: str) -> None:
+    """Say that this replica stops, so that nobody waits for its answers."""
+    await db.execute(QUERIES["retire_replica"], replica_id)
+
+
+async def unfinal_blocks(db: Db, network: Network, up_to: int) -> list[Block]:
+    """Blocks up to a number that hold included work."""
+    return await db.many(Block, QUERIES["unfinal_blocks"], network, up_to)
+
+
+async def finalize(db: Db, network: Network, blocks: Sequence[Block]) -> int:
+    """Everything included in these blocks is final; their entries are posted. Returns how many settlements moved."""
+    return len(await db.many(SettlementId, QUERIES["finalize"], network, *_block_columns(blocks)))
+
+
+async def reopen(db: Db, network: Network, blocks: Sequence[Block]) -> list[SettlementId]:
+    """These blocks left the canonical chain: what they proved is open again. Answers stay as they were told."""
+    return await db.many(SettlementId, QUERIES["reopen"], network, *_block_columns(blocks))
+
+
+def _block_columns(blocks: Sequence[Block]) -> tuple[list[int], list[BlockHash]]:
+    return [block.block_number for block in blocks], [block.block_hash for block in blocks]

@@ -1,0 +1,49 @@
+-- Relayers: who may send, which tx_nonce comes next, and which transactions are open.
+
+-- name: register_relayer :execute
+insert into relayer (network, address, next_tx_nonce) values ($1::text, $2::text, $3::bigint)
+    on conflict (network, address) do nothing;
+
+-- Take the lease when nobody holds it; each taking is a new epoch, which fences the last owner out.
+-- name: take_lease :optional
+update relayer
+   set owner = $3::text, epoch = epoch + 1, lease_until = now() + make_interval(secs => $4::double precision)
+ where network = $1::text and address = $2::text and status in ('active', 'draining')
+   and (owner is null or lease_until is null or lease_until < now())
+returning network, address, next_tx_nonce, status, owner, epoch;
+
+-- name: renew_lease :optional
+update relayer set lease_until = now() + make_interval(secs => $5::double precision)
+ where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
+returning network, address, next_tx_nonce, status, owner, epoch;
+
+-- name: release_lease :execute
+update relayer set owner = null, lease_until = null
+ where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint;
+
+-- Nonces only ever rise: what the chain or a pool has seen is used.
+-- name: raise_tx_nonce :optional
+update relayer set next_tx_nonce = greatest(next_tx_nonce, $5::bigint)
+ where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
+returning network, address, next_tx_nonce, status, owner, epoch;
+
+-- name: quarantine :execute
+update relayer set status = 'quarantined' where network = $1::text and address = $2::text;
+
+-- name: open_transactions :many
+select s.slot_id, s.tx_nonce, s.kind, s.opened_at, t.tx_hash, t.attempt, t.purpose, t.raw
+  from relayer_slot s join relayer_transaction t using (slot_id)
+ where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
+ order by s.tx_nonce, t.attempt;
+
+-- name: open_items :many
+select i.slot_id, i.item_index, i.settlement_id
+  from relayer_slot s join slot_item i using (slot_id)
+ where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
+ order by i.slot_id, i.item_index;
+
+-- name: our_transactions :many
+select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);
+
+-- name: list_relayers :many
+select network, address, next_tx_nonce, status, owner, epoch from relayer where network = $1::text order by address;

@@ -1,0 +1,359 @@
+-- Settlements: one row per authorization that was ever admitted.
+
+-- The record of this authorization, and the one this tenant bound the idempotency key to, which may be another.
+-- name: own_record :many
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive
+  from settlement s left join replica r on r.replica_id = s.answer_holder
+ where (s.network = $1::text and s.asset = $2::text and s.payer = $3::text and s.auth_nonce = $4::text)
+    or (s.tenant_id = $5::text and s.idempotency_key = $6::text);
+
+-- name: records :many
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive
+  from settlement s left join replica r on r.replica_id = s.answer_holder
+ where s.settlement_id = any($1::uuid[]);
+
+-- Keyset page, newest first; every filter may be null.
+-- name: page :many
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       true as holder_alive
+  from settlement s
+ where ($1::text is null or s.tenant_id = $1::text)
+   and ($2::timestamptz is null or s.queued_at >= $2::timestamptz)
+   and ($3::timestamptz is null or s.queued_at < $3::timestamptz)
+   and ($4::text is null or s.state = $4::text)
+   and ($5::text is null or s.payer = $5::text)
+   and ($6::text is null or s.pay_to = $6::text)
+   and ($7::text is null or s.network = $7::text)
+   and ($8::text is null or s.asset = $8::text)
+   and ($9::text is null or s.tx_hash = $9::text)
+   and ($10::uuid is null or s.settlement_id < $10::uuid)
+ order by s.settlement_id desc
+ limit $11::integer;
+
+-- name: history :many
+select settlement_id, move, from_state, to_state, tx_hash, reason, moved_at
+  from settlement_move where settlement_id = any($1::uuid[]) order by settlement_id, move;
+
+-- What the transactions that carried a settlement cost, in wei, shared by the payments in each.
+-- name: costs :many
+select i.settlement_id, t.tx_hash, t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei,
+       (select count(*) from slot_item o where o.slot_id = i.slot_id)::integer as items
+  from slot_item i join relayer_transaction t on t.slot_id = i.slot_id
+ where i.settlement_id = any($1::uuid[]) and t.gas_used is not null
+ order by i.settlement_id, t.tx_hash;
+
+-- The write-ahead: admits settlements, reserves tx_nonces and stores every signed transaction, or stores nothing.
+-- Without a reservation (no relayer, stale epoch, other nonce) the settlements are admitted as `queued`.
+-- name: write_ahead :many
+with offered as (
+    select * from unnest(
+        $7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
+        $16::bytea[], $17::bytea[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[], $23::text[],
+        $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[]
+    ) as o (settlement_id, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
+            signature, fingerprint, tenant_id, request_id, resource, admitted_block, idempotency_key, tx_hash,
+            tx_nonce, item_index, debit, credit, entry_asset)
+), reserved as (
+    update relayer set next_tx_nonce = next_tx_nonce + $6::integer
+     where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
+       and next_tx_nonce = $5::bigint and status = 'active' and lease_until > now()
+    returning epoch
+), admitted as (
+    insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after,
+                            valid_before, signature, fingerprint, tenant_id, request_id, resource, state, moves,
+                            admitted_block, tx_hash, answer_holder, idempotency_key)
+    select o.settlement_id, $1::text, o.asset, o.payer, o.auth_nonce, o.scheme, o.pay_to, o.amount_atomic::numeric,
+           o.valid_after::numeric, o.valid_before::numeric, o.signature, o.fingerprint, o.tenant_id, o.request_id,
+           o.resource, case when exists (select from reserved) then 'submitted' else 'queued' end,
+           case when exists (select from reserved) then 1 else 0 end, o.admitted_block,
+           case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key
+      from offered o
+    returning settlement_id
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select o.settlement_id, 1, 'queued', 'submitted', o.tx_hash from offered o where exists (select from reserved)
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
+    select 'pending', o.debit, o.credit, o.entry_asset, o.amount_atomic::numeric, o.settlement_id, 1 from offered o
+), slots as (
+    insert into relayer_slot (network, relayer, tx_nonce, epoch, kind, state)
+    select $1::text, $2::text, s.tx_nonce, $4::bigint, s.kind, 'open'
+      from unnest($29::bigint[], $30::text[]) as s (tx_nonce, kind) where exists (select from reserved)
+    returning slot_id, tx_nonce
+), items as (
+    insert into slot_item (slot_id, item_index, settlement_id)
+    select s.slot_id, o.item_index, o.settlement_id from offered o join slots s on s.tx_nonce = o.tx_nonce
+), transactions as (
+    insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
+    select t.tx_hash, s.slot_id, 0, 'payment', t.raw, t.gas, t.max_fee_wei::numeric, t.max_priority_fee_wei::numeric
+      from unnest($29::bigint[], $31::text[], $32::bytea[], $33::bigint[], $34::text[], $35::text[])
+           as t (tx_nonce, tx_hash, raw, gas, max_fee_wei, max_priority_fee_wei)
+      join slots s on s.tx_nonce = t.tx_nonce
+)
+select slot_id, tx_nonce from slots;
+
+-- Admit again what was withdrawn or failed, once every slot that carried it is final. Other terms are welcome: the
+-- authorization was never paid.
+-- name: readmit :optional
+with readmitted as (
+    update settlement s
+       set state = 'queued', moves = s.moves + 1, admissions = s.admissions + 1, scheme = $3::text, pay_to = $4::text,
+           amount_atomic = $5::text::numeric, valid_after = $6::text::numeric, valid_before = $7::text::numeric,
+           signature = $8::bytea, fingerprint = $9::bytea, tenant_id = $10::text, request_id = $11::text,
+           resource = $12::text, admitted_block = $13::bigint, idempotency_key = $14::text, reason = null, tx_hash = null,
+           log_index = null, block_number = null, block_hash = null, resolved_at = null, answer = null,
+           answer_state = 'held', answer_holder = $2::text, answer_epoch = s.answer_epoch + 1, answer_shared = false,
+           queued_at = now()
+     where s.settlement_id = $1::uuid and s.state in ('withdrawn', 'failed')
+       and not exists (select from slot_item i join relayer_slot r using (slot_id)
+                        where i.settlement_id = s.settlement_id and r.state <> 'finalized')
+    returning s.settlement_id, s.moves, s.admissions, s.answer_epoch, s.network
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state)
+    select settlement_id, moves, $18::text, 'queued' from readmitted
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
+    select 'pending', $15::text, $16::text, $17::text, $5::text::numeric, settlement_id, admissions from readmitted
+)
+select answer_epoch, pg_notify('facilitator_queue', network)::text as notified from readmitted;
+
+-- name: notify_queue :execute
+select pg_notify('facilitator_queue', $1::text);
+
+-- name: claim_queued :many
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       true as holder_alive
+  from settlement s
+ where s.network = $1::text and s.state = 'queued'
+ order by s.queued_at
+ limit $2::integer
+   for update skip locked;
+
+-- The write-ahead for settlements that were claimed in this transaction.
+-- name: dispatch_claimed :many
+with offered as (
+    select * from unnest($7::uuid[], $8::text[], $9::bigint[], $10::integer[]) as o (settlement_id, tx_hash, tx_nonce, item_index)
+), reserved as (
+    update relayer set next_tx_nonce = next_tx_nonce + $6::integer
+     where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
+       and next_tx_nonce = $5::bigint and status = 'active' and lease_until > now()
+    returning epoch
+), submitted as (
+    update settlement s set state = 'submitted', moves = s.moves + 1, tx_hash = o.tx_hash
+      from offered o where s.settlement_id = o.settlement_id and s.state = 'queued' and exists (select from reserved)
+    returning s.settlement_id, s.moves, s.tx_hash, s.answer_holder
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select settlement_id, moves, 'queued', 'submitted', tx_hash from submitted
+), slots as (
+    insert into relayer_slot (network, relayer, tx_nonce, epoch, kind, state)
+    select $1::text, $2::text, s.tx_nonce, $4::bigint, s.kind, 'open'
+      from unnest($11::bigint[], $12::text[]) as s (tx_nonce, kind) where exists (select from reserved)
+    returning slot_id, tx_nonce
+), items as (
+    insert into slot_item (slot_id, item_index, settlement_id)
+    select s.slot_id, o.item_index, o.settlement_id from offered o join slots s on s.tx_nonce = o.tx_nonce
+), transactions as (
+    insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
+    select t.tx_hash, s.slot_id, 0, 'payment', t.raw, t.gas, t.max_fee_wei::numeric, t.max_priority_fee_wei::numeric
+      from unnest($11::bigint[], $13::text[], $14::bytea[], $15::bigint[], $16::text[], $17::text[])
+           as t (tx_nonce, tx_hash, raw, gas, max_fee_wei, max_priority_fee_wei)
+      join slots s on s.tx_nonce = t.tx_nonce
+)
+select slot_id, tx_nonce from slots;
+
+-- Outcomes of one look at the chain: state moves, their entries, answers, slots and costs commit together.
+-- A row is touched only in the state it was judged in; a stored answer is never rewritten.
+-- name: resolve :many
+with judged as (
+    select * from unnest(
+        $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::bigint[], $9::text[], $10::text[],
+        $11::integer[], $12::text[]
+    ) as o (settlement_id, from_state, to_state, reason, tx_hash, log_index, block_number, block_hash, answer,
+            spend_epoch, phase)
+), resolved as (
+    update settlement s
+       set state = o.to_state, moves = s.moves + 1, reason = o.reason, tx_hash = coalesce(o.tx_hash, s.tx_hash),
+           log_index = o.log_index, block_number = o.block_number, block_hash = o.block_hash,
+           resolved_at = case when o.to_state in ('queued', 'submitted') then null else coalesce(s.resolved_at, now()) end,
+           answer = coalesce(s.answer, o.answer::jsonb),
+           answer_state = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch
+                               then 'spent' else s.answer_state end
+      from judged o
+     where s.settlement_id = o.settlement_id and s.state = o.from_state
+    returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
+              s.answer_epoch, o.from_state, o.phase
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
+    select settlement_id, moves, from_state, state, tx_hash, reason from resolved
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission, tx_hash, resolves)
+    select r.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.admission, r.tx_hash, e.entry_id
+      from resolved r join journal_entry e
+        on e.settlement_id = r.settlement_id and e.admission = r.admissions and e.phase = 'pending'
+     where r.phase is not null
+), closed as (
+    update relayer_slot s set state = o.state, mined_tx_hash = o.mined_tx_hash, block_number = o.block_number, block_hash = o.block_hash
+      from unnest($13::bigint[], $14::text[], $15::text[], $16::bigint[], $17::text[])
+           as o (slot_id, state, mined_tx_hash, block_number, block_hash)
+     where s.slot_id = o.slot_id and s.state = 'open'
+), freed as (
+    update slot_item set unresolved = false where slot_id = any($13::bigint[]) and unresolved
+), costs as (
+    update relayer_transaction t
+       set gas_used = o.gas_used, effective_gas_price_wei = o.price::numeric, l1_fee_wei = o.l1_fee::numeric
+      from unnest($18::text[], $19::bigint[], $20::text[], $21::text[]) as o (tx_hash, gas_used, price, l1_fee)
+     where t.tx_hash = o.tx_hash
+)
+select settlement_id, state, answer_state, answer_holder, answer_epoch,
+       case when answer_holder <> $1::text then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
+  from resolved;
+
+-- Nothing was signed and the caller's time is up.
+-- name: withdraw :optional
+with withdrawn as (
+    update settlement s
+       set state = 'withdrawn', moves = s.moves + 1, reason = 'WITHDRAWN', resolved_at = now(), answer_state = 'free'
+     where s.settlement_id = $1::uuid and s.state = 'queued' and s.answer_holder = $2::text and s.answer_epoch = $3::integer
+    returning s.settlement_id, s.moves, s.admissions
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, reason)
+    select settlement_id, moves, 'queued', 'withdrawn', 'WITHDRAWN' from withdrawn
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission, resolves)
+    select 'voided', e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.admission, e.entry_id
+      from withdrawn w join journal_entry e
+        on e.settlement_id = w.settlement_id and e.admission = w.admissions and e.phase = 'pending'
+)
+select settlement_id from withdrawn;
+
+-- Take the answer slot: it is free, or its holder's replica is dead by database time.
+-- name: take_answer :optional
+update settlement s
+   set answer_state = case when s.resolved_at is null then 'held' else 'spent' end, answer_holder = $2::text,
+       answer_epoch = s.answer_epoch + 1, answer_shared = false, idempotency_key = $3::text
+ where s.settlement_id = $1::uuid and s.answer_epoch = $4::integer
+   and (s.answer_state = 'free'
+        or (s.answer_state = 'held'
+            and not exists (select from replica r
+                             where r.replica_id = s.answer_holder
+                               and r.seen_at > now() - make_interval(secs => $5::double precision))))
+returning s.answer_epoch, s.answer_state;
+
+-- The holder is connected and about to be told: from here on nobody else hears the success.
+-- name: spend_answer :optional
+update settlement set answer_state = 'spent'
+ where settlement_id = $1::uuid and answer_holder = $2::text and answer_epoch = $3::integer
+   and answer_state = 'held' and resolved_at is not null
+returning answer_epoch, answer_state;
+
+-- The holder went away, or was told `settlement_pending`: the next caller may take the slot.
+-- name: free_answer :execute
+update settlement set answer_state = 'free'
+ where settlement_id = $1::uuid and answer_holder = $2::text and answer_epoch = $3::integer
+   and answer_state in ('held', 'spent') and not answer_shared;
+
+-- A caller who shares the holder's idempotency key is about to be told the same answer.
+-- name: share_answer :optional
+update settlement set answer_shared = true
+ where settlement_id = $1::uuid and tenant_id = $2::text and idempotency_key = $3::text and answer_state = 'spent'
+returning answer_epoch, answer_state;
+
+-- name: heartbeat :execute
+insert into replica (replica_id) values ($1::text)
+    on conflict (replica_id) do update set seen_at = now();
+
+-- name: retire_replica :execute
+update replica set seen_at = '-infinity' where replica_id = $1::text;
+
+-- Blocks that hold included work, for the comparison with the canonical chain.
+-- name: unfinal_blocks :many
+select distinct block_number, block_hash from settlement
+ where network = $1::text and state in ('preconfirmed', 'included', 'safe') and block_number <= $2::bigint
+union
+select distinct block_number, block_hash from relayer_slot
+ where network = $1::text and state = 'included' and block_number <= $2::bigint;
+
+-- name: finalize :many
+with final as (
+    update settlement s set state = 'finalized', moves = s.moves + 1
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+     where s.network = $1::text and s.state in ('included', 'safe')
+       and s.block_number = b.block_number and s.block_hash = b.block_hash
+    returning s.settlement_id, s.moves, s.admissions, s.tx_hash
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select f.settlement_id, f.moves, o.state, 'finalized', f.tx_hash
+      from final f join settlement o on o.settlement_id = f.settlement_id
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission, tx_hash, resolves)
+    select 'posted', e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.admission, f.tx_hash, e.entry_id
+      from final f join journal_entry e
+        on e.settlement_id = f.settlement_id and e.admission = f.admissions and e.phase = 'pending'
+), slots as (
+    update relayer_slot s set state = 'finalized'
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+     where s.network = $1::text and s.state = 'included' and s.block_number = b.block_number and s.block_hash = b.block_hash
+)
+select settlement_id from final;
+
+-- The block was reorganised away: its settlements and slots are open again and their transactions are sent again.
+-- name: reopen :many
+with slots as (
+    update relayer_slot s set state = 'open', mined_tx_hash = null, block_number = null, block_hash = null
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+     where s.network = $1::text and s.state = 'included' and s.block_number = b.block_number and s.block_hash = b.block_hash
+    returning s.slot_id
+), again as (
+    select i.slot_id, i.settlement_id from slot_item i join slots using (slot_id)
+), reopened as (
+    update settlement s
+       set state = 'submitted', moves = s.moves + 1, resolved_at = null, log_index = null, block_number = null,
+           block_hash = null, reason = null,
+           admissions = s.admissions + (select count(*) from journal_entry v
+                                         join journal_entry p on p.entry_id = v.resolves
+                                        where p.settlement_id = s.settlement_id and p.admission = s.admissions)::integer
+      from again a
+     where s.settlement_id = a.settlement_id and s.state in ('preconfirmed', 'included', 'safe', 'failed')
+    returning s.settlement_id, s.moves, s.admissions, s.tx_hash, a.slot_id
+), before as (
+    select o.settlement_id, o.state, o.admissions from settlement o join again using (settlement_id)
+), items as (
+    update slot_item i set unresolved = true from reopened r where i.slot_id = r.slot_id and i.settlement_id = r.settlement_id
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
+    select r.settlement_id, r.moves, b.state, 'submitted', r.tx_hash, 'REORGANISED'
+      from reopened r join before b on b.settlement_id = r.settlement_id
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
+    select 'pending', e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, r.admissions
+      from reopened r join before b on b.settlement_id = r.settlement_id and b.admissions <> r.admissions
+      join journal_entry e on e.settlement_id = r.settlement_id and e.admission = b.admissions and e.phase = 'pending'
+), incidents as (
+    insert into incident (network, kind, settlement_id, tx_hash, detail)
+    select $1::text, 'reorganised', settlement_id, tx_hash, 'the block that proved this settlement left the canonical chain'
+      from reopened
+)
+select settlement_id from reopened;
+
+-- name: incidents :many
+select settlement_id, kind, tx_hash, detail, opened_at from incident
+ where settlement_id = any($1::uuid[]) order by settlement_id, incident_id;
+
+-- name: open_incident :execute
+insert into incident (network, kind, settlement_id, relayer, tx_hash, detail)
+values ($1::text, $2::text, $3::uuid, $4::text, $5::text, $6::text);
