@@ -1,0 +1,25 @@
+// Buys RESOURCE_URL with EVM_PRIVATE_KEY through npm `x402-fetch` of protocol version 1; prints one JSON line.
+import { createWalletClient, http } from "viem";
+import { privateKeyToAccount } from "viem/accounts";
+import { baseSepolia } from "viem/chains";
+import { decodeXPaymentResponse, wrapFetchWithPayment } from "x402-fetch";
+
+const { RESOURCE_URL, EVM_PRIVATE_KEY } = process.env;
+// The wallet signs by itself and asks no node; port 9 makes sure of it.
+const wallet = createWalletClient({
+  account: privateKeyToAccount(EVM_PRIVATE_KEY),
+  chain: baseSepolia,
+  transport: http("http://127.0.0.1:9", { retryCount: 0 }),
+});
+
+const response = await wrapFetchWithPayment(fetch, wallet)(RESOURCE_URL);
+const body = await response.json();
+const paid = response.headers.get("X-PAYMENT-RESPONSE");
+console.log(
+  JSON.stringify({
+    status: response.status,
+    body,
+    payment_response: paid ? decodeXPaymentResponse(paid) : null,
+    error: response.status === 402 ? body.error : null,
+  }),
+);
