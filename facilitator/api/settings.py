@@ -1,0 +1,107 @@
+"""What an operator may tune about the HTTP face: where it listens, its bounds, and how callers are told apart."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+_LISTEN = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to listen on: `127.0.0.1:4022`, `[::1]:4022` or `localhost:4022`."""
+
+    host: str
+    port: int
+    """0 takes a free one."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port`. Raises ValueError that says what was expected."""
+        match = _LISTEN.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
+            raise ValueError('expected "host:port" such as "127.0.0.1:4022"')
+        return cls(match["six"] or match["host"], int(match["port"]))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        """As it is written in the configuration."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The `[server]` table. Times in seconds, sizes in bytes."""
+
+    listen: Listen = Listen("127.0.0.1", 4022)
+    """Where the API is served. TLS belongs to the proxy in front."""
+    body_bytes_max: int = 65_536
+    """Largest request body; beyond it 413."""
+    body_timeout_s: float = 5.0
+    """Longest that a request body may take to arrive; then 408."""
+    header_timeout_s: float = 10.0
+    """Longest that a new connection may take to send its first request head; then it is closed."""
+    idle_timeout_s: float = 75.0
+    """How long an idle keep-alive connection is kept. Longer than the usual 60 s of a proxy in front."""
+    request_timeout_s: float = 10.0
+    """Longest time for any request but `/settle`, which ends by `settlement.deadline_s`; then 503."""
+    connections_max: int = 2000
+    """Open connections; a further one is closed at once."""
+    delivery_timeout_s: float = 5.0
+    """How long the caller's machine may take to acknowledge a `/settle` answer before it counts as undelivered."""
+    stop_grace_s: float = 25.0
+    """How long a stopping service waits for callers to be answered. Keep it below the supervisor's own limit."""
+    drain_delay_s: float = 0.0
+    """How long a stopping service still accepts, not ready already, so that load balancers notice first."""
+    retry_after_s: int = 2
+    """`Retry-After` of a 503."""
+    page_max: int = 200
+    """Most settlements in one page of the list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """The `[access]` table."""
+
+    mode: Literal["keys", "open"] = "keys"
+    """`open` takes every caller for the tenant `open` with all scopes; only with loopback addresses."""
+    refresh_s: float = 5.0
+    """How often known keys are read again: a revoked key works at most this much longer."""
+    stale_max_s: float = 60.0
+    """How long known keys are believed after the last contact with the store (design.md decision 9)."""
+    keys_max: int = 10_000
+    """Keys kept in memory; the one unused for longest goes first."""
+    unknown_ttl_s: float = 2.0
+    """How long a key that does not exist is remembered as such."""
+    unknown_max: int = 10_000
+    """Unknown keys remembered."""
+    lookups_max: int = 4
+    """Unknown keys looked up at the same time, so that strangers cannot keep the store busy."""
+    rate_per_s: float | None = None
+    """Requests per second of one key, per route; beyond it 429. None: no limit."""
+    rate_burst: int = 100
+    """Requests that may come at once before that rate holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """The `[metrics]` table."""
+
+    listen: Listen
+    """Where `/metrics` is served alone. On the main port it is served only while that is loopback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleSettings:
+    """The `[console]` table."""
+
+    listen: Listen = Listen("127.0.0.1", 4023)
+    """Where the finance console is served."""
