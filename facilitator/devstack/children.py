@@ -118,7 +118,7 @@ def launched(argv: Sequence[str | Path], *, stop_signal: signal.Signals, account
 
 def end_recorded(record: Path, *, grace_s: float = 10.0) -> None:
     """End the child that an earlier owner recorded and did not see to its end. Blocks for at most twice `grace_s`."""
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.NoSuchProcess):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, psutil.NoSuchProcess):
         known = json.loads(record.read_bytes())
         process = psutil.Process(int(known["pid"]))
         if abs(process.create_time() - float(known["started"])) <= _START_TOLERANCE_S:
