@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -73,9 +74,9 @@ async def start_chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     """Start a chain of the test's own, token installed; takes the options of `Anvil`."""
     started: list[tuple[Anvil, StateDirectory]] = []
 
-    async def start(**options: object) -> Anvil:
+    async def start(**options: Any) -> Anvil:
         state = StateDirectory.open(tmp_path_factory.mktemp("chain"))
-        anvil = Anvil(state, **options)  # type: ignore[arg-type] - the options are Anvil's to check
+        anvil = Anvil(state, **options)
         started.append((anvil, state))
         await anvil.start()
         await install_token(anvil.rpc_url)
