@@ -1,0 +1,231 @@
+"""The official x402 SDKs, unmodified, sell and buy through a running `facilitator serve`.
+
+Every server of `servers/` is paid by every client of `clients/` that speaks its protocol version. What counts as paid is
+read from the chain: receipt, Transfer and AuthorizationUsed logs, balances. A buyer without money must hear the reason word
+of that version from its own SDK.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pytest
+import pytest_asyncio
+
+from facilitator.devstack.accounts import dev_account
+from facilitator.devstack.buyer import Buyer
+from facilitator.devstack.children import launched
+from facilitator.devstack.install import node_program
+from facilitator.devstack.stack import Anvil, Postgres
+from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token
+from tests.fixtures.service import ServeProcess, free_port, http_status
+
+HERE: Final = Path(__file__).parent
+PRICE_ATOMIC: Final = 10_000  # $0.01, as the servers ask it
+PAYEE: Final = dev_account("conformance-payee").address
+START_TIMEOUT_S: Final = 30.0
+PURCHASE_TIMEOUT_S: Final = 60.0
+ETHER: Final = 10**18
+TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+AUTHORIZATION_USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
+
+Version = Literal[1, 2]
+NETWORK: Final[Mapping[Version, str]] = {1: "base-sepolia", 2: "eip155:84532"}
+NO_MONEY: Final[Mapping[Version, str]] = {1: "insufficient_funds", 2: "invalid_exact_evm_insufficient_balance"}
+
+SERVERS: Final[Mapping[str, tuple[Version, str]]] = {
+    "fastapi": (2, "fastapi_app.py"),
+    "flask": (2, "flask_app.py"),
+    "express": (2, "express.mjs"),
+    "hono": (2, "hono.mjs"),
+    "x402-express": (1, "legacy_express.mjs"),
+}
+CLIENTS: Final[Mapping[str, tuple[tuple[Version, ...], str]]] = {
+    "httpx": ((1, 2), "httpx_client.py"),
+    "requests": ((1, 2), "requests_client.py"),
+    "fetch": ((1, 2), "fetch.mjs"),
+    "axios": ((1, 2), "axios.mjs"),
+    "x402-fetch": ((1,), "legacy_fetch.mjs"),
+}
+PAIRS: Final = [
+    (server, client) for server, (version, _) in SERVERS.items() for client, (versions, _) in CLIENTS.items() if version in versions
+]
+
+every_pair = pytest.mark.parametrize(("server", "client"), PAIRS, ids=[f"{server}-paid-by-{client}" for server, client in PAIRS])
+NewBuyer = Callable[..., Awaitable[Buyer]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client program printed: what its SDK made of the seller's answer."""
+
+    status: int
+    body: Any
+    payment_response: dict[str, Any] | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Market:
+    """The programs in a directory beside the installed SDKs, and where each server listens."""
+
+    programs: Path
+    urls: Mapping[str, str]
+
+    def buy(self, server: str, client: str, buyer: Buyer) -> Answer:
+        """Run a client program once."""
+        key = "0x" + bytes(buyer.account.key).hex()
+        done = subprocess.run(
+            command(self.programs / "clients" / CLIENTS[client][1]),
+            env=environment(RESOURCE_URL=f"{self.urls[server]}/report", EVM_PRIVATE_KEY=key),
+            cwd=self.programs,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PURCHASE_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"the client {client} broke:\n{done.stdout.decode()}\n{done.stderr.decode()}\n{self.log(server)}"
+        return Answer(**json.loads(done.stdout))
+
+    def log(self, server: str) -> str:
+        """Everything that a server printed."""
+        return f"--- {server}:\n" + (self.programs / f"{server}.log").read_text("utf-8", errors="replace")
+
+
+def command(program: Path) -> list[str | Path]:
+    return [node_program() if program.suffix == ".mjs" else sys.executable, program]
+
+
+def environment(**own: str) -> dict[str, str]:
+    """What a program may know of ours: no proxy, no configuration of this machine."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ} | own
+
+
+@contextmanager
+def running_server(programs: Path, server: str, url: str, **own: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server program, which dies with us; stopped at the end."""
+    argv = launched(command(programs / "servers" / SERVERS[server][1]), stop_signal=signal.SIGTERM, account=None)
+    with (programs / f"{server}.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            env=environment(PORT=url.rpartition(":")[2], **own),
+            cwd=programs,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def open_market(programs: Path, facilitator: ServeProcess, servers: tuple[str, ...]) -> Iterator[Market]:
+    """Start the servers at once and wait until each answers."""
+    for kind in ("servers", "clients"):
+        shutil.copytree(HERE / kind, programs / kind)
+    (programs / "node_modules").symlink_to(HERE / "npm" / "node_modules", target_is_directory=True)
+    market = Market(programs, {server: f"http://127.0.0.1:{free_port()}" for server in servers})
+    own = {"FACILITATOR_URL": facilitator.base_url, "FACILITATOR_KEY": facilitator.api_key, "EVM_PAYEE_ADDRESS": PAYEE}
+    with ExitStack() as stack:
+        started = {server: stack.enter_context(running_server(programs, server, url, **own)) for server, url in market.urls.items()}
+        end = time.monotonic() + START_TIMEOUT_S
+        for server, process in started.items():
+            while http_status(f"{market.urls[server]}/health") != 200:
+                assert process.poll() is None, f"the server {server} ended:\n{market.log(server)}"
+                assert time.monotonic() < end, f"the server {server} does not answer:\n{market.log(server)}"
+                time.sleep(0.02)
+        yield market
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def facilitator(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, database_template: str, chain: Anvil
+) -> AsyncIterator[ServeProcess]:
+    name = f"conformance_{os.getpid()}"
+    relayer = dev_account("conformance-relayer")
+    await Token.at(chain.rpc_url).set_gas_money(relayer.address, 10 * ETHER)
+    async with ServeProcess(
+        tmp_path_factory.mktemp("facilitator"),
+        database_url=await postgres.create_database(name, database_template),
+        rpc_url=chain.rpc_url,
+        relayer_keys=["0x" + bytes(relayer.key).hex()],
+    ) as service:
+        yield service
+    await postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory, facilitator: ServeProcess) -> Iterator[Market]:
+    with open_market(tmp_path_factory.mktemp("programs"), facilitator, tuple(SERVERS)) as market:
+        yield market
+
+
+@every_pair
+async def test_a_buyer_pays_and_gets_the_resource(
+    server: str, client: str, market: Market, chain: Anvil, token: Token, new_buyer: NewBuyer
+) -> None:
+    version = SERVERS[server][0]
+    buyer = await new_buyer(amount_atomic=3 * PRICE_ATOMIC)
+
+    answer = await asyncio.to_thread(market.buy, server, client, buyer)
+
+    assert (answer.status, answer.body, answer.error) == (200, {"report": "sunny"}, None), market.log(server)
+    told = answer.payment_response
+    assert told is not None
+    assert (told["success"], told["network"], told["payer"]) == (True, NETWORK[version], buyer.address)
+    assert "errorReason" not in told
+    await assert_paid(chain, token, buyer, told["transaction"])
+
+
+@every_pair
+async def test_a_buyer_without_money_hears_the_reason(server: str, client: str, market: Market, token: Token, new_buyer: NewBuyer) -> None:
+    buyer = await new_buyer(amount_atomic=PRICE_ATOMIC - 1)
+
+    answer = await asyncio.to_thread(market.buy, server, client, buyer)
+
+    assert (answer.status, answer.error) == (402, NO_MONEY[SERVERS[server][0]]), market.log(server)
+    assert answer.payment_response is None
+    assert await token.balance_of(buyer.address) == PRICE_ATOMIC - 1
+
+
+async def assert_paid(chain: Anvil, token: Token, buyer: Buyer, tx_hash: str) -> None:
+    """The chain confirms one transfer of the price from the buyer to the payee, by the buyer's authorization."""
+    receipt = await chain.node.call("eth_getTransactionReceipt", tx_hash)
+    assert isinstance(receipt, dict), f"the chain knows no {tx_hash}"
+    assert receipt["status"] == "0x1"
+    logs = [log for log in receipt["logs"] if log["address"] == BASE_SEPOLIA_USDC.lower()]
+    payer, payee = topic(buyer.address), topic(PAYEE)
+    assert [log["topics"][0] for log in logs if log["topics"][1] == payer] == [AUTHORIZATION_USED, TRANSFER]
+    transfers = [log for log in logs if log["topics"] == [TRANSFER, payer, payee]]
+    assert [int(log["data"], 16) for log in transfers] == [PRICE_ATOMIC]
+    assert await token.balance_of(buyer.address) == 2 * PRICE_ATOMIC
+    block = int(receipt["blockNumber"], 16)
+    received = [log for log in logs if log["topics"][0] == TRANSFER and log["topics"][2] == payee]
+    gained = await balance_at(chain, PAYEE, block) - await balance_at(chain, PAYEE, block - 1)
+    assert gained == sum(int(log["data"], 16) for log in received)
+
+
+def topic(address: str) -> str:
+    return "0x" + address[2:].lower().rjust(64, "0")
+
+
+async def balance_at(chain: Anvil, account: str, block: int) -> int:
+    call = {"to": BASE_SEPOLIA_USDC, "data": "0x70a08231" + topic(account)[2:]}
+    return int(str(await chain.node.call("eth_call", call, hex(block))), 16)
