@@ -15,6 +15,7 @@ from facilitator.chain.rpc import NodeError, Result, RpcCall, RpcClient, RpcErro
 from facilitator.domain import abi
 from facilitator.domain.abi import Log
 from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply
+from facilitator.domain.fees import is_jovian
 from facilitator.errors import ChainFault, ConfigFault
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import domain_separator
@@ -24,6 +25,8 @@ Tag = Literal["latest", "safe", "finalized", "pending"]
 
 UNSEALED: Final = BlockHash("0x" + "00" * 32)
 """Block hash of a flashblock receipt: preconfirmed, not in a sealed block."""
+_CALL_GAS: Final = Gas(600_000)
+_CALL_GAS_MAX: Final = Gas(25_000_000)
 _IN_POOL: Final = frozenset({NodeError.ALREADY_KNOWN})
 _IN_DOUBT: Final = frozenset(
     {
@@ -46,9 +49,9 @@ T = TypeVar("T")
 class Settings:
     """How one chain is asked."""
 
-    call_gas: Gas = Gas(600_000)
+    call_gas: Gas = _CALL_GAS
     """Gas that each call of `answer` adds to the bound of the one `eth_call`."""
-    call_gas_max: Gas = Gas(25_000_000)
+    call_gas_max: Gas = _CALL_GAS_MAX
     """Highest gas of one `eth_call`; below the cap of every node we know (geth 50M, anvil 30M)."""
     logs_max: int = 10_000
     """More logs in one answer than this is a fault."""
@@ -141,7 +144,9 @@ class EvmClient:
             requests += (_eth_call(call, gas) for call in calls)
         results = await self.rpc.batch(requests, deadline)
         head = _head(_decode(_BLOCK, _known(results[0], "eth_getBlockByNumber")))
-        code_replies = iter([Reply(ok=True, data=_bytes(_decode(_TEXT, _known(result, "eth_getCode")))) for result in results[1 : 1 + len(codes)]])
+        code_replies = iter(
+            [Reply(ok=True, data=_bytes(_decode(_TEXT, _known(result, "eth_getCode")))) for result in results[1 : 1 + len(codes)]]
+        )
         call_replies = iter(self._call_replies(results[1 + len(codes) :], len(calls)))
         replies = tuple(next(code_replies) if isinstance(question, CodeOf) else next(call_replies) for question in questions)
         return Facts(head=head, replies=replies)
@@ -202,7 +207,7 @@ class EvmClient:
         *,
         addresses: Sequence[Address],
         topics: Sequence[str | Sequence[str] | None] = (),
-        from_block: int | None = None,
+        from_block: int = 0,
         to_block: int | Tag = "latest",
         block_hash: BlockHash | None = None,
     ) -> tuple[Log, ...]:
@@ -215,11 +220,10 @@ class EvmClient:
         if block_hash is not None:
             criteria["blockHash"] = block_hash
         else:
-            assert from_block is not None, "logs need a block hash or a first block"
             criteria |= {"fromBlock": hex(from_block), "toBlock": hex(to_block) if isinstance(to_block, int) else to_block}
         found = _decode(_LOGS, await self.rpc.call("eth_getLogs", (criteria,), deadline))
         if len(found) > self._settings.logs_max:
-            raise ChainFault(NodeError.RANGE_TOO_LARGE.value, "the node answered with more logs than are taken at once", logs_max=self._settings.logs_max)
+            raise ChainFault(NodeError.RANGE_TOO_LARGE.value, "more logs than are taken at once", logs_max=self._settings.logs_max)
         return tuple(sorted((_log(log) for log in found), key=lambda log: (log.block_number, log.log_index)))
 
     async def transaction_count(self, address: Address, tag: Tag, deadline: float) -> int:
@@ -236,7 +240,7 @@ class EvmClient:
 
     async def token_domain(self, token: Token, deadline: float) -> tuple[str, ...]:
         """What is wrong with a configured token: no code, another EIP-712 domain, other decimals. Empty when nothing is."""
-        questions = (
+        questions: tuple[Question, ...] = (
             CodeOf(address=token.address),
             *(Call(to=token.address, data=data) for data in (abi.DOMAIN_SEPARATOR, abi.NAME, abi.VERSION, abi.DECIMALS)),
         )
@@ -246,11 +250,13 @@ class EvmClient:
         findings: list[str] = []
         expected = domain_separator(token.name, token.version, chain_id_of(token.network), token.address)
         if not separator.ok or separator.data != expected:
-            got = "0x" + separator.data.hex() if separator.ok and len(separator.data) == 32 else "no answer"
-            names = f"the contract says name {_string_or_none(name)!r}, version {_string_or_none(version)!r}"
-            findings.append(f"the EIP-712 domain of {token.name!r} version {token.version!r} is 0x{expected.hex()}, DOMAIN_SEPARATOR() is {got}; {names}")
-        if not decimals.ok or len(decimals.data) != 32 or int.from_bytes(decimals.data, "big") != token.decimals:
-            findings.append(f"{token.decimals} decimals are configured, decimals() is {int.from_bytes(decimals.data, 'big') if decimals.ok else 'no answer'}")
+            domain = f"the EIP-712 domain of name {token.name!r}, version {token.version!r} is 0x{expected.hex()}"
+            got = f"0x{separator.data.hex()}" if separator.ok and len(separator.data) == 32 else "no answer"
+            names = f"the contract calls itself {_string_or_none(name)!r}, version {_string_or_none(version)!r}"
+            findings.append(f"{domain}, DOMAIN_SEPARATOR() is {got}; {names}")
+        places = abi.read_uint(decimals.data) if decimals.ok else None
+        if places != token.decimals:
+            findings.append(f"{token.decimals} decimals are configured, decimals() is {places}")
         return tuple(findings)
 
     async def _block(self, method: str, which: str, deadline: float) -> Head | None:
@@ -266,7 +272,11 @@ class EvmClient:
             answered = [await self.rpc.batch(parts[0], deadline)]
         else:
             answered = await asyncio.gather(*(self.rpc.batch(part, deadline) for part in parts))
-        return [_known(result, call.method) for part, results in zip(parts, answered, strict=True) for call, result in zip(part, results, strict=True)]
+        return [
+            _known(result, call.method)
+            for part, results in zip(parts, answered, strict=True)
+            for call, result in zip(part, results, strict=True)
+        ]
 
     def _gas_for(self, calls: int) -> str:
         """The gas parameter of an `eth_call` that carries so many calls."""
@@ -335,6 +345,11 @@ def _eth_call(call: Call, gas: str) -> RpcCall:
     return RpcCall("eth_call", (parameters, "latest"))
 
 
+def _code_reply(result: Result | RpcError) -> Reply:
+    """The reply of `CodeOf`."""
+    return Reply(ok=True, data=_bytes(_decode(_TEXT, _known(result, "eth_getCode"))))
+
+
 def _call_reply(result: Result | RpcError) -> Reply:
     """The reply of a call that was asked alone. Only a revert is an answer, every other error is a fault."""
     if isinstance(result, RpcError):
@@ -345,7 +360,7 @@ def _call_reply(result: Result | RpcError) -> Reply:
 
 
 def _holds(answer: Result | RpcError) -> bool:
-    """Does the endpoint that said this hold the transaction?"""
+    """Tell whether the endpoint that said this holds the transaction."""
     return not isinstance(answer, RpcError) or answer.kind in _IN_POOL
 
 
@@ -386,14 +401,16 @@ def _bytes(text: str) -> bytes:
 
 def _head(block: _Block) -> Head:
     """A block as the rest of the code knows it."""
+    extra_data = _bytes(block.extra_data)
     return Head(
         number=_integer(block.number),
         block_hash=BlockHash(block.hash.lower()),
         timestamp=UnixSeconds(_integer(block.timestamp)),
         base_fee_wei=Wei(_integer(block.base_fee_per_gas)),
-        extra_data=_bytes(block.extra_data),
+        extra_data=extra_data,
         gas_used=_integer(block.gas_used),
         gas_limit=_integer(block.gas_limit),
+        da_footprint_gas=_integer(block.blob_gas_used) if block.blob_gas_used is not None and is_jovian(extra_data) else 0,
     )
 
 

@@ -75,18 +75,30 @@ NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     (r"nonce too high|nonce is too high|nonce gap|gapped.nonce", NodeError.NONCE_TOO_HIGH),
     (r"insufficient funds|insufficient balance for transfer|doesn't have enough funds", NodeError.INSUFFICIENT_FUNDS),
     (r"(tx|transaction) ?pool is full|account limit exceeded|in-flight transaction limit|too many pending", NodeError.TXPOOL_FULL),
-    (r"underpriced|fee per gas less than block base fee|feetoolow|gas price below|fee cap less than block|tip.*too low", NodeError.UNDERPRICED),
+    (
+        r"underpriced|fee per gas less than block base fee|feetoolow|gas price below|fee cap less than block|tip.*too low",
+        NodeError.UNDERPRICED,
+    ),
     (r"exceeds block gas limit|intrinsic gas|gas limit too high|exceeds (the )?(max|maximum|cap)[a-z ]* gas limit", NodeError.GAS_LIMIT),
     (r"transaction gas limit is greater than the cap|floor data gas", NodeError.GAS_LIMIT),
     (r"oversized data|invalid sender|invalid chain id|chain ?id mismatch|only replay-protected", NodeError.INVALID_TRANSACTION),
-    (r"transaction type not supported|invalid signature|failed to decode (signed )?transaction|rlp: |typed transaction too short", NodeError.INVALID_TRANSACTION),
+    (
+        r"transaction type not supported|invalid signature|failed to decode (signed )?transaction|rlp: |typed transaction too short",
+        NodeError.INVALID_TRANSACTION,
+    ),
     (r"max priority fee per gas higher than max fee|priority fee greater than max fee", NodeError.INVALID_TRANSACTION),
     (r"execution reverted|vm execution error|reverted", NodeError.REVERTED),
     (r"out of ?gas|gas required exceeds|gas uint64 overflow", NodeError.OUT_OF_GAS),
     (r"rate.?limit|too many requests|request limit|compute units|capacity|quota|throttl|daily request count", NodeError.RATE_LIMITED),
     (r"batch (size|limit|too)|too many (requests|calls) in (a |the )?batch|batch of more than", NodeError.BATCH_TOO_LARGE),
-    (r"block range|query returned more than|too many results|exceed maximum block|log response size|range (is )?too", NodeError.RANGE_TOO_LARGE),
-    (r"header not found|missing trie node|unknown block|block not found|state .*not available|pruned|historical state", NodeError.STATE_UNAVAILABLE),
+    (
+        r"block range|query returned more than|too many results|exceed maximum block|log response size|range (is )?too",
+        NodeError.RANGE_TOO_LARGE,
+    ),
+    (
+        r"header not found|missing trie node|unknown block|block not found|state .*not available|pruned|historical state",
+        NodeError.STATE_UNAVAILABLE,
+    ),
     (r"blockoutofrange|after last accepted block|resource not found", NodeError.STATE_UNAVAILABLE),
     (r"timed? ?out|timeout|deadline exceeded", NodeError.TIMEOUT),
     (r"method .*(not found|not supported|not available|does not exist)|method not found|unsupported method", NodeError.METHOD_UNSUPPORTED),
@@ -222,7 +234,7 @@ class RpcClient:
     """All endpoints of one chain. Reads go to one and fail over to the next; transactions go to all at once."""
 
     def __init__(self, urls: Sequence[str], clock: Clock, settings: Settings | None = None, observe: Observe | None = None) -> None:
-        """`urls` in order of preference. Raises ConfigFault, without the URL, for one that is not http(s)."""
+        """Take the URLs in order of preference. Raises ConfigFault, without the URL, for one that is not http(s)."""
         if not urls:
             raise ConfigFault("no_rpc_url", "a network needs at least one RPC URL")
         self.settings = settings or Settings()
@@ -292,7 +304,9 @@ class RpcClient:
             return replies
         raise fault or ChainFault("timeout", "no time was left to ask the chain")
 
-    async def broadcast(self, call: RpcCall, deadline: float, enough: Callable[[Result | RpcError], bool]) -> list[Result | RpcError | ChainFault]:
+    async def broadcast(
+        self, call: RpcCall, deadline: float, enough: Callable[[Result | RpcError], bool]
+    ) -> list[Result | RpcError | ChainFault]:
         """Send one call to all endpoints at once and return what came back by the time that one answer was `enough`.
 
         Without such an answer: what every endpoint said or failed with. Requests to the slower endpoints go on in the
@@ -363,7 +377,7 @@ class RpcClient:
     async def _exchange(self, endpoint: _Endpoint, calls: Sequence[RpcCall], timeout_s: float) -> list[Result | RpcError]:
         """Send, read within bounds, and match replies to calls."""
         if timeout_s <= 0:
-            raise ChainFault("timeout", "no time was left to ask the chain", endpoint=endpoint.label)
+            raise _fault("timeout", "no time was left to ask the chain", endpoint)
         requests = [_Request(number, call.method, call.params) for number, call in enumerate(calls)]
         body = _ENCODER.encode(requests if len(requests) > 1 else requests[0])
         self.requests_sent += 1
@@ -371,21 +385,25 @@ class RpcClient:
             async with asyncio.timeout(timeout_s):
                 status, answer = await self._read(endpoint, body)
         except TimeoutError:
-            raise ChainFault("timeout", "the RPC endpoint did not answer in time", endpoint=endpoint.label, timeout_s=round(timeout_s, 3)) from None
+            raise ChainFault(
+                "timeout", "the RPC endpoint did not answer in time", endpoint=endpoint.label, timeout_s=round(timeout_s, 3)
+            ) from None
         except aiohttp.ServerDisconnectedError:
-            raise ChainFault("disconnected", "the RPC endpoint closed the connection", endpoint=endpoint.label) from None
+            raise _fault("disconnected", "the RPC endpoint closed the connection", endpoint) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # their texts may hold the URL, so only the type is told
-            raise ChainFault("unreachable", "the RPC endpoint cannot be reached", endpoint=endpoint.label, error=type(error).__name__) from None
+            raise _fault("unreachable", "the RPC endpoint cannot be reached", endpoint, error=type(error).__name__) from None
         if status == 429:
-            raise ChainFault(NodeError.RATE_LIMITED.value, "the RPC endpoint limits our rate", endpoint=endpoint.label)
+            raise _fault(NodeError.RATE_LIMITED.value, "the RPC endpoint limits our rate", endpoint)
         try:
             return _match(_DECODER.decode(answer), len(calls))
         except (msgspec.MsgspecError, _MismatchError) as error:
             if isinstance(error, _MismatchError) and error.refusal is not None:
-                raise ChainFault(error.refusal.kind.value, f"the node refused the request: {error.refusal.message}", endpoint=endpoint.label) from None
+                raise _fault(error.refusal.kind.value, f"the node refused the request: {error.refusal.message}", endpoint) from None
             if status != 200:
-                raise ChainFault("http_status", f"the RPC endpoint answered HTTP {status}", endpoint=endpoint.label, status=status) from None
-            raise ChainFault("bad_answer", "the RPC endpoint's answer is not JSON-RPC for our calls", endpoint=endpoint.label) from None
+                raise ChainFault(
+                    "http_status", f"the RPC endpoint answered HTTP {status}", endpoint=endpoint.label, status=status
+                ) from None
+            raise _fault("bad_answer", "the RPC endpoint's answer is not JSON-RPC for our calls", endpoint) from None
 
     async def _read(self, endpoint: _Endpoint, body: bytes) -> tuple[int, bytes]:
         """Status and body of one exchange. Redirects are not followed: a POST may turn into a GET on the way."""
@@ -403,7 +421,7 @@ class RpcClient:
                 answer += chunk
                 if len(answer) > self.settings.response_bytes_max:
                     response.close()
-                    raise ChainFault("too_large", "the RPC endpoint's answer is too long", endpoint=endpoint.label, bytes_max=self.settings.response_bytes_max)
+                    raise _fault("too_large", "the RPC endpoint's answer is too long", endpoint, bytes_max=self.settings.response_bytes_max)
             return response.status, bytes(answer)
 
 
@@ -413,6 +431,11 @@ class _MismatchError(Exception):
     def __init__(self, refusal: RpcError | None = None) -> None:
         super().__init__()
         self.refusal = refusal
+
+
+def _fault(kind: str, message: str, endpoint: _Endpoint, **evidence: object) -> ChainFault:
+    """A fault of one endpoint, by its label: its URL may hold credentials."""
+    return ChainFault(kind, message, endpoint=endpoint.label, **evidence)
 
 
 def classify(code: int, message: str) -> NodeError:

@@ -49,6 +49,8 @@ class Head:
     """OP Stack: carries the EIP-1559 parameters (Holocene and Jovian)."""
     gas_used: int = 0
     gas_limit: int = 0
+    da_footprint_gas: int = 0
+    """OP Stack since Jovian: what the block's data weighs against the gas target (the header's blobGasUsed); else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,99 @@
+"""What gas will cost in the next block, from a header alone, and what a relayer should offer.
+
+Integers only: a rounding error here is a transaction that waits. It must never ask a node.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from facilitator.domain.facts import Head
+from facilitator.units import Wei
+
+GWEI: Final = 10**9
+_HOLOCENE_LENGTH: Final = 9
+_JOVIAN_LENGTH: Final = 17
+_TIP: Final = Wei(100_000)
+_MAX_FEE_MIN: Final = Wei(GWEI // 20)
+_MAX_FEE_MAX: Final = Wei(100 * GWEI)
+
+
+@dataclass(frozen=True, slots=True)
+class FeeMarket:
+    """The EIP-1559 parameters that rule the next block."""
+
+    denominator: int
+    """The base fee changes by at most one part in so many."""
+    elasticity: int
+    """The gas target is the limit divided by this."""
+    base_fee_min_wei: Wei
+
+
+ETHEREUM: Final = FeeMarket(8, 2, Wei(0))
+"""EIP-1559's own constants, for a header that carries none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeePolicy:
+    """How a relayer prices a transaction. Only base fee and tip are paid, so head-room costs nothing but reserved balance."""
+
+    tip_wei: Wei = _TIP
+    """`maxPriorityFeePerGas` to start with."""
+    headroom: int = 8
+    """Multiple of the next base fee; at +4 % a block, 8 last for 52 blocks."""
+    max_fee_min_wei: Wei = _MAX_FEE_MIN
+    """`maxFeePerGas` never falls below this; 0.05 gwei is ten times Base's floor."""
+    max_fee_max_wei: Wei = _MAX_FEE_MAX
+    """`maxFeePerGas` never rises above this: above it we wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """The two fee fields of a type-2 transaction."""
+
+    max_fee_wei: Wei
+    max_priority_fee_wei: Wei
+
+
+def fee_market(head: Head) -> FeeMarket:
+    """The parameters in the header's extraData: OP Stack since Holocene (version 0) and Jovian (version 1), else Ethereum's."""
+    data = head.extra_data
+    if not is_jovian(data) and not (len(data) == _HOLOCENE_LENGTH and data[0] == 0):
+        return ETHEREUM
+    denominator, elasticity = int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:9], "big")
+    if denominator == 0 or elasticity == 0:
+        return ETHEREUM
+    return FeeMarket(denominator, elasticity, Wei(int.from_bytes(data[9:17], "big")))
+
+
+def is_jovian(extra_data: bytes) -> bool:
+    """Is this the extraData of an OP Stack block since Jovian? Then the header's blobGasUsed is its DA footprint."""
+    return len(extra_data) == _JOVIAN_LENGTH and extra_data[0] == 1
+
+
+def next_base_fee(head: Head) -> Wei:
+    """Base fee of the block after `head`, exactly (EIP-1559; OP Stack Holocene and Jovian)."""
+    market = fee_market(head)
+    base_fee = _moved(head, market)
+    return Wei(max(base_fee, market.base_fee_min_wei))
+
+
+def max_fee(base_fee_next_wei: Wei, policy: FeePolicy) -> Fees:
+    """What to offer: head-room times the next base fee and the tip, within the policy's bounds.
+
+    Above the upper bound the offer may lie below the base fee: then the transaction waits, which is what the bound is for.
+    """
+    wanted = policy.headroom * base_fee_next_wei + policy.tip_wei
+    offer = min(max(wanted, policy.max_fee_min_wei), policy.max_fee_max_wei)
+    return Fees(Wei(offer), Wei(min(policy.tip_wei, offer)))
+
+
+def _moved(head: Head, market: FeeMarket) -> int:
+    """The base fee after the step that the parent's gas asks for."""
+    parent = head.base_fee_wei
+    target = head.gas_limit // market.elasticity
+    used = max(head.gas_used, head.da_footprint_gas)
+    if target == 0:
+        return parent
+    if used > target:
+        return parent + max(parent * (used - target) // target // market.denominator, 1)
+    return parent - parent * (target - used) // target // market.denominator
