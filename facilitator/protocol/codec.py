@@ -219,7 +219,7 @@ def encode_settle(result: SettleResult, version: Version, wire_network: str) -> 
     """
     refusal = result.refusal
     if refusal is None or refusal.reason is Reason.SETTLEMENT_PENDING:
-        assert result.tx_hash is not None, "a success or settlement_pending without a transaction hash"  # noqa: S101
+        assert result.tx_hash is not None, "a success or settlement_pending without a transaction hash"
     has_proof = result.log_index is not None or result.settlement_id is not None
     return _ENCODER.encode(
         v2.SettleResponse(

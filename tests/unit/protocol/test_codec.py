@@ -367,20 +367,21 @@ def test_a_valid_payment_is_answered_with_its_payer(version: Version) -> None:
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_is_told_in_the_words_of_the_callers_version(reason: Reason) -> None:
+@VERSIONS
+def test_every_reason_is_told_in_the_words_of_the_callers_version(reason: Reason, version: Version) -> None:
     refusal = Refusal(reason=reason, message="expected one thing, got another")
-    for version, word in ((1, reason.v1), (2, reason.v2)):
-        verified = answer(encode_verify(VerifyResult(payer=PAYER_ADDRESS, refusal=refusal), version))
-        assert verified == {"isValid": False, "payer": PAYER, "invalidReason": word, "invalidMessage": refusal.message}
-        settled = answer(encode_settle(SettleResult(payer=PAYER_ADDRESS, refusal=refusal, tx_hash=TX_HASH), version, "base"))
-        assert settled == {
-            "success": False,
-            "transaction": TX_HASH,
-            "network": "base",
-            "payer": PAYER,
-            "errorReason": word,
-            "errorMessage": refusal.message,
-        }
+    word = reason.v1 if version == 1 else reason.v2
+    verified = answer(encode_verify(VerifyResult(payer=PAYER_ADDRESS, refusal=refusal), version))
+    assert verified == {"isValid": False, "payer": PAYER, "invalidReason": word, "invalidMessage": refusal.message}
+    settled = answer(encode_settle(SettleResult(payer=PAYER_ADDRESS, refusal=refusal, tx_hash=TX_HASH), version, "base"))
+    assert settled == {
+        "success": False,
+        "transaction": TX_HASH,
+        "network": "base",
+        "payer": PAYER,
+        "errorReason": word,
+        "errorMessage": refusal.message,
+    }
 
 
 @VERSIONS

@@ -79,7 +79,8 @@ def test_a_strangers_text_is_quoted_escaped_and_cut() -> None:
 
 
 def test_values_are_named_as_json_names_them() -> None:
-    assert [json_type(value) for value in (None, True, 1, 1.5, "", [], {})] == [
+    values: tuple[object, ...] = (None, True, 1, 1.5, "", [], {})
+    assert [json_type(value) for value in values] == [
         "nothing",
         "a boolean",
         "a number",
