@@ -88,7 +88,7 @@ NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     ),
     (r"max priority fee per gas higher than max fee|priority fee greater than max fee", NodeError.INVALID_TRANSACTION),
     (r"execution reverted|vm execution error|reverted", NodeError.REVERTED),
-    (r"out of ?gas|gas required exceeds|gas uint64 overflow", NodeError.OUT_OF_GAS),
+    (r"out ?of ?gas|gas required exceeds|gas uint64 overflow", NodeError.OUT_OF_GAS),
     (r"rate.?limit|too many requests|request limit|compute units|capacity|quota|throttl|daily request count", NodeError.RATE_LIMITED),
     (r"batch (size|limit|too)|too many (requests|calls) in (a |the )?batch|batch of more than", NodeError.BATCH_TOO_LARGE),
     (
