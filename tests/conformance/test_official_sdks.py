@@ -6,6 +6,7 @@ of that version from its own SDK.
 """
 
 import asyncio
+import base64
 import json
 import os
 import shutil
@@ -14,20 +15,21 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from facilitator.devstack.accounts import dev_account
-from facilitator.devstack.buyer import Buyer
-from facilitator.devstack.children import launched
+from facilitator.devstack.buyer import Buyer, Json, payment_header
+from facilitator.devstack.children import StateDirectory, launched
 from facilitator.devstack.install import node_program
 from facilitator.devstack.stack import Anvil, Postgres
-from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token
+from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, install_token
 from tests.fixtures.service import ServeProcess, free_port, http_status
 
 HERE: Final = Path(__file__).parent
@@ -35,6 +37,7 @@ PRICE_ATOMIC: Final = 10_000  # $0.01, as the servers ask it
 PAYEE: Final = dev_account("conformance-payee").address
 START_TIMEOUT_S: Final = 30.0
 PURCHASE_TIMEOUT_S: Final = 60.0
+SLOW_DEADLINE_S: Final = 1.5
 ETHER: Final = 10**18
 TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 AUTHORIZATION_USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
@@ -62,6 +65,7 @@ PAIRS: Final = [
 ]
 
 every_pair = pytest.mark.parametrize(("server", "client"), PAIRS, ids=[f"{server}-paid-by-{client}" for server, client in PAIRS])
+every_server = pytest.mark.parametrize("server", SERVERS)
 NewBuyer = Callable[..., Awaitable[Buyer]]
 
 
@@ -154,27 +158,71 @@ def open_market(programs: Path, facilitator: ServeProcess, servers: tuple[str, .
         yield market
 
 
+@asynccontextmanager
+async def serving(
+    directory: Path, postgres: Postgres, template: str, chain: Anvil, settlement: Mapping[str, float] | None = None
+) -> AsyncIterator[ServeProcess]:
+    """A facilitator of our own on a database of its own."""
+    relayer = dev_account("conformance-relayer")
+    await Token.at(chain.rpc_url).set_gas_money(relayer.address, 10 * ETHER)
+    name = f"conformance_{os.getpid()}_{chain.port}"
+    async with ServeProcess(
+        directory,
+        database_url=await postgres.create_database(name, template),
+        rpc_url=chain.rpc_url,
+        relayer_keys=["0x" + bytes(relayer.key).hex()],
+        settings={"settlement": settlement or {}},
+    ) as service:
+        yield service
+    await postgres.drop_database(name)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def facilitator(
     tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, database_template: str, chain: Anvil
 ) -> AsyncIterator[ServeProcess]:
-    name = f"conformance_{os.getpid()}"
-    relayer = dev_account("conformance-relayer")
-    await Token.at(chain.rpc_url).set_gas_money(relayer.address, 10 * ETHER)
-    async with ServeProcess(
-        tmp_path_factory.mktemp("facilitator"),
-        database_url=await postgres.create_database(name, database_template),
-        rpc_url=chain.rpc_url,
-        relayer_keys=["0x" + bytes(relayer.key).hex()],
-    ) as service:
+    async with serving(tmp_path_factory.mktemp("facilitator"), postgres, database_template, chain) as service:
         yield service
-    await postgres.drop_database(name)
 
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory, facilitator: ServeProcess) -> Iterator[Market]:
     with open_market(tmp_path_factory.mktemp("programs"), facilitator, tuple(SERVERS)) as market:
         yield market
+
+
+@dataclass(frozen=True)
+class SlowMarket:
+    """Servers on a chain that mines only when told, and a facilitator that waits for it briefly."""
+
+    market: Market
+    chain: Anvil
+    facilitator: ServeProcess
+
+    def count_pending(self) -> int:
+        """Answers `settlement_pending` that the facilitator has given."""
+        return self.facilitator.logs.count("settlement_pending")
+
+    def wait_pending(self, count: int) -> None:
+        """Return once there were that many."""
+        end = time.monotonic() + 10 * SLOW_DEADLINE_S
+        while self.count_pending() < count:
+            assert time.monotonic() < end, f"no settlement_pending:\n{self.facilitator.logs[-4000:]}"
+            time.sleep(0.02)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def slow_market(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, database_template: str) -> AsyncIterator[SlowMarket]:
+    state = StateDirectory.open(tmp_path_factory.mktemp("chain"))
+    chain = Anvil(state, automine=False)
+    await chain.start()
+    await install_token(chain.rpc_url)
+    wait = {"deadline_s": SLOW_DEADLINE_S, "verify_deadline_s": SLOW_DEADLINE_S}
+    async with serving(tmp_path_factory.mktemp("slow"), postgres, database_template, chain, wait) as service:
+        with open_market(tmp_path_factory.mktemp("slow-programs"), service, tuple(SERVERS)) as market:
+            yield SlowMarket(market, chain, service)
+    await chain.stop()
+    state.close()
 
 
 @every_pair
@@ -205,6 +253,65 @@ async def test_a_buyer_without_money_hears_the_reason(server: str, client: str, 
     assert await token.balance_of(buyer.address) == PRICE_ATOMIC - 1
 
 
+@every_server
+async def test_one_payment_unlocks_one_resource(server: str, market: Market, chain: Anvil, token: Token, new_buyer: NewBuyer) -> None:
+    version = SERVERS[server][0]
+    buyer = await new_buyer(amount_atomic=3 * PRICE_ATOMIC)
+    url = f"{market.urls[server]}/report"
+    async with httpx.AsyncClient(timeout=PURCHASE_TIMEOUT_S, trust_env=False) as http:
+        name, value = payment_header(buyer.pay(version, offer(await http.get(url))))
+        answers = await asyncio.gather(*(http.get(url, headers={name: value}) for _ in range(5)))
+        late = await http.get(url, headers={name: value})
+
+    assert sorted(answer.status_code for answer in answers) == [200, 402, 402, 402, 402], market.log(server)
+    assert late.status_code == 402
+    (paid,) = (answer for answer in answers if answer.status_code == 200)
+    await assert_paid(chain, token, buyer, payment_response(paid)["transaction"])
+    assert {reason(answer) for answer in (*answers, late) if answer is not paid} == {"duplicate_settlement"}
+
+
+@every_server
+async def test_a_settlement_that_takes_longer_than_the_facilitator_waits_is_asked_for_again_and_found_paid(
+    server: str, slow_market: SlowMarket, new_buyer: NewBuyer
+) -> None:
+    """The v2 servers repeat `/settle` once on `settlement_pending`; the legacy one does not, and its buyer hears the word."""
+    version = SERVERS[server][0]
+    token = Token.at(slow_market.chain.rpc_url)
+    buyer = await new_buyer(amount_atomic=3 * PRICE_ATOMIC, token=token)
+    pending = slow_market.count_pending()
+
+    buying = asyncio.create_task(asyncio.to_thread(slow_market.market.buy, server, "fetch", buyer))
+    await asyncio.to_thread(slow_market.wait_pending, pending + 1)
+    await slow_market.chain.node.call("evm_mine")
+    answer = await buying
+
+    if version == 1:
+        assert (answer.status, answer.error) == (402, "settlement_pending"), slow_market.market.log(server)
+    else:
+        assert (answer.status, answer.body, answer.error) == (200, {"report": "sunny"}, None), slow_market.market.log(server)
+        assert answer.payment_response is not None
+        await assert_paid(slow_market.chain, token, buyer, answer.payment_response["transaction"])
+    assert await token.balance_of(buyer.address) == 2 * PRICE_ATOMIC
+
+
+async def test_no_server_gives_anything_while_the_facilitator_is_away_and_all_sell_again_when_it_is_back(
+    market: Market, facilitator: ServeProcess, token: Token, new_buyer: NewBuyer
+) -> None:
+    buyers = {server: await new_buyer(amount_atomic=3 * PRICE_ATOMIC) for server in SERVERS}
+    await facilitator.akill()
+
+    for server, buyer in buyers.items():
+        answer = await asyncio.to_thread(market.buy, server, "fetch", buyer)
+        assert answer.status in {402, 500, 502}, (server, answer)
+        assert answer.payment_response is None or answer.payment_response["success"] is False
+        assert await token.balance_of(buyer.address) == 3 * PRICE_ATOMIC
+
+    await facilitator.astart()
+    for server, buyer in buyers.items():
+        answer = await asyncio.to_thread(market.buy, server, "fetch", buyer)
+        assert (answer.status, answer.body) == (200, {"report": "sunny"}), market.log(server)
+
+
 async def assert_paid(chain: Anvil, token: Token, buyer: Buyer, tx_hash: str) -> None:
     """The chain confirms one transfer of the price from the buyer to the payee, by the buyer's authorization."""
     receipt = await chain.node.call("eth_getTransactionReceipt", tx_hash)
@@ -229,3 +336,27 @@ def topic(address: str) -> str:
 async def balance_at(chain: Anvil, account: str, block: int) -> int:
     call = {"to": BASE_SEPOLIA_USDC, "data": "0x70a08231" + topic(account)[2:]}
     return int(str(await chain.node.call("eth_call", call, hex(block))), 16)
+
+
+def offer(unpaid: httpx.Response) -> Json:
+    """The terms of a 402: in a header in v2, in the body in v1."""
+    assert unpaid.status_code == 402
+    header = unpaid.headers.get("PAYMENT-REQUIRED")
+    tree = json.loads(base64.b64decode(header)) if header else unpaid.json()
+    terms: Json = tree["accepts"][0]
+    return terms
+
+
+def payment_response(answer: httpx.Response) -> Json:
+    header = answer.headers.get("PAYMENT-RESPONSE") or answer.headers.get("X-PAYMENT-RESPONSE")
+    assert header is not None, answer.text
+    told: Json = json.loads(base64.b64decode(header))
+    return told
+
+
+def reason(refused: httpx.Response) -> str:
+    """The word for a refusal: of `/settle` in the payment response, of `/verify` beside the offer, of both in v1's body."""
+    if "PAYMENT-RESPONSE" in refused.headers:
+        return str(payment_response(refused)["errorReason"])
+    header = refused.headers.get("PAYMENT-REQUIRED")
+    return str((json.loads(base64.b64decode(header)) if header else refused.json())["error"])
