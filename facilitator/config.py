@@ -424,7 +424,7 @@ class _Reader:
                     self._note(here, str(wrong), wrong.origin)
             elif entry.default_factory is not MISSING:
                 self._note_defaults(here, entry.default_factory())
-            elif entry.default is MISSING and is_dataclass(hints[name]):
+            elif entry.default is MISSING and is_dataclass(hints[name]) and hints[name] not in _PARSERS:
                 self.table(hints[name], {}, here)
             elif entry.default is MISSING:
                 variable = ENVIRONMENT_PREFIX + here.upper().replace(".", "__")

@@ -1,0 +1,204 @@
+"""Who asks, and may they? API keys to tenant and scope, from memory; the rate of one key's requests.
+
+Known keys are read again in the background, so a request costs no query and a revoked key ends within `refresh_s`.
+When the store is away they are believed for `stale_max_s` after the last contact, and not longer (design.md decision 9).
+A key must never be logged, not even a wrong one: its id may be.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from facilitator.api.desk import Grant, HttpProblem
+from facilitator.api.settings import AccessSettings
+from facilitator.clock import Clock
+from facilitator.errors import Fault, StoreFault
+from facilitator.metrics import LOOP_RESTARTS
+from facilitator.store import tenants
+from facilitator.store.db import Db
+from facilitator.store.tenants import SCOPES, LiveKey, Scope, Tenant
+from facilitator.telemetry import get_logger
+
+_log = get_logger()
+
+OPEN_TENANT: Final = Tenant(tenant_id="open")
+"""Everybody's tenant in mode `open`."""
+_TOUCH_S: Final = 60.0
+_REFRESH_GROUP: Final = 1000
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="facilitator"'}
+
+
+@dataclass(slots=True)
+class _Known:
+    """A live key in memory."""
+
+    key: LiveKey
+    used: bool = False
+    """Since the last time that use was written down."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Requests that one key may still send to one route."""
+
+    tokens: float
+    filled_at: float
+
+
+class Access:
+    """The keys of this process. `run` keeps them fresh."""
+
+    def __init__(self, settings: AccessSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._db: Db | None = None
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[LiveKey | None]] = {}
+        self._looking = asyncio.Semaphore(settings.lookups_max)
+        self._contact_at = float("-inf")
+        self._touched_at = clock.monotonic()
+        self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
+
+    def connect(self, db: Db) -> None:
+        """The store is there; until now every key is answered 503."""
+        self._db = db
+
+    async def admit(self, request: web.Request, path: str, scopes: tuple[Scope, ...]) -> Grant:
+        """The caller's grant. Raises HttpProblem 401, 403 or 429, or StoreFault when nobody can tell who it is."""
+        grant = await self._identify(request)
+        if grant.scopes.isdisjoint({*scopes, "admin"}):
+            raise HttpProblem(403, "forbidden", f"this key has no scope for {path}: it needs {' or '.join(scopes)}")
+        if self._settings.rate_per_s is not None:
+            self._meter(grant.key_id or "open", path, self._settings.rate_per_s)
+        return grant
+
+    async def _identify(self, request: web.Request) -> Grant:
+        if self._settings.mode == "open":
+            return Grant(tenant=OPEN_TENANT, scopes=frozenset(SCOPES), key_id=None)
+        text = _presented(request)
+        if text is None:
+            raise HttpProblem(401, "unauthorized", "send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`", _CHALLENGE)
+        presented = tenants.parse_key(text)
+        key = None if presented is None else await self._find(presented.key_id)
+        if presented is None or key is None or not key.opens_with(presented) or self._expired(key):
+            raise HttpProblem(401, "unauthorized", "this API key is unknown, expired or revoked", _CHALLENGE)
+        return Grant(tenant=key.tenant, scopes=frozenset(key.scopes), key_id=key.key_id)
+
+    def _expired(self, key: LiveKey) -> bool:
+        return key.expires_at is not None and key.expires_at.timestamp() <= self._clock.now()
+
+    async def _find(self, key_id: str) -> LiveKey | None:
+        """From memory while that may be believed, else from the store."""
+        now = self._clock.monotonic()
+        if now - self._contact_at > self._settings.stale_max_s and (self._known or self._unknown):
+            await self._refresh()  # raises StoreFault: what we remember is too old to be believed
+        known = self._known.get(key_id)
+        if known is not None:
+            known.used = True
+            self._known.move_to_end(key_id)
+            return known.key
+        if self._unknown.get(key_id, float("-inf")) > now:
+            return None
+        lookup = self._lookups.get(key_id)
+        if lookup is None:
+            lookup = self._lookups[key_id] = asyncio.create_task(self._look_up(key_id))
+            lookup.add_done_callback(lambda _: self._lookups.pop(key_id, None))
+        return await asyncio.shield(lookup)
+
+    async def _look_up(self, key_id: str) -> LiveKey | None:
+        async with self._looking:
+            found = await tenants.find_api_keys(self._need_db(), [key_id])
+        self._contact_at = max(self._contact_at, self._clock.monotonic())
+        if not found:
+            self._unknown[key_id] = self._clock.monotonic() + self._settings.unknown_ttl_s
+            _trim(self._unknown, self._settings.unknown_max)
+            return None
+        self._known[key_id] = _Known(found[0], used=True)
+        _trim(self._known, self._settings.keys_max)
+        return found[0]
+
+    def _need_db(self) -> Db:
+        if self._db is None:
+            raise StoreFault("starting", "the database was not reached yet")
+        return self._db
+
+    # ---- in the background
+
+    async def run(self) -> None:
+        """Keep known keys fresh and write down which were used, until cancelled. Store faults are waited out."""
+        while True:
+            await self._clock.sleep(self._settings.refresh_s)
+            try:
+                await self._refresh()
+                await self._touch()
+            except Fault as fault:
+                _log.warning("access.refresh_failed", fault=fault.kind)
+            except Exception:  # noqa: BLE001 (a loop's top)
+                _log.exception("loop.crashed", loop="access")
+                LOOP_RESTARTS.labels("access").inc()
+
+    async def stop(self) -> None:
+        """Write down the last uses."""
+        try:
+            self._touched_at = float("-inf")
+            await self._touch()
+        except Fault as fault:
+            _log.warning("access.touch_failed", fault=fault.kind)
+
+    async def _refresh(self) -> None:
+        """Read all known keys again. What is dead by now is forgotten."""
+        key_ids = list(self._known)
+        for start in range(0, max(len(key_ids), 1), _REFRESH_GROUP):
+            group = key_ids[start : start + _REFRESH_GROUP]
+            asked_at = self._clock.monotonic()
+            alive = {key.key_id: key for key in await tenants.find_api_keys(self._need_db(), group)}
+            for key_id in group:
+                if key_id in alive and key_id in self._known:
+                    self._known[key_id].key = alive[key_id]
+                else:
+                    self._known.pop(key_id, None)
+            self._contact_at = asked_at
+
+    async def _touch(self) -> None:
+        if self._clock.monotonic() - self._touched_at < _TOUCH_S:
+            return
+        used = [known for known in self._known.values() if known.used]
+        if used:
+            await tenants.touch_api_keys(self._need_db(), [known.key.key_id for known in used])
+            for known in used:
+                known.used = False
+        self._touched_at = self._clock.monotonic()
+
+    # ---- rate
+
+    def _meter(self, who: str, path: str, rate_per_s: float) -> None:
+        now = self._clock.monotonic()
+        bucket = self._buckets.setdefault((who, path), _Bucket(self._settings.rate_burst, now))
+        self._buckets.move_to_end((who, path))
+        _trim(self._buckets, self._settings.keys_max)
+        bucket.tokens = min(self._settings.rate_burst, bucket.tokens + (now - bucket.filled_at) * rate_per_s)
+        bucket.filled_at = now
+        if bucket.tokens < 1:
+            wait_s = max(1, math.ceil((1 - bucket.tokens) / rate_per_s))
+            message = f"this key may send {rate_per_s:g} requests a second to {path}"
+            raise HttpProblem(429, "too_many_requests", message, {"Retry-After": str(wait_s)})
+        bucket.tokens -= 1
+
+
+def _presented(request: web.Request) -> str | None:
+    """The key as it was sent. Two different keys in one request are one too many: then neither counts."""
+    given = {value.strip() for value in request.headers.getall("X-API-Key", [])}
+    for value in request.headers.getall("Authorization", []):
+        kind, _, key = value.strip().partition(" ")
+        given.add(key.strip() if kind.lower() == "bearer" else "")
+    return given.pop() if len(given) == 1 else None
+
+
+def _trim(entries: "OrderedDict[str, _Known] | OrderedDict[str, float] | OrderedDict[tuple[str, str], _Bucket]", most: int) -> None:
+    while len(entries) > most:
+        entries.popitem(last=False)

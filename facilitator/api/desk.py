@@ -1,0 +1,112 @@
+"""What every route stands on: the services of this process, and the one form of an answer outside the protocol."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+
+from facilitator.api.delivery import Deliveries
+from facilitator.api.settings import Settings
+from facilitator.clock import Clock
+from facilitator.errors import StoreFault
+from facilitator.protocol.messages import Supported
+from facilitator.settlement.engine import Engine
+from facilitator.store.db import Db
+from facilitator.store.tenants import Scope, Tenant
+
+REQUEST_ID = web.RequestKey("request_id", str)
+"""The id of the request in hand: taken from `X-Request-Id` or made."""
+
+
+class HttpProblem(Exception):
+    """A request that is answered outside the protocol: `{"error": code, "message": …, "requestId": …}`."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers or {}
+        self.more = more or {}
+        """Further keys of the body, for old clients."""
+
+    def response(self, request_id: str) -> web.Response:
+        """The answer."""
+        body = {"error": self.code, "message": self.message, "requestId": request_id, **self.more}
+        return json_response(body, self.status, self.headers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Who asks, and what they may ask for."""
+
+    tenant: Tenant
+    scopes: frozenset[str]
+    key_id: str | None
+    """None in mode `open`."""
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether other tenants' settlements are visible."""
+        return not self.scopes.isdisjoint({"finance", "admin"})
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """What routes use. `engine` and `db` are None until the database was reached for the first time."""
+
+    settings: Settings
+    clock: Clock
+    deliveries: Deliveries
+    supported: Callable[[], Supported]
+    """What is served, from configuration; needs neither database nor chain."""
+    gates: Callable[[], Mapping[str, bool]]
+    """Readiness, gate by gate."""
+    engine: Engine | None = None
+    db: Db | None = None
+    heartbeat_at: float = field(default=float("-inf"))
+    """Monotonic time of the event loop's last heartbeat."""
+
+    def need_engine(self) -> Engine:
+        """The engine. Raises StoreFault while it cannot run."""
+        if self.engine is None:
+            raise StoreFault("starting", "the database was not reached yet")
+        return self.engine
+
+    def need_db(self) -> Db:
+        """The database. Raises StoreFault until it was reached once."""
+        if self.db is None:
+            raise StoreFault("starting", "the database was not reached yet")
+        return self.db
+
+
+Handler = Callable[[Desk, web.Request, Grant], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One line of the route table."""
+
+    method: str
+    path: str
+    handler: Handler
+    scopes: tuple[Scope, ...] = ()
+    """Any one of these opens it; empty: no key is asked for."""
+    own_deadline: bool = False
+    """Whether the handler ends by a deadline of its own rather than by `request_timeout_s`."""
+
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer."""
+    return bytes_response(_ENCODER.encode(body), status, headers)
+
+
+def bytes_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer that is encoded already."""
+    return web.Response(body=body, status=status, headers=dict(headers or {}), content_type="application/json")

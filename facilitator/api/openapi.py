@@ -1,0 +1,303 @@
+"""The API as OpenAPI 3.1. Written by hand, held to the route table, the scopes and real answers by tests."""
+
+from typing import Final
+
+from facilitator.domain.states import State
+from facilitator.protocol.reasons import Reason
+
+Json = dict[str, object]
+
+_ATOMIC: Final[Json] = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,77})$", "description": "an integer in atomic units"}
+_ADDRESS: Final[Json] = {"type": "string", "pattern": "^0x[0-9a-fA-F]{40}$", "description": "EIP-55 in answers, any case in requests"}
+_HASH: Final[Json] = {"type": "string", "pattern": "^0x[0-9a-fA-F]{64}$"}
+_TIME: Final[Json] = {"type": "string", "format": "date-time"}
+_NETWORK: Final[Json] = {"type": "string", "description": "CAIP-2, such as eip155:8453; version 1 of the protocol uses nicknames"}
+_WORDS: Final = sorted({word for reason in Reason for word in (reason.v1, reason.v2)})
+
+
+def _nullable(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(properties: Json, required: list[str], description: str = "") -> Json:
+    return {"type": "object", "description": description, "properties": properties, "required": required}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_SCHEMAS: Final[Json] = {
+    "PaymentRequest": _object(
+        {
+            "x402Version": {"type": "integer", "enum": [1, 2]},
+            "paymentPayload": _object({"x402Version": {"type": "integer"}}, ["x402Version"], "what the buyer sent, decoded"),
+            "paymentRequirements": _object({}, [], "the one entry that the seller selected"),
+        },
+        ["paymentPayload", "paymentRequirements"],
+        "the x402 protocol's request of /verify and /settle, version 1 or 2; unknown keys are tolerated",
+    ),
+    "VerifyResponse": _object(
+        {
+            "isValid": {"type": "boolean"},
+            "payer": {"type": "string", "description": '"" when unknown'},
+            "invalidReason": {"type": "string", "enum": _WORDS},
+            "invalidMessage": {"type": "string"},
+        },
+        ["isValid", "payer"],
+    ),
+    "SettleResponse": _object(
+        {
+            "success": {"type": "boolean"},
+            "transaction": {"type": "string", "description": '"" when nothing was broadcast'},
+            "network": _NETWORK,
+            "payer": {"type": "string"},
+            "errorReason": {"type": "string", "enum": _WORDS},
+            "errorMessage": {"type": "string"},
+            "extra": _object({"logIndex": {"type": "integer"}, "settlementId": {"type": "string", "format": "uuid"}}, []),
+        },
+        ["success", "transaction", "network", "payer"],
+    ),
+    "SupportedResponse": _object(
+        {
+            "kinds": {
+                "type": "array",
+                "items": _object(
+                    {"x402Version": {"type": "integer"}, "scheme": {"type": "string"}, "network": _NETWORK, "extra": {"type": "object"}},
+                    ["x402Version", "scheme", "network"],
+                ),
+            },
+            "extensions": {"type": "array", "items": {"type": "string"}},
+            "signers": {"type": "object", "additionalProperties": {"type": "array", "items": _ADDRESS}},
+        },
+        ["kinds", "extensions", "signers"],
+    ),
+    "Settlement": _object(
+        {
+            "id": {"type": "string", "format": "uuid"},
+            "state": {"type": "string", "enum": [state.value for state in State]},
+            "scheme": {"type": "string"},
+            "network": _NETWORK,
+            "asset": _ADDRESS,
+            "payer": _ADDRESS,
+            "payTo": _ADDRESS,
+            "amount": _ATOMIC,
+            "nonce": {**_HASH, "description": "the payer's EIP-3009 nonce"},
+            "validAfter": {**_ATOMIC, "description": "unix seconds"},
+            "validBefore": {**_ATOMIC, "description": "unix seconds"},
+            "transaction": _nullable(_HASH),
+            "logIndex": _nullable({"type": "integer", "description": "of the AuthorizationUsed log; with transaction the proof"}),
+            "blockNumber": _nullable({"type": "integer"}),
+            "reason": _nullable({"type": "string", "description": "why it was not paid by us"}),
+            "tenant": {"type": "string"},
+            "requestId": {"type": "string"},
+            "resource": _nullable({"type": "string"}),
+            "queuedAt": _TIME,
+            "resolvedAt": _nullable(_TIME),
+            "answered": {"type": "boolean", "description": "whether a caller was told the outcome"},
+            "history": {
+                "type": "array",
+                "items": _object(
+                    {"state": {"type": "string"}, "time": _TIME, "transaction": _nullable(_HASH), "reason": {"type": "string"}},
+                    ["state", "time", "transaction"],
+                ),
+            },
+            "cost": _nullable(
+                _object(
+                    {
+                        "wei": {**_ATOMIC, "description": "its share of the fees of all transactions that carried it"},
+                        "transactions": {
+                            "type": "array",
+                            "items": _object(
+                                {"transaction": _HASH, "gasUsed": _ATOMIC, "feeWei": _ATOMIC, "settlements": {"type": "integer"}},
+                                ["transaction", "gasUsed", "feeWei", "settlements"],
+                            ),
+                        },
+                    },
+                    ["wei", "transactions"],
+                )
+            ),
+            "incidents": {
+                "type": "array",
+                "items": _object(
+                    {"kind": {"type": "string"}, "transaction": _nullable(_HASH), "detail": {"type": "string"}, "time": _TIME},
+                    ["kind", "transaction", "detail", "time"],
+                ),
+            },
+        },
+        ["id", "state", "network", "asset", "payer", "payTo", "amount", "nonce", "transaction", "logIndex", "history", "cost", "incidents"],
+    ),
+    "SettlementPage": _object(
+        {"settlements": {"type": "array", "items": _ref("Settlement")}, "nextCursor": _nullable({"type": "string"})},
+        ["settlements", "nextCursor"],
+    ),
+    "Problem": _object(
+        {"error": {"type": "string"}, "message": {"type": "string"}, "requestId": {"type": "string"}},
+        ["error", "message", "requestId"],
+        "every answer outside the protocol; a 400 of /verify and /settle also carries the keys that old clients look for",
+    ),
+    "Health": _object({"status": {"type": "string", "enum": ["ok", "stuck"]}, "lagSeconds": {"type": "number"}}, ["status", "lagSeconds"]),
+    "Readiness": _object(
+        {"ready": {"type": "boolean"}, "gates": {"type": "object", "additionalProperties": {"type": "boolean"}}}, ["ready", "gates"]
+    ),
+}
+
+_RETRY: Final[Json] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+
+
+def _json(description: str, schema: str, headers: Json | None = None) -> Json:
+    answer: Json = {"description": description, "content": {"application/json": {"schema": _ref(schema)}}}
+    return answer | ({"headers": headers} if headers else {})
+
+
+_LOCKED: Final[Json] = {
+    "401": _json("no API key, or one that is unknown, expired or revoked", "Problem"),
+    "403": _json("the key lacks the scope", "Problem"),
+    "429": _json("too many requests with this key", "Problem", _RETRY),
+    "503": _json("cannot serve this now; nothing was sent to the chain for it", "Problem", _RETRY),
+}
+_BODY: Final[Json] = {
+    "400": _json("the body is no x402 request", "Problem"),
+    "408": _json("the body did not arrive in time", "Problem"),
+    "413": _json("the body is too large", "Problem"),
+    "415": _json("the body is not JSON in UTF-8", "Problem"),
+}
+
+
+def _operation(name: str, summary: str, answers: Json, scopes: tuple[str, ...] = (), **more: object) -> Json:
+    locks: Json = (
+        {"security": [{"bearer": list(scopes)}, {"apiKey": list(scopes)}], "x-scopes": list(scopes)} if scopes else {"security": []}
+    )
+    return {"operationId": name, "summary": summary, **locks, "responses": answers, **more}
+
+
+def _query(name: str, schema: Json, *, required: bool = False) -> Json:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+_PAYMENT_BODY: Final[Json] = {"required": True, "content": {"application/json": {"schema": _ref("PaymentRequest")}}}
+_IDEMPOTENCY: Final[Json] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "the same key with the same payment gets the same answer, byte for byte",
+}
+
+_PATHS: Final[Json] = {
+    "/verify": {
+        "post": _operation(
+            "verify",
+            "Would this payment settle now?",
+            {"200": _json("the outcome, valid or not", "VerifyResponse"), **_BODY, **_LOCKED},
+            ("verify",),
+            requestBody=_PAYMENT_BODY,
+        )
+    },
+    "/settle": {
+        "post": _operation(
+            "settle",
+            "Get this payment onto the chain once",
+            {
+                "200": _json("the outcome: paid, refused, or settlement_pending with the transaction's hash", "SettleResponse"),
+                "409": _json("the Idempotency-Key was used for another payment", "Problem"),
+                **_BODY,
+                **_LOCKED,
+            },
+            ("settle",),
+            requestBody=_PAYMENT_BODY,
+            parameters=[_IDEMPOTENCY],
+        )
+    },
+    "/supported": {"get": _operation("supported", "What is served", {"200": _json("kinds, extensions and signers", "SupportedResponse")})},
+    "/settlements": {
+        "get": _operation(
+            "listSettlements",
+            "Settlements, newest first; own tenant only unless scope finance or admin",
+            {"200": _json("a page", "SettlementPage"), "400": _json("a wrong query parameter", "Problem"), **_LOCKED},
+            ("read", "finance"),
+            parameters=[
+                _query("from", _TIME),
+                _query("to", _TIME),
+                _query("state", {"type": "string", "enum": [state.value for state in State]}),
+                _query("payer", _ADDRESS),
+                _query("pay_to", _ADDRESS),
+                _query("network", _NETWORK),
+                _query("asset", _ADDRESS),
+                _query("tx", _HASH),
+                _query("cursor", {"type": "string", "description": "nextCursor of the page before"}),
+                _query("limit", {"type": "integer", "minimum": 1, "default": 50}),
+            ],
+        )
+    },
+    "/settlements/lookup": {
+        "get": _operation(
+            "lookupSettlement",
+            "One settlement by its authorization: the answer to a lost reply",
+            {
+                "200": _json("the settlement", "Settlement"),
+                "400": _json("a wrong query parameter", "Problem"),
+                "404": _json("no such settlement of yours", "Problem"),
+                **_LOCKED,
+            },
+            ("read", "finance"),
+            parameters=[
+                _query("network", _NETWORK, required=True),
+                _query("asset", _ADDRESS, required=True),
+                _query("payer", _ADDRESS, required=True),
+                _query("nonce", _HASH, required=True),
+            ],
+        )
+    },
+    "/settlements/{id}": {
+        "get": _operation(
+            "getSettlement",
+            "One settlement",
+            {"200": _json("the settlement", "Settlement"), "404": _json("no such settlement of yours", "Problem"), **_LOCKED},
+            ("read", "finance"),
+            parameters=[{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}],
+        )
+    },
+    "/healthz": {
+        "get": _operation(
+            "healthz", "Is the process alive?", {"200": _json("yes", "Health"), "503": _json("its event loop is stuck", "Health")}
+        )
+    },
+    "/readyz": {
+        "get": _operation(
+            "readyz", "May traffic be sent here?", {"200": _json("yes", "Readiness"), "503": _json("not now; which gate", "Readiness")}
+        )
+    },
+    "/metrics": {
+        "get": _operation(
+            "metrics",
+            "Prometheus metrics; on [metrics] listen, and here only while this address is loopback",
+            {"200": {"description": "text format", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+        )
+    },
+    "/openapi.json": {
+        "get": _operation(
+            "openapi",
+            "This document",
+            {"200": {"description": "OpenAPI 3.1", "content": {"application/json": {"schema": {"type": "object"}}}}},
+        )
+    },
+}
+
+DOCUMENT: Final[Json] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "x402 facilitator",
+        "version": "1",
+        "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        "description": "Judges a signed payment authorization, gets it onto the chain once, and accounts for it.",
+    },
+    "paths": _PATHS,
+    "components": {
+        "schemas": _SCHEMAS,
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        },
+    },
+}

@@ -1,0 +1,264 @@
+"""The HTTP face: THE route table, and what happens around every route.
+
+Every request gets an id, one canonical line and one count; every exception becomes one form of answer, here and nowhere
+else. It must never show a traceback, and never answer 503 to a `/settle` whose transaction is on record: the engine
+answers by its own deadline.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from facilitator.api import openapi, settlements, x402
+from facilitator.api.access import Access
+from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
+from facilitator.api.settings import Listen
+from facilitator.errors import Fault
+from facilitator.metrics import BLOCKING_SECONDS, REQUEST_SECONDS, REQUESTS
+from facilitator.store.tenants import Tenant
+from facilitator.telemetry import bind, canonical, get_logger, trace_id_of
+
+_log = get_logger()
+
+HEARTBEAT_S: Final = 1.0
+HEARTBEAT_LATE_S: Final = 10.0
+"""A heartbeat older than this and the process counts as stuck."""
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+_NOBODY: Final = Grant(tenant=Tenant(tenant_id="nobody"), scopes=frozenset(), key_id=None)
+"""The grant of a route that asks for no key."""
+_LINGER_S: Final = 2.0
+"""How long the rest of a refused body is read and thrown away, so that the answer is not lost to a reset."""
+
+
+async def healthz(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
+    """GET /healthz: is this process alive? Its event loop's heartbeat is looked at, nothing outside."""
+    late_s = desk.clock.monotonic() - desk.heartbeat_at - HEARTBEAT_S
+    alive = late_s < HEARTBEAT_LATE_S
+    return json_response({"status": "ok" if alive else "stuck", "lagSeconds": round(max(0.0, late_s), 3)}, 200 if alive else 503)
+
+
+async def readyz(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
+    """GET /readyz: may traffic be sent here? Names each gate."""
+    gates = dict(desk.gates())
+    ready = all(gates.values())
+    return json_response({"ready": ready, "gates": gates}, 200 if ready else 503)
+
+
+async def metrics(_desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
+    """GET /metrics: everything of `facilitator.metrics` in Prometheus' text format."""
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def describe(_desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
+    """GET /openapi.json: all of this as OpenAPI 3.1."""
+    return json_response(openapi.DOCUMENT)
+
+
+ROUTES: Final = (
+    Route(method="POST", path="/verify", handler=x402.verify, scopes=("verify",)),
+    Route(method="POST", path="/settle", handler=x402.settle, scopes=("settle",), own_deadline=True),
+    Route(method="GET", path="/supported", handler=x402.supported),
+    Route(method="GET", path="/settlements", handler=settlements.page, scopes=("read", "finance")),
+    Route(method="GET", path="/settlements/lookup", handler=settlements.lookup, scopes=("read", "finance")),
+    Route(method="GET", path="/settlements/{id}", handler=settlements.get, scopes=("read", "finance")),
+    Route(method="GET", path="/healthz", handler=healthz),
+    Route(method="GET", path="/readyz", handler=readyz),
+    Route(method="GET", path="/openapi.json", handler=describe),
+)
+METRICS_ROUTE: Final = Route(method="GET", path="/metrics", handler=metrics)
+"""On the main port only while that is loopback."""
+
+
+class Server:
+    """One listening port with some of the routes. `start` returns when it accepts; `stop` may be called twice."""
+
+    def __init__(self, desk: Desk, access: Access, listen: Listen, routes: tuple[Route, ...]) -> None:
+        self._desk = desk
+        self._listen = listen
+        self._routes = routes
+        self._access = access
+        self._silent: dict[object, asyncio.TimerHandle] = {}
+        self._listener: asyncio.Server | None = None
+        self._runner: web.AppRunner | None = None
+        self.port = listen.port
+        """The port really taken, once started."""
+
+    async def start(self) -> None:
+        """Accept connections. Raises OSError when the address cannot be taken."""
+        settings = self._desk.settings
+        app = web.Application(middlewares=[self._observe])
+        for route in self._routes:
+            app.router.add_route(route.method, route.path, self._bind(route))
+        app.on_response_prepare.append(_add_headers)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            handle_signals=False,
+            handler_cancellation=True,
+            keepalive_timeout=settings.idle_timeout_s,
+            lingering_time=_LINGER_S,
+            shutdown_timeout=_LINGER_S,
+        )
+        await runner.setup()
+        self._runner = runner
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._accept, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
+        )
+        taken = self._listener.sockets[0].getsockname()
+        self.port = taken[1]
+
+    async def close_listener(self) -> None:
+        """Accept no further connection; those open go on."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Close the listener, then every connection; handlers that still run get `_LINGER_S`, then they are cancelled."""
+        await self.close_listener()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        for timer in self._silent.values():
+            timer.cancel()
+        self._silent.clear()
+
+    def _accept(self) -> asyncio.Protocol:
+        """One connection: refused when there are too many, closed when it stays silent."""
+        assert self._runner is not None
+        server = self._runner.server
+        assert server is not None
+        if len(server.connections) >= self._desk.settings.connections_max:
+            return _Refuse()
+        protocol = server()
+        loop = asyncio.get_running_loop()
+        self._silent[protocol] = loop.call_later(self._desk.settings.header_timeout_s, self._hang_up, protocol)
+        return protocol
+
+    def _hang_up(self, protocol: web.RequestHandler) -> None:
+        self._silent.pop(protocol, None)
+        if protocol.transport is not None:
+            protocol.transport.abort()
+
+    # ---- around every route
+
+    def _bind(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        desk, access = self._desk, self._access
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                async with asyncio.timeout(desk.settings.request_timeout_s) as deadline:
+                    grant = _NOBODY
+                    if route.scopes:
+                        grant = await access.admit(request, route.path, route.scopes)
+                    if route.own_deadline:
+                        deadline.reschedule(None)
+                    with bind(tenant=grant.tenant.tenant_id) if route.scopes else bind():
+                        return await route.handler(desk, request, grant)
+            except TimeoutError:
+                raise Fault("deadline", f"no answer within {desk.settings.request_timeout_s:g} s") from None
+
+        return handle
+
+    @web.middleware
+    async def _observe(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        """Id, canonical line, metrics, and the one mapping of exceptions to answers."""
+        if (timer := self._silent.pop(request.protocol, None)) is not None:
+            timer.cancel()
+        started = self._desk.clock.monotonic()
+        offered = request.headers.get("X-Request-Id", "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
+        request[REQUEST_ID] = request_id
+        resource = request.match_info.route.resource
+        path = resource.canonical if resource is not None else "unmatched"
+        facts: dict[str, object] = {"request_id": request_id}
+        if (trace_id := trace_id_of(request.headers.get("traceparent"))) is not None:
+            facts["trace_id"] = trace_id
+        with bind(**facts), canonical("request.answered", method=request.method[:16], route=path) as line:
+            status = 499  # the caller went away: nothing was answered
+            try:
+                response = await self._answer(request, handler, line)
+                status = response.status
+            finally:
+                elapsed_s = self._desk.clock.monotonic() - started
+                line["status"] = status
+                line["duration_ms"] = round(elapsed_s * 1000, 1)
+                REQUESTS.labels(path, str(status)).inc()
+                REQUEST_SECONDS.labels(path).observe(elapsed_s)
+        return response
+
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], line: dict[str, object]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except HttpProblem as problem:
+            line["error"] = problem.code
+            return problem.response(request[REQUEST_ID])
+        except Fault as fault:
+            line["error"], line["fault"] = fault.kind, str(fault)
+            return self._fault_problem(fault).response(request[REQUEST_ID])
+        except web.HTTPException as answer:
+            line["error"] = f"http_{answer.status}"
+            return _library_problem(answer, request).response(request[REQUEST_ID])
+        except ConnectionError:
+            raise asyncio.CancelledError from None  # the caller is gone while we wrote: nobody to answer
+        except Exception:  # noqa: BLE001 (the top of a request)
+            _log.exception("request.crashed")
+            line["error"] = "bug"
+            return HttpProblem(500, "internal_error", "a bug of ours; the log has it under this requestId").response(request[REQUEST_ID])
+
+    def _fault_problem(self, fault: Fault) -> HttpProblem:
+        """A Fault's words name hosts and queries of ours, so callers hear its kind only."""
+        if not fault.retryable:
+            return HttpProblem(500, fault.kind, "the service is misconfigured; its operator finds the reason in the log")
+        message = "cannot serve this now; the same request may succeed later, and nothing was sent to the chain for it"
+        return HttpProblem(503, fault.kind, message, {"Retry-After": str(self._desk.settings.retry_after_s)})
+
+
+def _library_problem(answer: web.HTTPException, request: web.Request) -> HttpProblem:
+    """What aiohttp itself raises: no such route, wrong method, unreadable expectation."""
+    if answer.status == 404:
+        return HttpProblem(404, "not_found", "there is no such route; see /openapi.json")
+    if answer.status == 405:
+        allow = answer.headers.get("Allow", "")
+        return HttpProblem(405, "method_not_allowed", f"{request.method[:16]} is not allowed here; allowed: {allow}", {"Allow": allow})
+    return HttpProblem(answer.status, f"http_{answer.status}", answer.reason)
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers of every answer, also of one that a handler writes itself."""
+    if (request_id := request.get(REQUEST_ID)) is not None:
+        response.headers["X-Request-Id"] = request_id
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers["Server"] = "facilitator"
+
+
+class _Refuse(asyncio.Protocol):
+    """A connection beyond the limit: closed before a byte is read."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
+
+
+async def beat(desk: Desk) -> None:
+    """The event loop's heartbeat, until cancelled. Sets the lag metric."""
+    while True:
+        due = desk.clock.monotonic() + HEARTBEAT_S
+        desk.heartbeat_at = desk.clock.monotonic()
+        await desk.clock.sleep(HEARTBEAT_S)
+        BLOCKING_SECONDS.set(max(0.0, desk.clock.monotonic() - due))
+
+
+def routes_for(listen: Listen) -> tuple[Route, ...]:
+    """The main port's routes: `/metrics` is among them while only this machine can reach it."""
+    return (*ROUTES, METRICS_ROUTE) if listen.loopback else ROUTES

@@ -1,0 +1,153 @@
+"""The protocol's three routes: bytes in, bytes out; versions end in the codec and payments are judged by the engine.
+
+An outcome of the protocol is HTTP 200 whatever it says. A `/settle` answer that holds the payment's answer slot is
+written here, so that its delivery can be watched.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response
+from facilitator.metrics import SETTLE_ANSWERS
+from facilitator.protocol import codec
+from facilitator.protocol.codec import Malformed, Refused
+from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
+from facilitator.protocol.reasons import Refusal
+from facilitator.settlement.engine import Caller, IdempotencyConflict
+from facilitator.telemetry import annotate
+
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+_STATUS: Final = {"body": 400, "too_large": 413, "media_type": 415}
+_ERROR: Final = {"body": "invalid_request", "too_large": "body_too_large", "media_type": "unsupported_media_type"}
+
+
+async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
+    """POST /verify: would this payment settle now?"""
+    decoded = await _decode(desk, request, _malformed_verify)
+    if isinstance(decoded, Refused):
+        _annotate_refusal(decoded.refusal)
+        return bytes_response(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
+    _annotate_payment(decoded)
+    result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
+    annotate(payer=result.payer, outcome="valid")
+    if result.refusal is not None:
+        _annotate_refusal(result.refusal)
+    return bytes_response(codec.encode_verify(result, decoded.version))
+
+
+async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
+    """POST /settle: get this payment onto the chain once, and say how it ended."""
+    idempotency_key = _idempotency_key(request)
+    decoded = await _decode(desk, request, _malformed_settle)
+    if isinstance(decoded, Refused):
+        _annotate_refusal(decoded.refusal)
+        SETTLE_ANSWERS.labels(decoded.refusal.reason.name.lower()).inc()
+        refused = SettleResult(payer=decoded.payer, refusal=decoded.refusal)
+        return bytes_response(codec.encode_settle(refused, decoded.version, decoded.wire_network))
+    _annotate_payment(decoded)
+    engine = desk.need_engine()
+    try:
+        answer = await engine.settle(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded, idempotency_key)
+    except IdempotencyConflict:
+        message = "this Idempotency-Key was used for another payment: use a key of its own for each payment"
+        raise HttpProblem(409, "idempotency_conflict", message) from None
+    result = answer.result
+    # From here to the first write nothing may be awaited: the slot of this answer is spent for this very connection.
+    SETTLE_ANSWERS.labels("success" if result.refusal is None else result.refusal.reason.name.lower()).inc()
+    annotate(payer=result.payer, tx_hash=result.tx_hash, settlement_id=result.settlement_id, outcome="success")
+    if result.refusal is not None:
+        _annotate_refusal(result.refusal)
+    response = web.Response(content_type="application/json")
+    ticket = answer.ticket
+    if ticket is None:
+        response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
+        return response
+
+    async def write() -> None:
+        response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
+        await response.prepare(request)
+        await response.write_eof()
+
+    await desk.deliveries.send(request.transport, write, lambda: engine.undelivered(ticket))
+    return response
+
+
+async def supported(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
+    """GET /supported: what is served, from configuration. Asks neither chain nor database."""
+    return bytes_response(codec.encode_supported(desk.supported()))
+
+
+async def _decode(desk: Desk, request: web.Request, malformed: Callable[[Malformed], dict[str, object]]) -> Payment | Refused:
+    """Read and decode the body. Raises HttpProblem 400, 408, 413 or 415."""
+    wrong_type = codec.check_content_type(request.headers.get("Content-Type"))
+    decoded = wrong_type or codec.decode_request(await read_body(desk, request))
+    if isinstance(decoded, Malformed):
+        message = f"{decoded.path}: {decoded.message}" if decoded.path not in {None, "$"} else decoded.message
+        raise HttpProblem(_STATUS[decoded.fault], _ERROR[decoded.fault], message, more=malformed(decoded))
+    return decoded
+
+
+async def read_body(desk: Desk, request: web.Request) -> bytes:
+    """The body as sent, never more of it in memory than the limit. Raises HttpProblem 408, 413 or 415."""
+    limit = desk.settings.body_bytes_max
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise HttpProblem(415, "unsupported_media_type", "expected a body without Content-Encoding")
+    too_large = HttpProblem(413, "body_too_large", f"expected a body of at most {limit} bytes", {"Connection": "close"})
+    if request.content_length is not None and request.content_length > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(desk.settings.body_timeout_s):
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body did not arrive within {desk.settings.body_timeout_s:g} s"
+        raise HttpProblem(408, "request_timeout", message, {"Connection": "close"}) from None
+    except web.RequestPayloadError:
+        raise HttpProblem(400, "invalid_request", "the body ended early or was not encoded as its headers say") from None
+    return bytes(body)
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    keys = request.headers.getall("Idempotency-Key", [])
+    if not keys:
+        return None
+    if len(keys) > 1 or not _IDEMPOTENCY_KEY.fullmatch(keys[0]):
+        raise HttpProblem(400, "invalid_request", "Idempotency-Key: expected once, 1 to 255 printable ASCII characters without spaces")
+    return keys[0]
+
+
+def _malformed_verify(malformed: Malformed) -> dict[str, object]:
+    """What an old client of `/verify` looks for in any answer."""
+    return {"isValid": False, "invalidReason": malformed.reason.v2, "invalidMessage": malformed.message, "payer": ""}
+
+
+def _malformed_settle(malformed: Malformed) -> dict[str, object]:
+    """What an old client of `/settle` looks for in any answer."""
+    word = malformed.reason.v2
+    return {"success": False, "errorReason": word, "errorMessage": malformed.message, "transaction": "", "network": "", "payer": ""}
+
+
+def _annotate_payment(payment: Payment) -> None:
+    asked = payment.requirements
+    annotate(
+        version=payment.version,
+        scheme=payment.scheme,
+        network=payment.network,
+        asset=asked.asset,
+        pay_to=asked.pay_to,
+        amount_atomic=str(asked.amount_atomic),
+    )
+    if payment.accepted_differs:
+        annotate(accepted_differs=payment.accepted_differs)
+
+
+def _annotate_refusal(refusal: Refusal) -> None:
+    evidence = {f"refusal_{key}": value for key, value in refusal.evidence.items()}
+    annotate(outcome="refused", reason=refusal.reason.name.lower(), refusal=refusal.message, **evidence)
