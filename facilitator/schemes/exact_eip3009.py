@@ -231,10 +231,12 @@ def _field(terms: Mapping[object, object], key: str, parse: Callable[[str], T], 
 def _read_signature(value: object) -> bytes:
     """The signature in its one spelling. It is never shown, so messages tell its length only."""
     where, shape = "payload.signature", "0x and an even number of hex digits"
-    if value is None or value in {"", "0x"}:
+    if value is None:
         _fail(Reason.MISSING_SIGNATURE, where, shape, "nothing")
     if not isinstance(value, str):
         _fail(Reason.INVALID_EXACT_PAYLOAD, where, shape, _show(value))
+    if value in {"", "0x"}:
+        _fail(Reason.MISSING_SIGNATURE, where, shape, _show(value))
     if len(value) > 2 + 2 * SIGNATURE_BYTES_MAX:
         _fail(Reason.INVALID_EXACT_PAYLOAD, where, f"at most {SIGNATURE_BYTES_MAX} bytes", f"{len(value)} characters")
     if len(value) % 2 or not _HEX.fullmatch(value):

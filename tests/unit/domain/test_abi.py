@@ -80,7 +80,9 @@ def test_a_batch_of_no_calls_is_still_a_call() -> None:
 
 def test_without_allow_failure_each_call_says_so() -> None:
     call = Call(to=USDC, data=b"\x01\x02")
-    assert abi.aggregate3([call], allow_failure=False) == abi.AGGREGATE3 + encode(["(address,bool,bytes)[]"], [[(USDC, False, b"\x01\x02")]])
+    assert abi.aggregate3([call], allow_failure=False) == abi.AGGREGATE3 + encode(
+        ["(address,bool,bytes)[]"], [[(USDC, False, b"\x01\x02")]]
+    )
 
 
 @pytest.mark.parametrize(
