@@ -14,6 +14,10 @@ class Clock(Protocol):
         """Wall time in whole unix seconds."""
         ...
 
+    def now_ms(self) -> int:
+        """Wall time in whole milliseconds, for ids that sort by time."""
+        ...
+
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back, for deadlines and durations."""
         ...
@@ -29,6 +33,10 @@ class SystemClock:
     def now(self) -> UnixSeconds:
         """Wall time in whole unix seconds."""
         return UnixSeconds(int(time.time()))
+
+    def now_ms(self) -> int:
+        """Wall time in whole milliseconds."""
+        return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
         """The event loop's own monotonic clock, so that deadlines compare with its timers."""

@@ -3,6 +3,7 @@
 Nothing here decides. What is durable on return: everything the function wrote, in one commit.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -270,6 +271,12 @@ class SettlementId:
     settlement_id: UUID
 
 
+def new_id(now_ms: int) -> UUID:
+    """A UUID of version 7 (RFC 9562): sorts by the time it was made, so that inserts touch the end of the index."""
+    random = int.from_bytes(secrets.token_bytes(10), "big")
+    return UUID(int=now_ms << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
+
+
 async def own_record(
     db: Db, key: AuthKey, tenant_id: str, idempotency_key: str | None, holder_ttl_s: float
 ) -> tuple[Settlement | None, Settlement | None]:
@@ -403,9 +410,14 @@ async def write_ahead(
     )
 
 
-async def claim_queued(session: Session, network: Network, limit: int) -> list[Settlement]:
-    """Lock up to `limit` queued settlements, oldest first, that nobody else has locked. Held until the transaction ends."""
-    return await session.many(Settlement, QUERIES["claim_queued"], network, limit)
+async def list_queued(db: Db, network: Network, limit: int) -> list[Settlement]:
+    """Up to `limit` queued settlements, oldest first."""
+    return await db.many(Settlement, QUERIES["list_queued"], network, limit)
+
+
+async def claim_queued(session: Session, settlement_ids: Sequence[UUID]) -> set[UUID]:
+    """Lock those of the settlements that are still queued and that nobody else has locked, until the transaction ends."""
+    return {row.settlement_id for row in await session.many(SettlementId, QUERIES["claim_queued"], list(settlement_ids))}
 
 
 async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
@@ -517,9 +529,10 @@ async def withdraw(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool
 
 async def take_answer(
     db: Db, settlement_id: UUID, holder: str, idempotency_key: str | None, epoch: int, holder_ttl_s: float
-) -> AnswerSlot | None:
-    """Take the answer slot if it is free or its holder's replica is dead; None when it is not to be had."""
-    return await db.optional(AnswerSlot, QUERIES["take_answer"], settlement_id, holder, idempotency_key, epoch, holder_ttl_s)
+) -> int | None:
+    """Take the answer slot if it is free or its holder's replica is dead, and return its new epoch; None when not."""
+    slot = await db.optional(AnswerSlot, QUERIES["take_answer"], settlement_id, holder, idempotency_key, epoch, holder_ttl_s)
+    return slot.answer_epoch if slot else None
 
 
 async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:

@@ -9,7 +9,7 @@ insert into relayer (network, address, next_tx_nonce) values ($1::text, $2::text
 update relayer
    set owner = $3::text, epoch = epoch + 1, lease_until = now() + make_interval(secs => $4::double precision)
  where network = $1::text and address = $2::text and status in ('active', 'draining')
-   and (owner is null or lease_until is null or lease_until < now())
+   and (owner is null or owner = $3::text or lease_until is null or lease_until < now())
 returning network, address, next_tx_nonce, status, owner, epoch;
 
 -- name: renew_lease :optional

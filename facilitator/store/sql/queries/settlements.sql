@@ -131,7 +131,8 @@ select answer_epoch, pg_notify('facilitator_queue', network)::text as notified f
 -- name: notify_queue :execute
 select pg_notify('facilitator_queue', $1::text);
 
--- name: claim_queued :many
+-- Oldest first; judged against the chain before they are claimed.
+-- name: list_queued :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
@@ -140,7 +141,11 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
   from settlement s
  where s.network = $1::text and s.state = 'queued'
  order by s.queued_at
- limit $2::integer
+ limit $2::integer;
+
+-- name: claim_queued :many
+select s.settlement_id from settlement s
+ where s.settlement_id = any($1::uuid[]) and s.state = 'queued'
    for update skip locked;
 
 -- The write-ahead for settlements that were claimed in this transaction.
@@ -191,8 +196,10 @@ with judged as (
            log_index = o.log_index, block_number = o.block_number, block_hash = o.block_hash,
            resolved_at = case when o.to_state in ('queued', 'submitted') then null else coalesce(s.resolved_at, now()) end,
            answer = coalesce(s.answer, o.answer::jsonb),
-           answer_state = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch
-                               then 'spent' else s.answer_state end
+           answer_state = case when s.answer_state <> 'held' then s.answer_state
+                               when o.to_state not in ('queued', 'submitted', 'preconfirmed', 'included', 'safe', 'finalized') then 'free'
+                               when s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch then 'spent'
+                               else 'held' end
       from judged o
      where s.settlement_id = o.settlement_id and s.state = o.from_state
     returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
@@ -244,7 +251,7 @@ select settlement_id from withdrawn;
 -- Take the answer slot: it is free, or its holder's replica is dead by database time.
 -- name: take_answer :optional
 update settlement s
-   set answer_state = case when s.resolved_at is null then 'held' else 'spent' end, answer_holder = $2::text,
+   set answer_state = 'held', answer_holder = $2::text,
        answer_epoch = s.answer_epoch + 1, answer_shared = false, idempotency_key = $3::text
  where s.settlement_id = $1::uuid and s.answer_epoch = $4::integer
    and (s.answer_state = 'free'
@@ -258,7 +265,7 @@ returning s.answer_epoch, s.answer_state;
 -- name: spend_answer :optional
 update settlement set answer_state = 'spent'
  where settlement_id = $1::uuid and answer_holder = $2::text and answer_epoch = $3::integer
-   and answer_state = 'held' and resolved_at is not null
+   and (answer_state = 'spent' or (answer_state = 'held' and resolved_at is not null))
 returning answer_epoch, answer_state;
 
 -- The holder went away, or was told `settlement_pending`: the next caller may take the slot.

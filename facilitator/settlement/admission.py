@@ -1,0 +1,465 @@
+"""The way in for /settle: each authorization is admitted once, and its one success is told once.
+
+A caller either admits the payment and holds its answer slot, or waits behind the holder (design.md decision 5).
+Nothing here signs or sends; the dispatcher records and sends, the watcher finds out. A caller's disconnect frees its
+slot and changes nothing about the payment.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from facilitator.clock import Clock
+from facilitator.domain.identity import AuthKey, fingerprint, key_of
+from facilitator.domain.states import READMITTABLE, State
+from facilitator.errors import OverloadFault, StoreFault
+from facilitator.metrics import UNDELIVERED_ANSWERS
+from facilitator.protocol.messages import Authorization, Payment, SettleResult
+from facilitator.protocol.reasons import Reason, Refusal
+from facilitator.settlement.answers import AnswerBoard, Seat
+from facilitator.settlement.relayer import Admitted, Dispatcher
+from facilitator.settlement.settings import Settings
+from facilitator.settlement.tasks import Background
+from facilitator.settlement.verification import Judged, Verifier, duplicate
+from facilitator.store import settlements
+from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.settlements import AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, Admission, Answer, Settlement, decode_answer
+from facilitator.store.tenants import Tenant
+from facilitator.units import Network, TxHash
+
+_LOCAL_POLL_S: Final = 1.0
+"""How often a caller reads the record itself while this process watches the settlement anyway."""
+_FOREIGN_POLL_S: Final = 0.25
+"""How often it does when another replica watches, should a notification be lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks."""
+
+    tenant: Tenant
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """The holder's claim: its success is marked spent, and must be given back when it does not arrive."""
+
+    settlement_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleAnswer:
+    """What to tell the caller. With a `ticket`, say afterwards whether it was delivered."""
+
+    result: SettleResult
+    ticket: Ticket | None = None
+
+
+class IdempotencyConflict(Exception):  # noqa: N818
+    """The tenant used this Idempotency-Key for another payment before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """One /settle call on its way through."""
+
+    caller: Caller
+    authorization: Authorization
+    fingerprint: bytes
+    resource: str | None
+    idempotency_key: str | None
+    deadline: float
+
+    @property
+    def tenant_id(self) -> str:
+        return self.caller.tenant.tenant_id
+
+    def asks_for(self, record: Settlement) -> bool:
+        """The same tenant, the same terms."""
+        return record.tenant_id == self.tenant_id and record.fingerprint == self.fingerprint
+
+    def shares_key(self, record: Settlement) -> bool:
+        """And the same idempotency key as the slot's holder."""
+        return self.idempotency_key is not None and record.idempotency_key == self.idempotency_key and self.asks_for(record)
+
+
+class Admitter:
+    """Runs /settle for every caller of this process."""
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        dispatchers: Mapping[Network, Dispatcher],
+        board: AnswerBoard,
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+        replica_id: str,
+        background: Background,
+    ) -> None:
+        self._verifier = verifier
+        self._dispatchers = dispatchers
+        self._board = board
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._replica_id = replica_id
+        self._background = background
+        self._admitting: dict[AuthKey, asyncio.Event] = {}
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """The process stops: callers are told how things stand instead of waiting on."""
+        self._hurry.set()
+
+    async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
+        """Settle, or say truthfully how the settlement stands when the deadline comes.
+
+        Durable on a success: the outcome and that this caller is told. Raises IdempotencyConflict; Faults only while
+        nothing was signed for this payment on behalf of this caller.
+        """
+        deadline = self._clock.monotonic() + self._settings.deadline_s
+        judged = await self._verifier.judge_signed(payment, self._verify_deadline(deadline))
+        if isinstance(judged, Refusal):
+            return SettleAnswer(result=SettleResult(payer=None, refusal=judged))
+        if idempotency_key is None and caller.tenant.trust_payment_identifier:
+            idempotency_key = payment.payment_identifier
+        request = _Request(
+            caller=caller,
+            authorization=judged.authorization,
+            fingerprint=fingerprint(judged.authorization),
+            resource=payment.resource,
+            idempotency_key=idempotency_key,
+            deadline=deadline,
+        )
+        while True:
+            async with self._turn(key_of(judged.authorization), deadline):
+                entered = await self._enter(request, judged)
+            if isinstance(entered, SettleAnswer):
+                return entered
+            if isinstance(entered, Admitted):
+                with self._board.seat(entered.settlement_id) as seat:
+                    seat.tx_hash = entered.tx_hash or seat.tx_hash
+                    answer = await self._hold(request, seat, entered.epoch)
+            elif entered is not None:
+                answer = await self._join(request, entered)
+            else:
+                answer = None
+            if answer is not None:
+                return answer
+
+    def _verify_deadline(self, deadline: float) -> float:
+        return min(deadline, self._clock.monotonic() + self._settings.verify_deadline_s)
+
+    @asynccontextmanager
+    async def _turn(self, key: AuthKey, deadline: float) -> AsyncIterator[None]:
+        """One caller of this process at a time reads the record of an authorization and admits it."""
+        while (admitting := self._admitting.get(key)) is not None:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
+                    await admitting.wait()
+            except TimeoutError:
+                raise OverloadFault("busy", "another request for this payment is being judged; ask again") from None
+        done = self._admitting[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._admitting[key]
+            done.set()
+
+    @staticmethod
+    def _may_readmit(record: Settlement) -> bool:
+        return State(record.state) in READMITTABLE
+
+    # --- the first caller ---
+
+    async def _enter(self, request: _Request, judged: Judged) -> Admitted | Settlement | SettleAnswer | None:
+        """Read the record; admit what is not on it and what may be tried again.
+
+        A settlement on record is for `_join`. None: look again, somebody was faster.
+        """
+        record = await self._read_record(request)
+        if record is not None and not self._may_readmit(record):
+            return record
+        refusal, head = await self._verifier.judge_chain(judged, self._verify_deadline(request.deadline))
+        if refusal is not None:
+            if refusal.reason is Reason.NONCE_USED and record is None and await self._read_record(request) is not None:
+                return None  # another replica admitted and paid it between our two looks
+            return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
+        assert head is not None
+        return await self._admit(request, record, head.number)
+
+    async def _read_record(self, request: _Request) -> Settlement | None:
+        """Our record of this authorization. Raises IdempotencyConflict when the key is bound to another payment."""
+        record, bound = await settlements.own_record(
+            self._db, key_of(request.authorization), request.tenant_id, request.idempotency_key, self._settings.lease_ttl_s
+        )
+        if bound is not None and bound.fingerprint != request.fingerprint:
+            raise IdempotencyConflict
+        return record
+
+    async def _admit(self, request: _Request, record: Settlement | None, head: int) -> Admitted | SettleAnswer | None:
+        """Admit for the first time, or again. None: look again, somebody was faster."""
+        dispatcher = self._dispatchers[request.authorization.network]
+        admission = Admission(
+            settlement_id=record.settlement_id if record else settlements.new_id(self._clock.now_ms()),
+            authorization=request.authorization,
+            tenant_id=request.tenant_id,
+            request_id=request.caller.request_id,
+            resource=request.resource,
+            idempotency_key=request.idempotency_key,
+            admitted_block=head,
+        )
+        try:
+            if record is None:
+                return await dispatcher.admit(admission, request.deadline)
+            epoch = await self._claim(
+                record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id)
+            )
+        except ConstraintViolated as violated:
+            if violated.constraint == IDEMPOTENCY_TAKEN:
+                raise IdempotencyConflict from None
+            if violated.constraint == AUTHORIZATION_TAKEN:
+                return None
+            raise
+        if epoch is not None:
+            dispatcher.claim_soon()
+            return Admitted(settlement_id=record.settlement_id, epoch=epoch, tx_hash=None)
+        again = (await settlements.records(self._db, [record.settlement_id], self._settings.lease_ttl_s))[0]
+        if again.state == record.state and again.answer is not None:  # a transaction that carried it is not final yet
+            return SettleAnswer(result=_result(again, decode_answer(again.answer)))
+        return None
+
+    async def _hold(self, request: _Request, seat: Seat, epoch: int) -> SettleAnswer | None:
+        """Wait as the holder of the answer slot. None: the slot was lost, look at the record again."""
+        seat.holder_epoch = epoch
+        try:
+            while (answer := seat.answer) is None:
+                if self._time_is_up(request):
+                    return await self._pending(request, seat, epoch)
+                await self._wait(request, seat)
+            if not answer.success:
+                return SettleAnswer(result=self._told(request, seat, answer))
+            if seat.spent_epoch != epoch and not await settlements.spend_answer(
+                self._db, seat.settlement_id, self._replica_id, epoch
+            ):
+                return None
+            self._board.delivery_began(seat.settlement_id)
+            return SettleAnswer(
+                result=self._told(request, seat, answer), ticket=Ticket(settlement_id=seat.settlement_id, epoch=epoch)
+            )
+        except asyncio.CancelledError:
+            UNDELIVERED_ANSWERS.inc()
+            self._free_later(seat.settlement_id, epoch)
+            raise
+        finally:
+            if seat.holder_epoch == epoch:
+                seat.holder_epoch = None
+
+    async def _pending(self, request: _Request, seat: Seat, epoch: int) -> SettleAnswer:
+        """The deadline came first: withdraw if nothing was signed, else tell the hash and free the slot."""
+        seat.holder_epoch = None
+        try:
+            if seat.tx_hash is None and await settlements.withdraw(self._db, seat.settlement_id, self._replica_id, epoch):
+                raise OverloadFault("not_sent", "the payment could not be sent in time and was withdrawn; ask again")
+            record = await self._board.read(seat)
+            freed = await settlements.free_answer(self._db, seat.settlement_id, self._replica_id, epoch)
+            if freed:
+                seat.wake()
+            if record.answer is not None and not decode_answer(record.answer).success:
+                return SettleAnswer(result=_result(record, decode_answer(record.answer)))
+        except StoreFault:
+            self._free_later(seat.settlement_id, epoch)
+            if seat.tx_hash is None:
+                raise
+        return SettleAnswer(result=self._unfinished(request, seat))
+
+    # --- every later caller ---
+
+    async def _join(self, request: _Request, record: Settlement) -> SettleAnswer | None:
+        """Wait behind the holder. None: the settlement may be admitted again."""
+        with self._board.seat(record.settlement_id) as seat:
+            seat.record = record
+            seat.tx_hash = record.tx_hash or seat.tx_hash
+            while True:
+                seen = seat.version
+                if self._may_readmit(record) and not record.answer:
+                    return None
+                if request.shares_key(record):
+                    answer = await self._share(request, seat, record)
+                elif request.asks_for(record):
+                    answer = await self._queue_behind(request, seat, record)
+                else:
+                    answer = self._foreign(seat, record)
+                if answer is not None:
+                    return answer
+                if self._time_is_up(request):
+                    return self._give_up(request, seat, record)
+                if seat.version == seen:
+                    await self._wait(request, seat)
+                record = await self._board.read(seat)
+                if not (request.asks_for(record) or record.tx_hash or record.answer):
+                    continue
+
+    async def _share(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
+        """The holder's own key: the same answer, byte for byte, for the life of the ledger."""
+        if record.answer is None:
+            return await self._take(request, seat, record) if self._is_free(record) else None
+        answer = decode_answer(record.answer)
+        if not answer.success or record.answer_shared:
+            return SettleAnswer(result=_result(record, answer))
+        if record.answer_state == "free":
+            return await self._take(request, seat, record)
+        assert request.idempotency_key is not None
+        if await settlements.share_answer(self._db, record.settlement_id, request.tenant_id, request.idempotency_key):
+            return SettleAnswer(result=_result(record, answer))
+        return None
+
+    async def _queue_behind(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
+        """The same tenant and terms: the truth if the slot frees, else a duplicate."""
+        if record.answer is not None and not (answer := decode_answer(record.answer)).success:
+            return SettleAnswer(result=_result(record, answer))
+        if self._is_free(record):
+            return await self._take(request, seat, record)
+        if record.answer_state == "spent" and not self._board.delivering(record.settlement_id):
+            return SettleAnswer(result=_refused(record, duplicate(record)))
+        return None
+
+    @staticmethod
+    def _foreign(seat: Seat, record: Settlement) -> SettleAnswer | None:
+        """Another tenant, or other terms: a duplicate, once a hash can be told."""
+        if record.tx_hash is None and record.answer is None:
+            return None
+        del seat
+        return SettleAnswer(result=_refused(record, duplicate(record)))
+
+    def _is_free(self, record: Settlement) -> bool:
+        """Free, or held for somebody whose replica is dead. A spent slot is never taken."""
+        return record.answer_state == "free" or (record.answer_state == "held" and not record.holder_alive)
+
+    async def _take(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
+        """Become the holder; None when somebody else was faster."""
+        try:
+            epoch = await self._claim(
+                record.settlement_id,
+                settlements.take_answer(
+                    self._db,
+                    record.settlement_id,
+                    self._replica_id,
+                    request.idempotency_key,
+                    record.answer_epoch,
+                    self._settings.lease_ttl_s,
+                ),
+            )
+        except ConstraintViolated as violated:
+            if violated.constraint == IDEMPOTENCY_TAKEN:
+                raise IdempotencyConflict from None
+            raise
+        if epoch is None:
+            seat.wake()
+            return None
+        return await self._hold(request, seat, epoch)
+
+    def _give_up(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer:
+        """A later caller's deadline."""
+        if request.shares_key(record) and seat.tx_hash is not None and record.answer is None:
+            return SettleAnswer(result=self._unfinished(request, seat))
+        if seat.tx_hash is None:
+            raise OverloadFault("not_sent", "this payment waits to be sent for another request; ask again")
+        return SettleAnswer(result=_refused(record, duplicate(record)))
+
+    # --- waiting, and what became of answers ---
+
+    def _time_is_up(self, request: _Request) -> bool:
+        return self._hurry.is_set() or self._clock.monotonic() >= request.deadline
+
+    async def _wait(self, request: _Request, seat: Seat) -> None:
+        """Until something changes, the next poll is due, or the deadline; a poll reads the record."""
+        local = self._dispatchers[request.authorization.network].watches(seat.settlement_id)
+        left = request.deadline - self._clock.monotonic()
+        seen = seat.version
+        await seat.changed(seen, min(left, _LOCAL_POLL_S if local else _FOREIGN_POLL_S))
+        if seat.version == seen or not local:
+            try:
+                await self._board.read(seat)
+            except StoreFault:
+                if seat.tx_hash is None and self._time_is_up(request):
+                    raise
+
+    async def _claim(self, settlement_id: UUID, statement: Coroutine[None, None, int | None]) -> int | None:
+        """Run a statement that takes an answer slot to its end, whatever becomes of the caller; gone, it frees the slot."""
+        task = asyncio.create_task(statement)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._background.start("free_answer", self._free_claimed(settlement_id, task))
+            raise
+
+    async def _free_claimed(self, settlement_id: UUID, claim: asyncio.Task[int | None]) -> None:
+        await asyncio.wait([claim])
+        if not claim.cancelled() and claim.exception() is None and (epoch := claim.result()) is not None:
+            await self._free(settlement_id, epoch)
+
+    def _free_later(self, settlement_id: UUID, epoch: int) -> None:
+        """Free the slot without keeping anybody; tried again until Postgres has it."""
+        self._background.start("free_answer", self._free(settlement_id, epoch))
+
+    async def _free(self, settlement_id: UUID, epoch: int) -> None:
+        while True:
+            try:
+                await settlements.free_answer(self._db, settlement_id, self._replica_id, epoch)
+                break
+            except StoreFault:
+                await self._clock.sleep(1.0)
+        self._board.delivery_ended(settlement_id)
+
+    async def undelivered(self, ticket: Ticket) -> None:
+        """The success did not reach its caller: the next one may hear it."""
+        self._free_later(ticket.settlement_id, ticket.epoch)
+
+    def delivered(self, ticket: Ticket) -> None:
+        """The success reached its caller: whoever waits behind it is a duplicate."""
+        self._board.delivery_ended(ticket.settlement_id)
+
+    def _told(self, request: _Request, seat: Seat, answer: Answer) -> SettleResult:
+        return _rendered(request.authorization, seat.settlement_id, answer)
+
+    def _unfinished(self, request: _Request, seat: Seat) -> SettleResult:
+        """Sent, or about to be, and not decided."""
+        assert seat.tx_hash is not None
+        return SettleResult(
+            payer=request.authorization.payer,
+            tx_hash=seat.tx_hash,
+            settlement_id=str(seat.settlement_id),
+            refusal=Refusal(
+                reason=Reason.SETTLEMENT_PENDING,
+                message=f"transaction {seat.tx_hash} is on its way; the same request again gets its outcome",
+            ),
+        )
+
+
+def _rendered(authorization: Authorization, settlement_id: UUID, answer: Answer) -> SettleResult:
+    """A stored answer as a result."""
+    refusal = None
+    if not answer.success:
+        refusal = Refusal(reason=Reason[answer.reason or "TRANSACTION_FAILED"], message=answer.message or "")
+    return SettleResult(
+        payer=authorization.payer,
+        refusal=refusal,
+        tx_hash=TxHash(answer.tx_hash) if answer.tx_hash else None,
+        log_index=answer.log_index,
+        settlement_id=str(settlement_id),
+    )
+
+
+def _result(record: Settlement, answer: Answer) -> SettleResult:
+    return _rendered(record.authorization, record.settlement_id, answer)
+
+
+def _refused(record: Settlement, refusal: Refusal) -> SettleResult:
+    return SettleResult(payer=record.payer, refusal=refusal, tx_hash=record.tx_hash, settlement_id=str(record.settlement_id))

@@ -1,0 +1,123 @@
+"""Who in this process waits for which settlement, and who of them holds its answer slot.
+
+The truth about answer slots is in Postgres; a seat is this process's window on one of them: it wakes the callers, and
+tells the watcher whether the holder is still connected when the outcome is committed.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from facilitator.store import settlements
+from facilitator.store.db import Db
+from facilitator.store.settlements import Answer, Settlement, decode_answer
+from facilitator.units import TxHash
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """One settlement that at least one caller here waits for."""
+
+    settlement_id: UUID
+    tx_hash: TxHash | None = None
+    answer: Answer | None = None
+    holder_epoch: int | None = None
+    """Epoch of the answer slot, when a connected caller of this process holds it."""
+    spent_epoch: int | None = None
+    """Epoch at which the outcome's commit marked the slot spent for that caller."""
+    record: Settlement | None = None
+    """The row as last read."""
+    callers: int = 0
+    version: int = 0
+    """Grows whenever something about the settlement may have changed."""
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _reading: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """Let every caller look again."""
+        self.version += 1
+        woken, self._woken = self._woken, asyncio.Event()
+        woken.set()
+
+    async def changed(self, seen: int, timeout_s: float) -> None:
+        """Return when the version differs from `seen`, or after the timeout."""
+        if self.version != seen or timeout_s <= 0:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+
+class AnswerBoard:
+    """The seats of this process."""
+
+    def __init__(self, db: Db, holder_ttl_s: float) -> None:
+        self._db = db
+        self._holder_ttl_s = holder_ttl_s
+        self._seats: dict[UUID, Seat] = {}
+        self._delivering: set[UUID] = set()
+
+    @contextmanager
+    def seat(self, settlement_id: UUID) -> Iterator[Seat]:
+        """Take part in the wait for a settlement; the seat is gone when its last caller leaves."""
+        seat = self._seats.get(settlement_id)
+        if seat is None:
+            seat = self._seats[settlement_id] = Seat(settlement_id)
+        seat.callers += 1
+        try:
+            yield seat
+        finally:
+            seat.callers -= 1
+            if seat.callers == 0:
+                del self._seats[settlement_id]
+
+    def find(self, settlement_id: UUID) -> Seat | None:
+        """The seat, when anybody here waits."""
+        return self._seats.get(settlement_id)
+
+    def delivering(self, settlement_id: UUID) -> bool:
+        """Is a success on its way to a holder in this process, not known to have arrived or to be lost?"""
+        return settlement_id in self._delivering
+
+    def delivery_began(self, settlement_id: UUID) -> None:
+        """The holder is about to be told: whoever waits behind it waits for the news of that."""
+        self._delivering.add(settlement_id)
+
+    def delivery_ended(self, settlement_id: UUID) -> None:
+        """The success arrived, or the slot was freed in Postgres because it did not."""
+        self._delivering.discard(settlement_id)
+        if seat := self._seats.get(settlement_id):
+            seat.wake()
+
+    def wake_all(self) -> None:
+        """Let every caller of this process look again."""
+        for seat in list(self._seats.values()):
+            seat.wake()
+
+    def poke(self, settlement_id: UUID) -> None:
+        """Something happened to this settlement elsewhere: let its callers read the record again."""
+        if seat := self._seats.get(settlement_id):
+            seat.record = None
+            seat.wake()
+
+    async def read(self, seat: Seat) -> Settlement:
+        """The row, read afresh; callers that ask at the same moment share one query. Raises StoreFault."""
+        if seat._reading is None:  # noqa: SLF001
+            seat._reading = asyncio.create_task(self._read(seat))  # noqa: SLF001
+        await asyncio.shield(seat._reading)  # noqa: SLF001
+        assert seat.record is not None
+        return seat.record
+
+    async def _read(self, seat: Seat) -> None:
+        try:
+            rows = await settlements.records(self._db, [seat.settlement_id], self._holder_ttl_s)
+            seat.record = record = rows[0]
+            seat.tx_hash = record.tx_hash or seat.tx_hash
+            if record.answer is not None and seat.answer is None:
+                seat.answer = decode_answer(record.answer)
+        finally:
+            seat._reading = None  # noqa: SLF001

@@ -1,0 +1,63 @@
+"""One chain as the loops see it: its client, its relayer keys, its newest block, and whether it may be served."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from facilitator.chain.evm import EvmClient
+from facilitator.chain.signer import Signer
+from facilitator.clock import Clock
+from facilitator.domain.facts import Head, Now
+from facilitator.metrics import HEAD_AGE_SECONDS
+from facilitator.units import Address, Network
+
+_MOVING_S: Final = 10.0
+"""Two blocks seen within this time mean that the head moves by itself."""
+
+
+class HeadClock:
+    """The newest block ever seen here, and the time that payments are judged at (design.md decision 8).
+
+    A node that lags never turns the clock back. The wall clock is not believed while it runs more than
+    `wall_skew_max_s` from a head that moves; an idle chain that mines on demand does not move.
+    """
+
+    def __init__(self, network: Network, clock: Clock, wall_skew_max_s: int) -> None:
+        self._network = network
+        self._clock = clock
+        self._wall_skew_max_s = wall_skew_max_s
+        self._seen_at = float("-inf")
+        self.newest: Head | None = None
+        self.wall_trusted = True
+
+    def observe(self, head: Head) -> None:
+        """Take note of a head that a node answered with."""
+        if self.newest is not None and head.number <= self.newest.number:
+            return
+        seen_at, wall = self._clock.monotonic(), self._clock.now()
+        if self.newest is not None and seen_at - self._seen_at <= _MOVING_S:
+            self.wall_trusted = abs(wall - head.timestamp) <= self._wall_skew_max_s
+        self.newest, self._seen_at = head, seen_at
+        HEAD_AGE_SECONDS.labels(self._network).set(wall - head.timestamp)
+
+    def now(self) -> Now | None:
+        """The time to judge at; None before the first block was seen."""
+        if self.newest is None:
+            return None
+        return Now(head=self.newest.timestamp, wall=self._clock.now() if self.wall_trusted else None)
+
+
+class ServedNetwork:
+    """A chain, its relayers' keys, and the findings that keep it off the list, if any."""
+
+    def __init__(self, network: Network, evm: EvmClient, signers: Sequence[Signer], head: HeadClock) -> None:
+        self.network: Final = network
+        self.evm: Final = evm
+        self.signers: Final = tuple(signers)
+        self.head: Final = head
+        self.findings: tuple[str, ...] = ()
+        """What start-up found wrong: another chain id, a token without code or with another domain. Empty: serve it."""
+
+    @property
+    def relayers(self) -> tuple[Address, ...]:
+        """Accounts that pay for gas."""
+        return tuple(signer.address for signer in self.signers)

@@ -1,0 +1,172 @@
+"""Leases, and taking up what an earlier owner left: the same steps at start, after a crash and after a lost lease.
+
+Nonces only rise: what the database, the chain or a pool has seen is used. Every open transaction is sent again byte
+for byte; every open settlement is found out about by chain facts. Only then may the relayer sign.
+"""
+
+import structlog
+
+from facilitator.clock import Clock
+from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
+from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.relayer import Account, Dispatcher
+from facilitator.settlement.settings import Settings
+from facilitator.settlement.watcher import Attempt, Item, OpenSlot, Watcher
+from facilitator.store import relayers, settlements
+from facilitator.store.db import Db
+from facilitator.store.settlements import Lease
+
+_RPC_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Keeper:
+    """Keeps one network's relayers leased and taken up."""
+
+    def __init__(
+        self,
+        chain: ServedNetwork,
+        dispatcher: Dispatcher,
+        watcher: Watcher,
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+        replica_id: str,
+    ) -> None:
+        self._chain = chain
+        self._dispatcher = dispatcher
+        self._watcher = watcher
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._replica_id = replica_id
+
+    async def run(self) -> None:
+        """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not ready."""
+        while True:
+            for account in self._dispatcher.accounts:
+                await self._keep(account)
+            idle = all(account.ready for account in self._dispatcher.accounts)
+            await self._clock.sleep(self._settings.lease_renew_s if idle else min(1.0, self._settings.lease_renew_s))
+
+    async def release(self) -> None:
+        """Give every lease back; open slots stay on record for the next owner."""
+        for account in self._dispatcher.accounts:
+            if (lease := account.lease) is not None:
+                account.lose()
+                await relayers.release_lease(self._db, lease.network, lease.relayer, lease.owner, lease.epoch)
+
+    async def _keep(self, account: Account) -> None:
+        network, address = self._chain.network, account.address
+        asked_at = self._clock.monotonic()
+        if account.lease is not None:
+            renewed = await relayers.renew_lease(
+                self._db, network, address, self._replica_id, account.lease.epoch, self._settings.lease_ttl_s
+            )
+            if renewed is None:
+                log.warning("relayer.lease_lost", relayer=address, network=network)
+                account.lose()
+                self._watcher.drop_relayer(address)
+                return
+            account.renewed_at = asked_at
+            if renewed.status != "active":
+                account.ready = False
+        elif not await self._take(account, asked_at):
+            return
+        if not account.ready or self._watcher.reopened.is_set():
+            self._watcher.reopened.clear()
+            await self._adopt(account)
+
+    async def _take(self, account: Account, asked_at: float) -> bool:
+        """Take the lease if it is to be had."""
+        network, address = self._chain.network, account.address
+        taken = await relayers.take_lease(self._db, network, address, self._replica_id, self._settings.lease_ttl_s)
+        if taken is None:
+            known = {relayer.address for relayer in await relayers.list_relayers(self._db, network)}
+            if address in known:
+                return False
+            used = await self._used_on_chain(account)
+            await relayers.register(self._db, network, address, used)
+            taken = await relayers.take_lease(self._db, network, address, self._replica_id, self._settings.lease_ttl_s)
+            if taken is None:
+                return False
+        self._watcher.drop_relayer(address)
+        account.lease = Lease(network=network, relayer=address, owner=self._replica_id, epoch=taken.epoch)
+        account.renewed_at = asked_at
+        account.next_tx_nonce = taken.next_tx_nonce
+        log.info("relayer.leased", relayer=address, network=network, epoch=taken.epoch)
+        return True
+
+    async def _adopt(self, account: Account) -> None:
+        """Take up what is open, raise the tx_nonce to what the chain has seen, and only then be ready."""
+        lease = account.lease
+        assert lease is not None
+        await self._chain.evm.connect(self._chain.evm.deadline_in(_RPC_S))
+        self._chain.head.observe(await self._chain.evm.head(self._chain.evm.deadline_in(_RPC_S)))
+        used = await self._used_on_chain(account)
+        row = await relayers.raise_tx_nonce(self._db, lease.network, lease.relayer, lease.owner, lease.epoch, used)
+        if row is None:
+            account.lose()
+            return
+        if used > account.next_tx_nonce:
+            await self._report_gap(account, used)
+        account.next_tx_nonce = row.next_tx_nonce
+        await self._take_up(account)
+        if row.status != "active":
+            return
+        balance = await self._chain.evm.balance(account.address, self._chain.evm.deadline_in(_RPC_S))
+        RELAYER_BALANCE.labels(lease.network, lease.relayer).set(balance)
+        account.ready = True
+        self._dispatcher.claim_soon()
+        log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
+
+    async def _used_on_chain(self, account: Account) -> int:
+        """The next tx_nonce by the chain's and the pool's word, whichever is higher."""
+        deadline = self._chain.evm.deadline_in(_RPC_S)
+        latest = await self._chain.evm.transaction_count(account.address, "latest", deadline)
+        pending = await self._chain.evm.transaction_count(account.address, "pending", deadline)
+        return max(latest, pending)
+
+    async def _report_gap(self, account: Account, used: int) -> None:
+        """The chain has seen more of this relayer than is on record: lost commits, or somebody else's use of the key."""
+        INCIDENTS.labels("relayer_used_elsewhere").inc()
+        await settlements.open_incident(
+            self._db,
+            self._chain.network,
+            "relayer_used_elsewhere",
+            f"the next tx_nonce on record is {account.next_tx_nonce}, the chain has used {used}",
+            relayer=account.address,
+        )
+
+    async def _take_up(self, account: Account) -> None:
+        """Watch and send again every open slot on record."""
+        lease = account.lease
+        assert lease is not None
+        transactions = await relayers.open_transactions(self._db, lease.network, lease.relayer)
+        items = await relayers.open_items(self._db, lease.network, lease.relayer)
+        rows = await settlements.records(self._db, [item.settlement_id for item in items], 0.0) if items else []
+        by_id = {row.settlement_id: row for row in rows}
+        for slot_id in dict.fromkeys(transaction.slot_id for transaction in transactions):
+            attempts = [transaction for transaction in transactions if transaction.slot_id == slot_id]
+            carried = [by_id[item.settlement_id] for item in items if item.slot_id == slot_id]
+            slot = OpenSlot(
+                slot_id=slot_id,
+                relayer=account.address,
+                tx_nonce=attempts[0].tx_nonce,
+                attempts=[Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw) for attempt in attempts],
+                items=tuple(
+                    Item(
+                        settlement_id=row.settlement_id,
+                        authorization=row.authorization,
+                        admitted_block=row.admitted_block,
+                    )
+                    for row in carried
+                ),
+                opened_at=self._clock.monotonic(),
+            )
+            self._watcher.add(slot)
+            await self._watcher.send(slot)
+        if transactions:
+            log.info("relayer.slots_taken_up", relayer=account.address, transactions=len(transactions))
+

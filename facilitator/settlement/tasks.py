@@ -1,0 +1,55 @@
+"""Background tasks that somebody owns: none is lost, none fails unseen, all end when the engine does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Final
+
+import structlog
+
+from facilitator.clock import Clock
+from facilitator.errors import Fault
+from facilitator.metrics import LOOP_RESTARTS
+
+_RESTART_S: Final = 1.0
+log = structlog.get_logger(__name__)
+
+
+class Background:
+    """Short tasks beside the loops, such as a send or the freeing of an answer slot."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """Run `work` to its end; an exception in it is a bug that is logged and counted."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOOP_RESTARTS.labels(task.get_name()).inc()
+            log.error("task.failed", task=task.get_name(), exc_info=error)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for what is running, then cancel the rest."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+
+async def keep_running(name: str, loop: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Run a loop for ever. A Fault is the world's: logged, tried again. Anything else is a bug: logged, counted, restarted."""
+    while True:
+        try:
+            await loop()
+        except Fault as fault:
+            log.warning("loop.faulted", loop=name, kind=fault.kind, fault=str(fault))
+        except Exception:
+            LOOP_RESTARTS.labels(name).inc()
+            log.exception("loop.failed", loop=name)
+        await clock.sleep(_RESTART_S)

@@ -1,0 +1,154 @@
+"""Would this payment settle? The order of judgement, for /verify and for admission alike (design.md decision 5).
+
+Shape → static terms → signature → own record → time → chain facts → simulation. Nonce, payer and terms are public once
+used, so nobody learns anything from our record before the signature is judged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from facilitator.clock import Clock
+from facilitator.domain.facts import Head, Now
+from facilitator.domain.identity import fingerprint, key_of
+from facilitator.domain.states import State
+from facilitator.errors import StoreFault
+from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS
+from facilitator.protocol.messages import Authorization, Payment, VerifyResult
+from facilitator.protocol.reasons import Reason, Refusal
+from facilitator.schemes.scheme import Registry, Scheme
+from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.settings import Settings
+from facilitator.store import settlements
+from facilitator.store.db import Db
+from facilitator.store.settlements import Settlement, decode_answer
+from facilitator.units import Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A payment whose signature holds: what was signed, under which scheme, on which chain."""
+
+    authorization: Authorization
+    scheme: Scheme
+    chain: ServedNetwork
+
+
+class Verifier:
+    """Fetches what the pure rules ask for, in their order, and hands back their ruling."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        networks: Mapping[Network, ServedNetwork],
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+    ) -> None:
+        self._registry = registry
+        self._networks = networks
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+
+    async def verify(self, tenant_id: str, payment: Payment) -> VerifyResult:
+        """Judge a payment without changing anything. Raises ChainFault when the chain cannot be asked."""
+        result = await self._verify(tenant_id, payment)
+        outcome = "valid" if result.refusal is None else result.refusal.reason.name.lower()
+        known = payment.network in self._networks
+        scheme = payment.scheme if self._registry.find(payment.scheme) else "other"
+        VERIFICATIONS.labels(payment.network if known else "other", scheme, outcome).inc()
+        return result
+
+    async def _verify(self, tenant_id: str, payment: Payment) -> VerifyResult:
+        deadline = self._clock.monotonic() + self._settings.verify_deadline_s
+        judged = await self.judge_signed(payment, deadline)
+        if isinstance(judged, Refusal):
+            return VerifyResult(payer=None, refusal=judged)
+        authorization = judged.authorization
+        try:
+            record, _ = await settlements.own_record(
+                self._db, key_of(authorization), tenant_id, None, self._settings.lease_ttl_s
+            )
+        except StoreFault:
+            UNRECORDED_VERIFICATIONS.inc()
+            record = None
+        if record is not None and (ruling := self.judge_record(record, tenant_id, authorization)) is not None:
+            return VerifyResult(payer=authorization.payer, refusal=ruling if isinstance(ruling, Refusal) else None)
+        refusal, _ = await self.judge_chain(judged, deadline)
+        return VerifyResult(payer=authorization.payer, refusal=refusal)
+
+    async def judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
+        """Shape, static terms and signature. Asks the chain only when the payer's own key did not sign."""
+        scheme = self._registry.find(payment.requirements.scheme)
+        if scheme is None:
+            return Refusal(
+                reason=Reason.UNSUPPORTED_SCHEME,
+                message=f"scheme: expected one of {', '.join(self._registry.names)}, got {payment.requirements.scheme[:64]!r}",
+            )
+        authorization = scheme.read(payment)
+        if isinstance(authorization, Refusal):
+            return authorization
+        chain = self._networks.get(authorization.network)
+        if chain is None or chain.findings:
+            return Refusal(
+                reason=Reason.UNSUPPORTED_NETWORK,
+                message=f"network: expected one of {', '.join(self.networks_served())}, got {authorization.network}",
+            )
+        refusal = scheme.check_terms(authorization, payment.requirements)
+        if refusal is not None:
+            return refusal
+        refusal = scheme.check_signature(authorization)
+        if refusal is not None:
+            facts = await chain.evm.answer(scheme.ask_payer_code(authorization), deadline)
+            chain.head.observe(facts.head)
+            return scheme.judge_payer_code(authorization, facts, refusal)
+        return Judged(authorization=authorization, scheme=scheme, chain=chain)
+
+    def judge_record(self, record: Settlement, tenant_id: str, authorization: Authorization) -> Refusal | bool | None:
+        """What our own record says of a repeat: a refusal, True for "it may still be answered", None for "ask the chain"."""
+        state = State(record.state)
+        if state in {State.WITHDRAWN, State.FAILED}:
+            return None
+        same = record.tenant_id == tenant_id and record.fingerprint == fingerprint(authorization)
+        if state in {State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT} and record.answer:
+            return recorded_refusal(record)
+        if same and record.answer_state != "spent":
+            return True
+        return duplicate(record)
+
+    async def judge_chain(self, judged: Judged, deadline: float) -> tuple[Refusal | None, Head | None]:
+        """Time, chain facts and simulation, in one round trip. The head is None only when time alone refused."""
+        now = judged.chain.head.now()
+        if now is not None and judged.chain.head.wall_trusted:
+            early = judged.scheme.check_time(judged.authorization, now)
+            if early is not None and early.reason is Reason.EXPIRED:
+                return early, None
+        facts = await judged.chain.evm.answer(judged.scheme.ask(judged.authorization), deadline)
+        judged.chain.head.observe(facts.head)
+        now = judged.chain.head.now()
+        assert now is not None
+        refusal = judged.scheme.check_time(judged.authorization, Now(head=now.head, wall=now.wall))
+        return refusal or judged.scheme.judge(judged.authorization, facts), facts.head
+
+    def networks_served(self) -> list[Network]:
+        """Networks that passed their start-up checks."""
+        return [network for network, chain in self._networks.items() if not chain.findings]
+
+
+def duplicate(record: Settlement) -> Refusal:
+    """This payment is on record already, and its one success is or will be told to somebody else."""
+    if record.tx_hash:
+        paid = f"it is carried by transaction {record.tx_hash}"
+    else:
+        paid = "no transaction carries it yet"
+    return Refusal(
+        reason=Reason.DUPLICATE_SETTLEMENT,
+        message=f"expected an authorization that was not settled before; this one is on record as {record.state}: {paid}",
+    )
+
+
+def recorded_refusal(record: Settlement) -> Refusal:
+    """The refusal that a settlement ended with."""
+    assert record.answer is not None
+    answer = decode_answer(record.answer)
+    return Refusal(reason=Reason[answer.reason or "TRANSACTION_FAILED"], message=answer.message or "")

@@ -1,0 +1,474 @@
+"""Finds out what became of sent transactions, and commits it: state, entries, answer and cost together.
+
+It believes chain facts only (design.md decisions 3 and 4): the log pair in a sealed block proves a payment; a receipt's
+status does not, an error is never an absence, and without proof a settlement stays where it is.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from facilitator.chain.evm import Receipt
+from facilitator.clock import Clock
+from facilitator.domain import abi
+from facilitator.domain.abi import Canceled, Log, PaymentProof, UsedOtherwise
+from facilitator.domain.postings import resolution
+from facilitator.domain.states import State, move
+from facilitator.errors import ChainFault, Fault
+from facilitator.metrics import INCIDENTS, OPEN_SLOTS, SETTLEMENTS, STAGE_SECONDS
+from facilitator.protocol.messages import Authorization
+from facilitator.protocol.reasons import Reason
+from facilitator.schemes.scheme import Registry
+from facilitator.settlement.answers import AnswerBoard
+from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.settings import Settings
+from facilitator.settlement.verification import Judged, Verifier
+from facilitator.store import relayers, settlements
+from facilitator.store.db import Db
+from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome
+from facilitator.units import Address, TxHash
+
+_RPC_S: Final = 5.0
+"""Deadline of one look at the chain."""
+_LOG_RANGE: Final = 2000
+"""Blocks asked for in one `eth_getLogs`."""
+_LOOK_BACK: Final = 10
+"""Blocks before admission that are searched too: our head may have been ahead of another node's."""
+_MISSES_MAX: Final = 3
+"""Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A settlement in a transaction."""
+
+    settlement_id: UUID
+    authorization: Authorization
+    admitted_block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One signed transaction of a slot; recorded before it was ever sent."""
+
+    tx_hash: TxHash
+    raw: bytes = field(repr=False)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class OpenSlot:
+    """A tx_nonce whose end nobody knows yet."""
+
+    slot_id: int
+    relayer: Address
+    tx_nonce: int
+    attempts: list[Attempt]
+    items: tuple[Item, ...]
+    opened_at: float
+    """Monotonic."""
+    sent_at: float = float("-inf")
+    misses: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """How a settlement ended, by chain facts."""
+
+    state: State
+    answer: Answer
+    reason: Reason | None = None
+    log: Log | None = None
+    tx_hash: TxHash | None = None
+
+
+class Watcher:
+    """One network's open slots."""
+
+    def __init__(
+        self,
+        chain: ServedNetwork,
+        registry: Registry,
+        verifier: Verifier,
+        board: AnswerBoard,
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+        replica_id: str,
+    ) -> None:
+        self._chain = chain
+        self._registry = registry
+        self._verifier = verifier
+        self._board = board
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._replica_id = replica_id
+        self._open: dict[int, OpenSlot] = {}
+        self._watched: set[UUID] = set()
+        self._look = asyncio.Event()
+        self.slot_freed = asyncio.Event()
+        """Set whenever a slot closes, for the dispatcher that waits for room."""
+        self.reopened = asyncio.Event()
+        """Set when a reorganisation opened slots in the store again: they must be taken up."""
+
+    # --- what is watched ---
+
+    def add(self, slot: OpenSlot) -> None:
+        """Watch a slot that is on record."""
+        self._open[slot.slot_id] = slot
+        self._watched.update(item.settlement_id for item in slot.items)
+        for item in slot.items:
+            if seat := self._board.find(item.settlement_id):
+                seat.tx_hash = slot.attempts[-1].tx_hash
+                seat.wake()
+        self._count(slot.relayer)
+
+    def drop_relayer(self, relayer: Address) -> None:
+        """Another replica owns the relayer now, and watches its slots."""
+        for slot in [slot for slot in self._open.values() if slot.relayer == relayer]:
+            self._close(slot)
+
+    def watches(self, settlement_id: UUID) -> bool:
+        """Does this process find out about this settlement by itself?"""
+        return settlement_id in self._watched
+
+    def open_slots(self, relayer: Address) -> int:
+        """Transactions of this relayer in flight."""
+        return sum(slot.relayer == relayer for slot in self._open.values())
+
+    def _close(self, slot: OpenSlot) -> None:
+        self._open.pop(slot.slot_id, None)
+        self._watched.difference_update(item.settlement_id for item in slot.items)
+        self._count(slot.relayer)
+        self.slot_freed.set()
+
+    def _count(self, relayer: Address) -> None:
+        OPEN_SLOTS.labels(self._chain.network, relayer).set(self.open_slots(relayer))
+
+    # --- sending ---
+
+    async def send(self, slot: OpenSlot) -> None:
+        """Hand the slot's newest transaction to the network; any doubt is left to the next look."""
+        attempt = slot.attempts[-1]
+        started = self._clock.monotonic()
+        slot.sent_at = started
+        try:
+            outcome = await self._chain.evm.send_raw(attempt.raw, self._chain.evm.deadline_in(_RPC_S))
+        except ChainFault as fault:
+            log.warning("transaction.send_in_doubt", tx_hash=attempt.tx_hash, kind=fault.kind, fault=str(fault))
+        else:
+            if outcome.in_pool:
+                STAGE_SECONDS.labels("send").observe(self._clock.monotonic() - started)
+            else:
+                kind = outcome.error.value if outcome.error else "unknown"
+                log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+        self._look.set()
+
+    # --- looking ---
+
+    async def run(self) -> None:
+        """Look whenever something was sent, and every `poll_s` while anything is open."""
+        while True:
+            if not self._open:
+                await self._look.wait()
+            else:
+                try:
+                    async with asyncio.timeout(self._settings.poll_s):
+                        await self._look.wait()
+                except TimeoutError:
+                    pass
+            self._look.clear()
+            await self.look()
+
+    async def look(self) -> None:
+        """One look at the chain: receipts of everything open, in one request; then outcomes, in one commit."""
+        slots = list(self._open.values())
+        if not slots:
+            return
+        hashes = [(slot, attempt.tx_hash) for slot in slots for attempt in slot.attempts]
+        receipts = await self._chain.evm.receipts([tx_hash for _, tx_hash in hashes], self._deadline())
+        mined: dict[int, Receipt] = {}
+        for (slot, _), receipt in zip(hashes, receipts, strict=True):
+            if receipt is not None and receipt.sealed:
+                mined[slot.slot_id] = receipt
+        await self._settle([(slot, mined[slot.slot_id]) for slot in slots if slot.slot_id in mined])
+        now = self._clock.monotonic()
+        late = [slot for slot in slots if slot.slot_id not in mined and now - slot.sent_at >= self._settings.resend_s]
+        if late:
+            await self._nudge(late)
+
+    async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
+        """Commit what mined transactions did. A settlement whose fate is undecided keeps its slot open."""
+        outcomes: list[Outcome] = []
+        closed: list[OpenSlot] = []
+        slots: list[ClosedSlot] = []
+        costs: list[Cost] = []
+        rulings: dict[UUID, tuple[Item, Ruling, float]] = {}
+        for slot, receipt in mined:
+            found = [(item, await self._rule_mined(item, receipt)) for item in slot.items]
+            decided = [(item, ruling) for item, ruling in found if ruling is not None]
+            if len(decided) < len(found):
+                continue
+            for item, ruling in decided:
+                outcomes.append(self._outcome(item, State.SUBMITTED, ruling))
+                rulings[item.settlement_id] = (item, ruling, slot.opened_at)
+            closed.append(slot)
+            slots.append(
+                ClosedSlot(
+                    slot_id=slot.slot_id,
+                    state="included",
+                    mined_tx_hash=receipt.tx_hash,
+                    block_number=receipt.block_number,
+                    block_hash=receipt.block_hash,
+                )
+            )
+            costs.append(
+                Cost(
+                    tx_hash=receipt.tx_hash,
+                    gas_used=receipt.gas_used,
+                    effective_gas_price_wei=receipt.effective_gas_price_wei,
+                    l1_fee_wei=receipt.l1_fee_wei,
+                )
+            )
+        if not closed:
+            return
+        await self.commit(outcomes, slots, costs, rulings)
+        for slot in closed:
+            self._close(slot)
+
+    async def commit(
+        self,
+        outcomes: Sequence[Outcome],
+        slots: Sequence[ClosedSlot],
+        costs: Sequence[Cost],
+        rulings: dict[UUID, tuple[Item, Ruling, float]],
+    ) -> None:
+        """Commit outcomes and tell everybody in this process who waits for them."""
+        for resolved in await settlements.resolve(self._db, self._replica_id, outcomes, slots, costs):
+            item, ruling, opened_at = rulings[resolved.settlement_id]
+            authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
+            SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
+            STAGE_SECONDS.labels("inclusion").observe(took_s)
+            log.info(
+                "settlement.resolved",
+                settlement_id=str(resolved.settlement_id),
+                state=resolved.state,
+                reason=ruling.reason.name if ruling.reason else None,
+                network=authorization.network,
+                payer=authorization.payer,
+                pay_to=authorization.pay_to,
+                amount_atomic=str(authorization.amount_atomic),
+                tx_hash=ruling.tx_hash,
+                log_index=ruling.log.log_index if ruling.log else None,
+                inclusion_s=round(took_s, 3),
+            )
+            if seat := self._board.find(resolved.settlement_id):
+                seat.record = None
+                seat.answer = ruling.answer
+                seat.tx_hash = ruling.tx_hash or seat.tx_hash
+                if resolved.answer_state == "spent" and resolved.answer_holder == self._replica_id:
+                    seat.spent_epoch = resolved.answer_epoch
+                    self._board.delivery_began(resolved.settlement_id)
+                seat.wake()
+
+    def _outcome(self, item: Item, from_state: State, ruling: Ruling) -> Outcome:
+        seat = self._board.find(item.settlement_id)
+        return Outcome(
+            settlement_id=item.settlement_id,
+            from_state=from_state,
+            to_state=move(from_state, ruling.state),
+            answer=ruling.answer,
+            phase=resolution(ruling.state),
+            reason=ruling.reason.name if ruling.reason else None,
+            tx_hash=ruling.tx_hash,
+            log_index=ruling.log.log_index if ruling.log else None,
+            block_number=ruling.log.block_number if ruling.log else None,
+            block_hash=ruling.log.block_hash if ruling.log else None,
+            spend_epoch=seat.holder_epoch if seat else None,
+        )
+
+    # --- judging ---
+
+    async def _rule_mined(self, item: Item, receipt: Receipt) -> Ruling | None:
+        """What a mined transaction of ours did for one of its items; None while it cannot be told."""
+        found = abi.find_payment(receipt.logs, item.authorization)
+        if isinstance(found, PaymentProof):
+            return included(found.log)
+        try:
+            return await self.rule(item, receipt.tx_hash)
+        except Fault as fault:
+            log.warning("settlement.undecided", settlement_id=str(item.settlement_id), kind=fault.kind, fault=str(fault))
+            return None
+
+    async def rule(self, item: Item, mined: TxHash | None) -> Ruling | None:
+        """The resolver: who used this authorization, if anybody? None: it is unused, or the chain does not tell yet.
+
+        `mined` is a transaction of ours that was mined without paying it; then an unused authorization means *failed*.
+        """
+        authorization = item.authorization
+        found = await self._search(item)
+        if isinstance(found, PaymentProof):
+            if await relayers.our_transactions(self._db, [found.log.tx_hash]):
+                return included(found.log)
+            return _refused(State.EXTERNAL, Reason.SETTLEMENT_EXTERNAL, "another sender executed this authorization", found.log)
+        if isinstance(found, Canceled):
+            return _refused(State.CANCELLED, Reason.AUTHORIZATION_CANCELED, "the payer cancelled this authorization", found.log)
+        if isinstance(found, UsedOtherwise):
+            return _refused(State.CONFLICT, Reason.AUTHORIZATION_CONFLICT, "this nonce was used with other terms", found.log)
+        scheme = self._registry.find(authorization.scheme)
+        assert scheme is not None
+        judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
+        refusal, _ = await self._verifier.judge_chain(judged, self._deadline())
+        if refusal is not None and refusal.reason is Reason.NONCE_USED:
+            return None  # used, but its log is not to be seen yet
+        if mined is None and refusal is None:
+            return None
+        reason = refusal.reason if refusal else Reason.TRANSACTION_FAILED
+        message = refusal.message if refusal else f"transaction {mined} was mined but did not move the money"
+        return Ruling(
+            state=State.FAILED,
+            reason=reason,
+            tx_hash=mined,
+            answer=Answer(success=False, reason=reason.name, message=message, tx_hash=mined),
+        )
+
+    async def _search(self, item: Item) -> PaymentProof | UsedOtherwise | Canceled | None:
+        """Look for the authorization's own logs since it was admitted."""
+        head = await self._chain.evm.head(self._deadline())
+        self._chain.head.observe(head)
+        start = max(0, item.admitted_block - _LOOK_BACK)
+        while start <= head.number:
+            end = min(start + _LOG_RANGE - 1, head.number)
+            logs = await self._chain.evm.logs(
+                self._deadline(),
+                addresses=[item.authorization.asset],
+                topics=abi.payment_topics([item.authorization.payer]),
+                from_block=start,
+                to_block=end,
+            )
+            if (found := abi.find_payment(logs, item.authorization)) is not None:
+                return found
+            start = end + 1
+        return None
+
+    def _deadline(self) -> float:
+        return self._chain.evm.deadline_in(_RPC_S)
+
+    # --- what does not get mined ---
+
+    async def _nudge(self, late: Sequence[OpenSlot]) -> None:
+        """Send again, byte for byte; and notice a tx_nonce that somebody else used."""
+        for relayer in {slot.relayer for slot in late}:
+            used = await self._chain.evm.transaction_count(relayer, "latest", self._deadline())
+            for slot in [slot for slot in late if slot.relayer == relayer]:
+                if slot.tx_nonce >= used:
+                    await self.send(slot)
+                    continue
+                slot.misses += 1
+                slot.sent_at = self._clock.monotonic()
+                if slot.misses >= _MISSES_MAX:
+                    await self._lost(slot)
+
+    async def _lost(self, slot: OpenSlot) -> None:
+        """Its tx_nonce is used and no transaction of ours did it: somebody else has the key."""
+        rulings: dict[UUID, tuple[Item, Ruling, float]] = {}
+        outcomes: list[Outcome] = []
+        for item in slot.items:
+            ruling = await self.rule(item, None)
+            if ruling is None:
+                outcomes.append(
+                    Outcome(
+                        settlement_id=item.settlement_id,
+                        from_state=State.SUBMITTED,
+                        to_state=move(State.SUBMITTED, State.QUEUED),
+                        answer=None,
+                        phase=None,
+                    )
+                )
+                ruling = Ruling(state=State.QUEUED, answer=Answer(success=False))
+            else:
+                outcomes.append(self._outcome(item, State.SUBMITTED, ruling))
+            rulings[item.settlement_id] = (item, ruling, slot.opened_at)
+        log.error("relayer.used_elsewhere", relayer=slot.relayer, tx_nonce=slot.tx_nonce, slot_id=slot.slot_id)
+        INCIDENTS.labels("relayer_used_elsewhere").inc()
+        await relayers.quarantine(self._db, self._chain.network, slot.relayer)
+        await settlements.open_incident(
+            self._db,
+            self._chain.network,
+            "relayer_used_elsewhere",
+            f"tx_nonce {slot.tx_nonce} was consumed by a transaction that is not ours",
+            relayer=slot.relayer,
+        )
+        closed = ClosedSlot(
+            slot_id=slot.slot_id, state="consumed_externally", mined_tx_hash=None, block_number=None, block_hash=None
+        )
+        decided = {key: value for key, value in rulings.items() if value[1].state is not State.QUEUED}
+        await settlements.resolve(
+            self._db, self._replica_id, [o for o in outcomes if o.to_state is State.QUEUED], [closed], []
+        )
+        if decided:
+            await self.commit([o for o in outcomes if o.to_state is not State.QUEUED], [], [], decided)
+        self._close(slot)
+
+    # --- finality ---
+
+    async def run_finality(self) -> None:
+        """Hold included blocks against the chain's safe and finalized ones, every `finality_poll_s`."""
+        while True:
+            await self.check_finality()
+            await self._clock.sleep(self._settings.finality_poll_s)
+
+    async def check_finality(self) -> None:
+        """Finalize what is final; open again what a reorganisation took away."""
+        head = await self._chain.evm.head(self._deadline())
+        self._chain.head.observe(head)
+        blocks = await settlements.unfinal_blocks(self._db, self._chain.network, head.number)
+        if not blocks:
+            return
+        try:
+            finalized = (await self._chain.evm.block_at("finalized", self._deadline())).number
+        except ChainFault as fault:
+            if fault.kind != "no_block":
+                raise
+            finalized = -1
+        gone: list[Block] = []
+        final: list[Block] = []
+        for block in sorted(blocks, key=lambda block: block.block_number):
+            canonical = await self._chain.evm.block(block.block_number, self._deadline())
+            if canonical is not None and canonical.block_hash != block.block_hash:
+                gone.append(block)
+            elif canonical is not None and block.block_number <= finalized:
+                final.append(block)
+        if final:
+            await settlements.finalize(self._db, self._chain.network, final)
+        if gone:
+            reopened = await settlements.reopen(self._db, self._chain.network, gone)
+            INCIDENTS.labels("reorganised").inc(len(reopened))
+            log.error("block.reorganised", blocks=[block.block_number for block in gone], settlements=len(reopened))
+            self.reopened.set()
+
+
+def included(proof: Log) -> Ruling:
+    """Our transaction paid: the log is the proof."""
+    return Ruling(
+        state=State.INCLUDED,
+        log=proof,
+        tx_hash=proof.tx_hash,
+        answer=Answer(success=True, tx_hash=proof.tx_hash, log_index=proof.log_index),
+    )
+
+
+def _refused(state: State, reason: Reason, message: str, proof: Log) -> Ruling:
+    return Ruling(
+        state=state,
+        reason=reason,
+        log=proof,
+        tx_hash=proof.tx_hash,
+        answer=Answer(success=False, reason=reason.name, message=f"{message} (transaction {proof.tx_hash})", tx_hash=proof.tx_hash),
+    )

@@ -1,0 +1,91 @@
+"""A settlement engine of the test's own, on a real database and a real chain."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import pytest_asyncio
+
+from facilitator.chain.evm import EvmClient
+from facilitator.chain.rpc import RpcClient
+from facilitator.chain.signer import SigningLimits, load_signer
+from facilitator.clock import SystemClock
+from facilitator.devstack.buyer import facilitator_request
+from facilitator.devstack.stack import Anvil
+from facilitator.devstack.token import BASE_SEPOLIA_USDC
+from facilitator.protocol.codec import decode_request
+from facilitator.protocol.messages import Payment
+from facilitator.schemes.exact_eip3009 import ExactEip3009
+from facilitator.schemes.scheme import Registry, Token
+from facilitator.settlement.engine import Caller, Engine
+from facilitator.settlement.network import HeadClock, ServedNetwork
+from facilitator.settlement.settings import Settings
+from facilitator.store import tenants
+from facilitator.store.db import Db
+from facilitator.store.tenants import Tenant
+from facilitator.units import Address, Network, Wei
+
+NETWORK = Network("eip155:84532")
+USDC = Token(network=NETWORK, address=Address(BASE_SEPOLIA_USDC.lower()), name="USDC", version="2", decimals=6)
+FAST = {"lease_ttl_s": 2.0, "lease_renew_s": 0.3, "lease_trust_s": 1.5, "poll_s": 0.05, "queue_poll_s": 0.2}
+
+
+class Rig:
+    """One engine and what a test wants to look at beside it."""
+
+    def __init__(self, engine: Engine, db: Db, evm: EvmClient, settings: Settings) -> None:
+        self.engine = engine
+        self.db = db
+        self.evm = evm
+        self.settings = settings
+
+    def caller(self, tenant_id: str = "acme") -> Caller:
+        """Somebody who asks for that tenant."""
+        return Caller(tenant=Tenant(tenant_id=tenant_id), request_id="test")
+
+    async def fetch(self, sql: str, *arguments: object) -> list[Any]:
+        """Rows of a plain statement."""
+        async with self.db.session() as session:
+            return list(await session._connection.fetch(sql, *arguments))
+
+
+def decoded(payment: dict[str, Any], terms: dict[str, Any]) -> Payment:
+    """The payment as the engine takes it."""
+    found = decode_request(msgspec.json.encode(facilitator_request(payment, terms)))
+    assert isinstance(found, Payment), found
+    return found
+
+
+@pytest_asyncio.fixture
+async def start_engine(
+    database_url: str, chain: Anvil, new_relayer: Callable[..., Awaitable[Any]]
+) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+    """Start an engine: `await start_engine(deadline_s=…, relayers=[…])`; several of them share database and chain."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*, rpc_url: str | None = None, relayers: list[Any] | None = None, ready: bool = True, **changes: Any) -> Rig:
+            settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
+            clock = SystemClock()
+            db = await Db.connect(database_url)
+            stack.push_async_callback(db.close)
+            for name in ("acme", "globex"):
+                await tenants.create_tenant(db, Tenant(tenant_id=name))
+            rpc = RpcClient([rpc_url or chain.rpc_url], clock)
+            evm = EvmClient(NETWORK, rpc)
+            stack.push_async_callback(evm.close)
+            keys = relayers if relayers is not None else [await new_relayer()]
+            limits = SigningLimits(chain_id=84532, max_fee_max_wei=Wei(settings.max_fee_cap_wei))
+            signers = [load_signer(key.key.hex(), limits) for key in keys]
+            served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s))
+            registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
+            engine = Engine(settings, [served], registry, db, clock)
+            await engine.start()
+            stack.push_async_callback(engine.stop, 3.0)
+            if ready and signers:
+                async with __import__("asyncio").timeout(10):
+                    while not all(account.ready for account in engine._dispatchers[NETWORK].accounts):
+                        await clock.sleep(0.01)
+            return Rig(engine, db, evm, settings)
+
+        yield start

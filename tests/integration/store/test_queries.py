@@ -1,0 +1,57 @@
+"""Every named query is prepared on the migrated schema, and its columns are those of the row type it fills."""
+
+import asyncpg
+import pytest
+
+from facilitator.store import relayers, settlements, tenants
+from facilitator.store.db import Query, column_names, load_queries, prepare_connection
+
+ROW_OF = {
+    "own_record": settlements.Settlement,
+    "records": settlements.Settlement,
+    "page": settlements.Settlement,
+    "list_queued": settlements.Settlement,
+    "claim_queued": settlements.SettlementId,
+    "history": settlements.Move,
+    "costs": settlements.ItemCost,
+    "incidents": settlements.Incident,
+    "write_ahead": settlements.OpenedSlot,
+    "dispatch_claimed": settlements.OpenedSlot,
+    "readmit": settlements.Readmitted,
+    "resolve": settlements.Resolved,
+    "withdraw": settlements.SettlementId,
+    "take_answer": settlements.AnswerSlot,
+    "spend_answer": settlements.AnswerSlot,
+    "share_answer": settlements.AnswerSlot,
+    "unfinal_blocks": settlements.Block,
+    "finalize": settlements.SettlementId,
+    "reopen": settlements.SettlementId,
+    "take_lease": relayers.Relayer,
+    "renew_lease": relayers.Relayer,
+    "raise_tx_nonce": relayers.Relayer,
+    "list_relayers": relayers.Relayer,
+    "open_transactions": relayers.OpenTransaction,
+    "open_items": relayers.OpenItem,
+    "our_transactions": relayers.KnownHash,
+    "find_tenant": tenants.Tenant,
+    "create_api_key": tenants.ApiKey,
+    "list_api_keys": tenants.ApiKey,
+    "revoke_api_key": tenants.ApiKey,
+    "find_api_keys": tenants.LiveKey,
+}
+QUERIES = [query for module in ("settlements", "relayers", "tenants") for query in load_queries(module).values()]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+async def test_query_prepares_on_the_migrated_schema_and_fills_its_row(database_url: str, query: Query) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        await prepare_connection(connection)
+        statement = await connection.prepare(query.sql)
+        columns = [attribute.name for attribute in statement.get_attributes()]
+        if query.kind == "execute":
+            assert query.name not in ROW_OF
+        else:
+            assert columns == list(column_names(ROW_OF[query.name]))
+    finally:
+        await connection.close()
