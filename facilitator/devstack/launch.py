@@ -12,9 +12,10 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAP_DAC_OVERRIDE = 1
 CAPABILITY_VERSION_3 = 0x20080522
 
@@ -40,7 +41,7 @@ def keep_only(capability: int) -> None:
 def become(uid: int, gid: int, *, see_all: bool) -> None:
     """Give up root for `uid`. With `see_all`, files stay in reach: for a checkout in a directory others cannot enter."""
     if see_all:
-        prctl(PR_SET_KEEPCAPS, 1)
+        prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)  # else setuid(2) drops capabilities, and access(2) ignores them
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -77,6 +77,7 @@ class Postgres:
                 return
             log = self._log.read_text(errors="replace")
             await self._child.stop()
+            self._child = None
             # The children of a killed server notice its death by themselves, and only then is its memory free.
             if "is still in use" not in log or time.monotonic() > deadline:
                 raise StackFault("postgres_start", f"PostgreSQL did not start: {log[-2000:].strip()}")
@@ -87,6 +88,8 @@ class Postgres:
         if self._child is not None:
             await self._child.stop()
             self._child = None
+        if self._sockets.parent != self._state.path:
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     async def kill(self) -> None:
         """Crash the server: SIGKILL, no checkpoint. `start` recovers it."""

