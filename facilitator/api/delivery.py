@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from facilitator.clock import Clock
-from facilitator.metrics import UNDELIVERED_ANSWERS
 from facilitator.telemetry import get_logger
 
 _log = get_logger()
@@ -31,7 +30,7 @@ _FIRST_LOOK_S: Final = 0.0005
 _LOOK_MAX_S: Final = 0.05
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
-OnLost = Callable[[], Awaitable[None]]
+Told = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +119,11 @@ class Deliveries:
         """Answers whose delivery is not decided yet."""
         return len(self._watches)
 
-    async def send(self, transport: asyncio.Transport | None, write: Callable[[], Awaitable[None]], lost: OnLost) -> None:
+    async def send(self, transport: asyncio.Transport | None, write: Callable[[], Awaitable[None]], arrived: Told, lost: Told) -> None:
         """Write an answer and see to its delivery; return once it is written.
 
-        `lost` is awaited when the answer did not arrive: at once when writing fails, which raises then, or later in the
-        background, after the connection was reset.
+        Exactly one of the two is awaited: `arrived` once the caller's machine has the answer, `lost` when it never will.
+        That happens in the background, `lost` after the connection was reset; when writing fails, at once, and this raises.
         """
         wire = None
         try:
@@ -141,11 +140,12 @@ class Deliveries:
             await asyncio.shield(self._start(self._lost(lost)))
             raise
         if wire is None:
-            self._start(self._watch_transport(transport, lost))
+            self._start(self._watch_transport(transport, arrived, lost))
         elif wire.verdict() is True:
             wire.close()
+            await asyncio.shield(self._start(arrived()))
         else:
-            self._start(self._watch(wire, lost))
+            self._start(self._watch(wire, arrived, lost))
 
     async def finish(self) -> None:
         """Wait until every watch has ended: `timeout_s` at most, plus what the callbacks take."""
@@ -158,7 +158,7 @@ class Deliveries:
         task.add_done_callback(self._watches.discard)
         return task
 
-    async def _watch(self, wire: Wire, lost: OnLost) -> None:
+    async def _watch(self, wire: Wire, arrived: Told, lost: Told) -> None:
         """Look more and more rarely until the verdict falls or the time is up."""
         deadline = self._clock.monotonic() + self._timeout_s
         pause_s = _FIRST_LOOK_S
@@ -166,15 +166,14 @@ class Deliveries:
             while (verdict := wire.verdict()) is None and self._clock.monotonic() < deadline:
                 await self._clock.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LOOK_MAX_S)
-            if verdict:
-                return
-            wire.reset()
-            await asyncio.sleep(0)  # the transport closes its descriptor in the next round of the loop
+            if not verdict:
+                wire.reset()
+                await asyncio.sleep(0)  # the transport closes its descriptor in the next round of the loop
         finally:
             wire.close()
-        await self._lost(lost)
+        await (arrived() if verdict else self._lost(lost))
 
-    async def _watch_transport(self, transport: asyncio.Transport, lost: OnLost) -> None:
+    async def _watch_transport(self, transport: asyncio.Transport, arrived: Told, lost: Told) -> None:
         """Without the kernel's word: the answer is out when the transport has handed it over."""
         deadline = self._clock.monotonic() + self._timeout_s
         while transport.get_write_buffer_size() and not transport.is_closing() and self._clock.monotonic() < deadline:
@@ -182,9 +181,10 @@ class Deliveries:
         if transport.get_write_buffer_size():
             transport.abort()
             await self._lost(lost)
+        else:
+            await arrived()
 
-    async def _lost(self, lost: OnLost) -> None:
-        UNDELIVERED_ANSWERS.inc()
+    async def _lost(self, lost: Told) -> None:
         _log.warning("answer.undelivered")
         await lost()
 

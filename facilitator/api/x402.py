@@ -72,7 +72,7 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         await response.prepare(request)
         await response.write_eof()
 
-    await desk.deliveries.send(request.transport, write, lambda: engine.undelivered(ticket))
+    await desk.deliveries.send(request.transport, write, lambda: engine.delivered(ticket), lambda: engine.undelivered(ticket))
     return response
 
 

@@ -1,0 +1,283 @@
+"""The composition root: builds every part from a Config, starts them in order, stops them in reverse.
+
+The only module that knows everything. It must decide nothing about payments. The API listens first: `/supported` and
+`/healthz` answer without database and chain; the rest answers 503 until the database was reached once. Chains are
+checked in the background by the engine, which withdraws a kind whose chain id or token differs from the configuration.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from facilitator.api.access import OPEN_TENANT, Access
+from facilitator.api.delivery import Deliveries
+from facilitator.api.desk import Desk
+from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_for
+from facilitator.chain.evm import EvmClient
+from facilitator.chain.rpc import RpcClient
+from facilitator.chain.signer import LocalSigner, SigningLimits, load_signer
+from facilitator.clock import Clock, SystemClock
+from facilitator.config import Config, NetworkSettings, Secret
+from facilitator.errors import ConfigFault, Fault
+from facilitator.metrics import RPC_REQUESTS, RPC_SECONDS
+from facilitator.protocol.messages import Supported, SupportedKind
+from facilitator.schemes.exact_eip3009 import ExactEip3009
+from facilitator.schemes.scheme import Registry
+from facilitator.settlement.engine import Engine
+from facilitator.settlement.network import HeadClock, ServedNetwork
+from facilitator.settlement.settings import Settings as SettlementSettings
+from facilitator.store import tenants
+from facilitator.store.db import Db
+from facilitator.store.migrate import migrate, missing_migrations
+from facilitator.telemetry import get_logger
+from facilitator.units import Network, Wei, chain_id_of
+
+_log = get_logger()
+
+_RETRY_S: Final = 1.0
+"""Wait between two attempts to reach the database at start-up."""
+_PROBES: Final = tuple(route for route in ROUTES if route.path in {"/healthz", "/readyz"})
+
+
+class App:
+    """One facilitator process without its process: what `facilitator serve` runs, and what the local stack embeds."""
+
+    def __init__(self, config: Config, database_url: str, clock: Clock | None = None) -> None:
+        """`database_url` is what `config.database.url` leads to, or the embedded server's."""
+        self.config: Final = config
+        self.clock: Final = clock or SystemClock()
+        self._database_url = database_url
+        self._stopping = False
+        self._schema_known = False
+        self._chains: list[ServedNetwork] = []
+        self._registry: Registry | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.fault: ConfigFault | None = None
+        """Why the service can never become ready, once `failed` is set."""
+        self.failed: Final = asyncio.Event()
+        self._ready = asyncio.Event()
+        self.access: Final = Access(config.access, self.clock)
+        self.desk: Final = Desk(
+            settings=config.server,
+            clock=self.clock,
+            deliveries=Deliveries(self.clock, config.server.delivery_timeout_s),
+            supported=self._supported,
+            gates=self._gates,
+        )
+        self.server: Final = Server(self.desk, self.access, config.server.listen, routes_for(config.server.listen))
+        self.metrics_server: Final = (
+            None if config.metrics is None else Server(self.desk, self.access, config.metrics.listen, (METRICS_ROUTE, *_PROBES))
+        )
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Read the secrets, listen, and go for the database in the background.
+
+        Raises ConfigFault for a secret that is not there or no key, OSError when the address is taken.
+        """
+        for network in self.config.networks:
+            self._chains.append(await build_network(network, self.config, self.clock))
+        relayers = frozenset(relayer for chain in self._chains for relayer in chain.relayers)
+        tokens = self.config.tokens
+        self._registry = Registry((ExactEip3009(tokens, forbidden_payers=relayers),), tokens)
+        self._tasks.append(asyncio.create_task(beat(self.desk), name="heartbeat"))
+        await asyncio.sleep(0)  # the first beat
+        await self.server.start()
+        if self.metrics_server is not None:
+            await self.metrics_server.start()
+        _log.info("server.started", listen=f"{self.config.server.listen.host}:{self.server.port}")
+        self._tasks.append(asyncio.create_task(self._connect(self._registry), name="connect"))
+
+    async def wait_ready(self) -> None:
+        """Return once every gate is open. Raises ConfigFault when that can never be."""
+        await _first_of(self._ready, self.failed)
+        if self.fault is not None:
+            raise self.fault
+
+    async def stop(self) -> None:
+        """Answer who waits, with the truth or `settlement_pending`, and give everything back. Bounded by `stop_grace_s`."""
+        if self._stopping:
+            return
+        self._stopping = True
+        server = self.config.server
+        _log.info("server.draining", grace_s=server.stop_grace_s)
+        if server.drain_delay_s:
+            await self.clock.sleep(server.drain_delay_s)
+        await self.server.close_listener()
+        if self.desk.engine is not None:
+            await self.desk.engine.stop(server.stop_grace_s)
+        await self.desk.deliveries.finish()
+        await self.access.stop()
+        await self.server.stop()
+        if self.metrics_server is not None:
+            await self.metrics_server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for chain in self._chains:
+            await chain.evm.close()
+        if self.desk.db is not None:
+            await self.desk.db.close()
+        _log.info("server.stopped")
+
+    async def _connect(self, registry: Registry) -> None:
+        """Reach the database, however long it takes, then start what needs it."""
+        while True:
+            try:
+                await self._open_store(registry)
+            except ConfigFault as fault:
+                self.fault = fault
+                self.failed.set()
+                return
+            except Fault as fault:
+                _log.warning("store.not_reached", fault=fault.kind, detail=str(fault))
+                await self.clock.sleep(_RETRY_S)
+            else:
+                break
+        self._tasks.append(asyncio.create_task(self.access.run(), name="access"))
+        self._ready.set()
+        _log.info("server.ready")
+
+    async def _open_store(self, registry: Registry) -> None:
+        database = self.config.database
+        await ensure_schema(self._database_url, may_migrate=database.migrate)
+        self._schema_known = True
+        db = await open_database(self.config, self._database_url)
+        try:
+            if self.config.access.mode == "open":
+                await tenants.create_tenant(db, OPEN_TENANT)
+            engine = Engine(self._settlement_settings(), self._chains, registry, db, self.clock)
+            await engine.start()
+        except BaseException:
+            await db.close()
+            raise
+        self.access.connect(db)
+        self.desk.db, self.desk.engine = db, engine
+
+    def _settlement_settings(self) -> SettlementSettings:
+        own = [network.poll_s for network in self.config.networks if network.poll_s is not None]
+        return replace(self.config.settlement, poll_s=min(own)) if own else self.config.settlement
+
+    # ---- what the API asks
+
+    def _supported(self) -> Supported:
+        if self.desk.engine is not None:
+            return self.desk.engine.supported()
+        assert self._registry is not None
+        return Supported(
+            kinds=tuple(
+                SupportedKind(scheme=scheme, network=network) for network in self._registry.networks for scheme in self._registry.names
+            ),
+            extensions=(),
+            signers={"eip155:*": tuple(dict.fromkeys(relayer for chain in self._chains for relayer in chain.relayers))},
+        )
+
+    def _gates(self) -> Mapping[str, bool]:
+        gates = {"schema_known": self._schema_known, "store_reached": self.desk.engine is not None}
+        if self.desk.engine is not None:
+            gates.update(self.desk.engine.ready)
+        gates["not_draining"] = gates.get("not_draining", True) and not self._stopping
+        return gates
+
+
+async def serve(config: Config, database_url: str) -> None:
+    """Run until SIGTERM or SIGINT; a second one exits at once. Raises ConfigFault when it can never become ready."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def asked(name: str) -> None:
+        if stop.is_set():
+            _log.warning("server.aborted", signal=name)
+            os._exit(1)
+        _log.info("server.stop_requested", signal=name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number.name)
+    app = App(config, database_url)
+    try:
+        await app.start()
+        await _first_of(stop, app.failed)
+    finally:
+        await app.stop()
+    if app.fault is not None:
+        raise app.fault
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+# ---- parts that commands need on their own
+
+
+async def open_database(config: Config, database_url: str) -> Db:
+    """The pool as configured. Raises StoreFault when the server cannot be reached."""
+    database = config.database
+    return await Db.connect(
+        database_url,
+        connections_max=database.connections_max,
+        statement_timeout_s=database.statement_timeout_s,
+        acquire_timeout_s=database.acquire_timeout_s,
+    )
+
+
+async def ensure_schema(database_url: str, *, may_migrate: bool) -> list[str]:
+    """Migrate if that is allowed, and return what was applied. Raises ConfigFault for a schema that is not ours to serve."""
+    missing = await missing_migrations(database_url)
+    if not missing:
+        return []
+    if not may_migrate:
+        raise ConfigFault(
+            "schema_behind",
+            f"the database lacks {', '.join(missing)}: run `facilitator migrate`, or set migrate = true in [database]",
+        )
+    applied = await migrate(database_url)
+    _log.info("schema.migrated", applied=applied)
+    return applied
+
+
+async def build_network(network: NetworkSettings, config: Config, clock: Clock) -> ServedNetwork:
+    """One chain with its keys, not connected yet. Raises ConfigFault for a secret that is missing or no key."""
+    signers = await build_signers(network, config)
+    head = HeadClock(network.id, clock, config.settlement.wall_skew_max_s)
+    return ServedNetwork(network.id, build_client(network, config, clock), signers, head)
+
+
+def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:
+    """A client of one chain. Raises ConfigFault for a reference that leads nowhere."""
+    urls = [url.read() for url in network.rpc_urls]
+    return EvmClient(network.id, RpcClient(urls, clock, config.rpc, observe=_observe_rpc))
+
+
+async def build_signers(network: NetworkSettings, config: Config) -> list[LocalSigner]:
+    """The relayers' keys. Raises ConfigFault that names the reference, never the secret."""
+    limits = SigningLimits(chain_id=chain_id_of(network.id), max_fee_max_wei=Wei(config.settlement.max_fee_cap_wei))
+    signers = [await asyncio.to_thread(_load, secret, network.id, limits) for secret in network.relayers]
+    addresses = [signer.address for signer in signers]
+    for signer in signers:
+        if addresses.count(signer.address) > 1:
+            raise ConfigFault("relayer_twice", f"networks ({network.id}): two relayer references lead to the same key, {signer.address}")
+    return signers
+
+
+def _load(secret: Secret, network: Network, limits: SigningLimits) -> LocalSigner:
+    try:
+        return load_signer(secret.read(), limits, None if secret.password is None else secret.password.read())
+    except ConfigFault as fault:
+        raise ConfigFault(fault.kind, f"networks ({network}), relayer {secret}: {fault.message}") from None
+
+
+def _observe_rpc(method: str, outcome: str, elapsed_s: float) -> None:
+    RPC_REQUESTS.labels(method, outcome).inc()
+    RPC_SECONDS.labels(method).observe(elapsed_s)

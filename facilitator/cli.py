@@ -1,0 +1,556 @@
+"""The command line: `serve`, `migrate`, `keys`, `doctor`, `config`, `demo` and `dev`.
+
+Results go to stdout, everything else to stderr. A failure is one line: what, where, remedy. Exit status: 0 done,
+1 checked and failed, 2 wrong usage or configuration, 3 not possible now. A secret is shown once, when a key is made.
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Literal, cast
+
+import uvloop
+
+from facilitator import config as configuration
+from facilitator import telemetry
+from facilitator.app import build_client, build_signers, open_database, serve
+from facilitator.chain.evm import EvmClient
+from facilitator.clock import SystemClock
+from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded, NetworkSettings, Secret
+from facilitator.domain.transactions import Transaction
+from facilitator.errors import ConfigFault, Fault
+from facilitator.protocol.address import checksum_address
+from facilitator.store import inspection, tenants
+from facilitator.store.db import Db
+from facilitator.store.migrate import migrate, missing_migrations
+from facilitator.store.tenants import SCOPES, ApiKey, Scope, Tenant
+from facilitator.units import Gas, Wei, chain_id_of
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_NOW: Final = 3
+
+_DATABASE: Final = "facilitator"
+"""Name of our database in an embedded server."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except ConfigFault as fault:
+        return _complain(fault.message, USAGE)
+    except Fault as fault:
+        return _complain(str(fault), NOT_NOW)
+    except OSError as error:
+        return _complain(str(error), NOT_NOW)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"facilitator: {telemetry.redact_text(message)}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="facilitator", description="An x402 payment facilitator.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    with_config = argparse.ArgumentParser(add_help=False)
+    with_config.add_argument("--config", type=Path, metavar="FILE", help=f"TOML file; {CONFIG_VARIABLE} may name it instead")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **options: object) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=[with_config] if options.get("config", True) else [])
+        added.set_defaults(run=run)
+        return added
+
+    command("serve", _serve, "run the service")
+    command("migrate", _migrate, "bring the database's schema up")
+    command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
+
+    keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="COMMAND")
+    create = keys.add_parser("create", parents=[with_config], help="make a key, and its tenant if need be; the secret is shown once")
+    create.add_argument("--tenant", required=True)
+    create.add_argument("--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(SCOPES)}")
+    create.add_argument("--expires", type=_expiry, help="a date and time with its zone, or a time from now such as 90d or 12h")
+    create.add_argument("--json", action="store_true")
+    create.set_defaults(run=_keys_create)
+    listing = keys.add_parser("list", parents=[with_config], help="all keys, dead ones too")
+    listing.add_argument("--tenant")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_keys_list)
+    revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
+    revoke.add_argument("key_id", metavar="ID")
+    revoke.set_defaults(run=_keys_revoke)
+
+    config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
+    config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
+    config.add_parser("print", parents=[with_config], help="each value and its origin, secrets as references").set_defaults(
+        run=_config_print
+    )
+
+    demo = command("demo", _demo, "the whole stack once: pay, settle, reconcile", config=False)
+    demo.add_argument("--payments", type=int, default=6, metavar="N")
+    demo.add_argument("--json", action="store_true")
+    dev = command("dev", _dev, "the same stack kept running", config=False)
+    dev.add_argument("--port", type=int, default=4022)
+    dev.add_argument("--block-time", type=float, default=None, metavar="S")
+    dev.add_argument("--state", type=Path, default=None, metavar="DIR")
+    return parser
+
+
+def _scopes(text: str) -> list[Scope]:
+    scopes = [part.strip() for part in text.split(",") if part.strip()]
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise argparse.ArgumentTypeError(f"{scope!r} is none of {', '.join(SCOPES)}")
+    if not scopes:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(SCOPES)}")
+    return cast("list[Scope]", list(dict.fromkeys(scopes)))
+
+
+def _expiry(text: str) -> datetime:
+    now = datetime.now(UTC)
+    if match := re.fullmatch(r"([1-9][0-9]{0,4})([dh])", text):
+        number = int(match[1])
+        return now + (timedelta(days=number) if match[2] == "d" else timedelta(hours=number))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected a time such as 2027-01-31T00:00:00Z, 90d or 12h") from None
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError("the time needs a zone: write 2027-01-31T00:00:00Z")
+    if moment <= now:
+        raise argparse.ArgumentTypeError("this time is past")
+    return moment
+
+
+# ---- configuration
+
+
+def _load(parsed: argparse.Namespace) -> Loaded:
+    """The configuration of this command. Raises ConfigFault."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    path: Path | None = parsed.config or (Path(named) if named else None)
+    if path is None and not any(name.startswith(configuration.ENVIRONMENT_PREFIX) for name in os.environ):
+        raise ConfigFault("no_config", f"no configuration: give --config FILE or set {CONFIG_VARIABLE}")
+    return configuration.load(path, os.environ)
+
+
+def _prepare(parsed: argparse.Namespace, *, quiet: bool) -> Config:
+    """Load the configuration and set logging up; a command for people logs warnings only."""
+    loaded = _load(parsed)
+    config = loaded.config
+    telemetry.configure("warning" if quiet and config.log.level == "info" else config.log.level, config.log.format)
+    if not quiet:
+        for warning in loaded.warnings:
+            telemetry.get_logger().warning("config.doubtful", detail=warning)
+    return config
+
+
+def _config_check(parsed: argparse.Namespace) -> int:
+    try:
+        loaded = _load(parsed)
+    except ConfigProblems as faults:
+        for problem in faults.problems:
+            print(telemetry.redact_text(problem), file=sys.stderr)
+        return FAILED
+    missing = [str(secret) for secret in _secrets_of(loaded.config) if not _is_there(secret)]
+    for warning in loaded.warnings:
+        print(f"warn  {warning}")
+    for reference in missing:
+        print(f"fail  {reference}: nothing there; set the variable or write the file")
+    if missing:
+        return FAILED
+    print(f"ok    {len(loaded.origins)} values, {len(loaded.config.networks)} networks, {len(loaded.config.tokens)} assets")
+    return DONE
+
+
+def _config_print(parsed: argparse.Namespace) -> int:
+    rows = configuration.describe(_load(parsed))
+    wide = max(len(path) for path, _, _ in rows)
+    for path, value, origin in rows:
+        print(f"{path:<{wide}} = {value}  # {origin}")
+    return DONE
+
+
+def _secrets_of(config: Config) -> Iterator[Secret]:
+    urls = [config.database.url, *(url for network in config.networks for url in (*network.rpc_urls, network.ws_url))]
+    yield from (url.secret for url in urls if url is not None and url.secret is not None)
+    for network in config.networks:
+        for relayer in network.relayers:
+            yield relayer
+            if relayer.password is not None:
+                yield relayer.password
+
+
+def _is_there(secret: Secret) -> bool:
+    try:
+        return bool(secret.read())
+    except ConfigFault:
+        return False
+
+
+# ---- the database, also when it is ours to start
+
+
+@asynccontextmanager
+async def _database(config: Config) -> AsyncIterator[str]:
+    """The database's URL; an embedded server is started for the time, unless a running service has it up already."""
+    directory = config.database.url.embedded
+    if directory is None:
+        yield config.database.url.read()
+        return
+    try:
+        from facilitator.devstack.children import StackFault, StateDirectory  # noqa: PLC0415 (never loaded in production)
+        from facilitator.devstack.stack import Postgres  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigFault(
+            "no_embedded_database", f"[database] url: an embedded database needs `pip install facilitator[dev]` ({error.name} is missing)"
+        ) from None
+    note = directory / "url"
+    try:
+        state = StateDirectory.open(directory)
+    except StackFault:
+        if note.exists():
+            yield note.read_text("utf-8")
+            return
+        raise
+    server = Postgres(state)
+    try:
+        await server.start()
+        url = server.url_of(_DATABASE)
+        if not note.exists():
+            await server.create_database(_DATABASE)
+        note.write_text(url, "utf-8")
+        yield url
+    finally:
+        await server.stop()
+        state.close()
+
+
+@asynccontextmanager
+async def _open(config: Config) -> AsyncIterator[Db]:
+    async with _database(config) as url:
+        missing = await missing_migrations(url)
+        if missing:
+            raise ConfigFault("schema_behind", f"the database lacks {', '.join(missing)}: run `facilitator migrate` first")
+        db = await open_database(config, url)
+        try:
+            yield db
+        finally:
+            await db.close()
+
+
+def _run(work: Coroutine[None, None, int]) -> int:
+    """Run on uvloop's event loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+# ---- commands
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=False)
+
+    async def run() -> int:
+        async with _database(config) as url:
+            await serve(config, url)
+        return DONE
+
+    return _run(run())
+
+
+def _migrate(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _database(config) as url:
+            applied = await migrate(url)
+        print("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
+        return DONE
+
+    return _run(run())
+
+
+def _keys_create(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+    try:
+        tenant_id = tenants.parse_tenant_id(parsed.tenant)
+    except ValueError as error:
+        return _complain(f"--tenant: {error}", USAGE)
+
+    async def run() -> int:
+        new = tenants.generate_key()
+        async with _open(config) as db:
+            await tenants.create_tenant(db, Tenant(tenant_id=tenant_id))
+            row = await tenants.create_api_key(db, new, tenant_id, parsed.scopes, parsed.expires)
+        if parsed.json:
+            print(json.dumps({"key": new.text, **_key_facts(row)}))
+        else:
+            print(new.text)
+            print(f"key {new.key_id} of tenant {tenant_id}, scopes {', '.join(parsed.scopes)}. It is not shown again.", file=sys.stderr)
+        return DONE
+
+    return _run(run())
+
+
+def _keys_list(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            rows = await tenants.list_api_keys(db, parsed.tenant)
+        facts = [_key_facts(row) for row in rows]
+        if parsed.json:
+            print(json.dumps(facts))
+        else:
+            _print_table(["id", "tenant", "scopes", "created", "expires", "revoked", "lastUsed"], facts)
+        return DONE
+
+    return _run(run())
+
+
+def _keys_revoke(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            row = await tenants.revoke_api_key(db, parsed.key_id)
+        if row is None:
+            return _complain(f"there is no key {parsed.key_id}: `facilitator keys list` shows them", FAILED)
+        print(f"revoked {row.key_id} of tenant {row.tenant_id}")
+        return DONE
+
+    return _run(run())
+
+
+def _key_facts(row: ApiKey) -> dict[str, object]:
+    def time(moment: datetime | None) -> str | None:
+        return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    return {
+        "id": row.key_id,
+        "tenant": row.tenant_id,
+        "scopes": list(row.scopes),
+        "created": time(row.created_at),
+        "expires": time(row.expires_at),
+        "revoked": time(row.revoked_at),
+        "lastUsed": time(row.last_used_at),
+    }
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
+    def cell(value: object) -> str:
+        return "-" if value is None else ",".join(value) if isinstance(value, list) else str(value)
+
+    lines = [list(columns), *([cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    status: int = _devstack("run_demo")(payments=parsed.payments, as_json=parsed.json)
+    return status
+
+
+def _dev(parsed: argparse.Namespace) -> int:
+    status: int = _devstack("run_dev")(port=parsed.port, block_time_s=parsed.block_time, state=parsed.state)
+    return status
+
+
+def _devstack(name: str) -> Callable[..., int]:
+    """A function of the local stack, which production does not install."""
+    try:
+        return cast("Callable[..., int]", getattr(importlib.import_module("facilitator.devstack.demo"), name))
+    except ImportError as error:
+        raise ConfigFault(
+            "no_devstack", f"the local stack needs `make setup`, or `pip install facilitator[dev]` ({error.name} is missing)"
+        ) from None
+
+
+# ---- doctor
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    verdict: Literal["ok", "warn", "fail"]
+    subject: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"{self.verdict:<4}  {self.subject:<28} {telemetry.redact_text(self.what)}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        worst = DONE
+        async for finding in examine(config):
+            print(finding, flush=True)
+            if finding.verdict == "fail":
+                worst = FAILED
+        return worst
+
+    return _run(run())
+
+
+async def examine(config: Config) -> AsyncIterator[Finding]:
+    """Every check of the doctor, one after the other; a check that cannot be made fails."""
+    try:
+        async with _database(config) as url:
+            async for finding in _examine_database(config, url):
+                yield finding
+    except Fault as fault:
+        yield Finding("fail", "database", str(fault), "check [database] url and that the server runs")
+    for network in config.networks:
+        async for finding in _examine_network(config, network):
+            yield finding
+
+
+async def _examine_database(config: Config, url: str) -> AsyncIterator[Finding]:
+    missing = await missing_migrations(url)
+    if missing and config.database.migrate:
+        yield Finding("warn", "schema", f"lacks {', '.join(missing)}", "`serve` will apply them; so does `facilitator migrate`")
+        return
+    if missing:
+        yield Finding("fail", "schema", f"lacks {', '.join(missing)}", "run `facilitator migrate`")
+        return
+    db = await open_database(config, url)
+    try:
+        seen = await inspection.inspect(db)
+    finally:
+        await db.close()
+    yield Finding("ok", "database", f"PostgreSQL {seen.version}")
+    yield Finding("ok", "schema", "as this release knows it")
+    if seen.missing:
+        yield Finding("fail", "grants", f"missing: {', '.join(seen.missing)}", "grant them to the service's role")
+    elif seen.excessive:
+        yield Finding("warn", "grants", f"more than needed: {', '.join(seen.excessive)}", "revoke them: these tables are append-only")
+    else:
+        yield Finding("ok", "grants", "what is needed and no more")
+    if seen.synchronous_commit == "off":
+        yield Finding("fail", "durability", "synchronous_commit is off: a crash forgets signed transactions", "set it to on")
+    skew_s = abs((datetime.now(UTC) - seen.now).total_seconds())
+    verdict: Literal["ok", "warn"] = "ok" if skew_s < 2 else "warn"
+    yield Finding(verdict, "clock", f"{skew_s:.1f} s from the database's", "" if skew_s < 2 else "run NTP on both machines")
+
+
+async def _examine_network(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
+    clock = SystemClock()
+    for index, rpc_url in enumerate(network.rpc_urls):
+        subject = f"{network.id} rpc {index}"
+        try:
+            client = build_client(replace_urls(network, index), config, clock)
+        except ConfigFault as fault:
+            yield Finding("fail", subject, fault.message, f"check rpc_urls ({rpc_url})")
+            continue
+        try:
+            async for finding in _examine_endpoint(config, client, network, subject):
+                yield finding
+        except Fault as fault:
+            yield Finding("fail", subject, str(fault), "check the URL, the provider's status and your quota")
+        finally:
+            await client.close()
+    async for finding in _examine_relayers(config, network):
+        yield finding
+
+
+def replace_urls(network: NetworkSettings, index: int) -> NetworkSettings:
+    """The same network with one of its endpoints only."""
+    return NetworkSettings(
+        id=network.id, rpc_urls=(network.rpc_urls[index],), relayers=network.relayers, ws_url=None, poll_s=None, assets=network.assets
+    )
+
+
+async def _examine_endpoint(config: Config, client: EvmClient, network: NetworkSettings, subject: str) -> AsyncIterator[Finding]:
+    head = await client.connect(client.deadline_in(5.0))
+    age_s = int(datetime.now(UTC).timestamp()) - head.timestamp
+    yield Finding("ok", subject, f"chain {chain_id_of(network.id)}, block {head.number}" + ("" if client.multicall else ", no Multicall3"))
+    if age_s < -config.settlement.wall_skew_max_s:
+        yield Finding("warn", subject, f"its newest block is {-age_s} s ahead of this machine's clock", "run NTP here")
+    elif age_s > 60:
+        yield Finding("warn", subject, f"its newest block is {age_s} s old", "a stale endpoint, or a chain that mines on demand")
+    for token in network.tokens:
+        findings = await client.token_domain(token, client.deadline_in(5.0))
+        name = f"{network.id} {token.name}"
+        for text in findings:
+            yield Finding("fail", name, text, "correct name, version and address in [[networks.assets]]")
+        if not findings:
+            yield Finding("ok", name, f"{checksum_address(token.address)}, EIP-712 version {token.version}, {token.decimals} decimals")
+
+
+async def _examine_relayers(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
+    for where in _readable_by_others(network):
+        yield Finding("warn", f"{network.id} relayer", f"{where} is readable by others", f"chmod 600 {where}")
+    try:
+        signers = await build_signers(network, config)
+    except ConfigFault as fault:
+        yield Finding("fail", f"{network.id} relayers", fault.message, "correct the reference or the key")
+        return
+    client = build_client(network, config, SystemClock())
+    try:
+        for signer in signers:
+            subject = f"{network.id} {signer.address[:10]}…"
+            probe = Transaction(
+                chain_id=chain_id_of(network.id),
+                tx_nonce=0,
+                to=signer.address,
+                data=b"",
+                gas=Gas(21_000),
+                max_fee_wei=Wei(1),
+                max_priority_fee_wei=Wei(0),
+            )
+            signed = await signer.sign(probe)
+            recovered = _recover(signed.raw)
+            if recovered != signer.address:
+                yield Finding("fail", subject, "signs for another address than its own", "the key or the signer is broken")
+            try:
+                balance_wei = await client.balance(signer.address, client.deadline_in(5.0))
+            except Fault as fault:
+                yield Finding("fail", subject, str(fault), "check the RPC endpoints")
+                continue
+            # What 100 payments of 100,000 gas each may cost at most at the lowest offer.
+            enough_wei = 100 * 100_000 * config.settlement.max_fee_floor_wei
+            coins = f"{checksum_address(signer.address)} has {balance_wei / 10**18:.6f} of the gas coin"
+            if balance_wei == 0:
+                yield Finding("fail", subject, coins, "send it gas money")
+            elif balance_wei < enough_wei:
+                yield Finding("warn", subject, coins, "send it gas money soon")
+            else:
+                yield Finding("ok", subject, coins)
+    finally:
+        await client.close()
+
+
+def _readable_by_others(network: NetworkSettings) -> list[str]:
+    """Key files that more than their owner can read."""
+    files = [Path(relayer.where) for relayer in network.relayers if relayer.kind in {"file", "keystore"}]
+    return [str(file) for file in files if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
+
+
+def _recover(raw: bytes) -> str:
+    """Who signed these bytes, by eth-account's reading: an oracle independent of our own encoding."""
+    from eth_account import Account  # noqa: PLC0415 (half a second to load)
+
+    return str(Account.recover_transaction(raw)).lower()
