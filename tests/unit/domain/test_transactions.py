@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-import rlp
+import rlp  # type: ignore[import-untyped]
 
 from facilitator.domain import transactions
 from facilitator.domain.transactions import Transaction, assemble, signing_hash
