@@ -268,9 +268,8 @@ class Admitter:
             if seat.tx_hash is None and await settlements.withdraw(self._db, seat.settlement_id, self._replica_id, epoch):
                 raise OverloadFault("not_sent", "the payment could not be sent in time and was withdrawn; ask again")
             record = await self._board.read(seat)
-            freed = await settlements.free_answer(self._db, seat.settlement_id, self._replica_id, epoch)
-            if freed:
-                seat.wake()
+            await settlements.free_answer(self._db, seat.settlement_id, self._replica_id, epoch)
+            self._board.delivery_ended(seat.settlement_id)
             if record.answer is not None and not decode_answer(record.answer).success:
                 return SettleAnswer(result=_result(record, decode_answer(record.answer)))
         except StoreFault:

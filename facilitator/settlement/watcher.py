@@ -74,6 +74,8 @@ class OpenSlot:
     """Monotonic."""
     sent_at: float = float("-inf")
     misses: int = 0
+    refused: str | None = None
+    """How the network last refused it; said once, however often it is sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,9 @@ class Watcher:
                 STAGE_SECONDS.labels("send").observe(self._clock.monotonic() - started)
             else:
                 kind = outcome.error.value if outcome.error else "unknown"
-                log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                if kind != slot.refused:
+                    slot.refused = kind
+                    log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
         self._look.set()
 
     # --- looking ---
