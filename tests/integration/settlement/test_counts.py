@@ -1,0 +1,90 @@
+"""What one payment costs in round trips: the budget that the design promises."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from facilitator.chain.rpc import RpcCall, RpcClient
+from facilitator.store.db import Session
+from tests.integration.settlement.conftest import Rig, decoded
+from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
+
+QUIET = {"lease_renew_s": 60.0, "lease_trust_s": 61.0, "lease_ttl_s": 120.0, "queue_poll_s": 60.0, "finality_poll_s": 60.0, "poll_s": 5.0}
+
+
+class Counter:
+    """HTTP requests to the chain by what they carry, and statements by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rpc: list[tuple[str, ...]] = []
+        self.sql: list[str] = []
+        exchange = RpcClient._exchange
+        optional, many, execute = Session.optional, Session.many, Session.execute
+
+        async def counted_exchange(client: RpcClient, endpoint: Any, calls: list[RpcCall], timeout_s: float) -> Any:
+            self.rpc.append(tuple(call.method for call in calls))
+            return await exchange(client, endpoint, calls, timeout_s)
+
+        def counted(original: Callable[..., Awaitable[Any]], place: int) -> Callable[..., Awaitable[Any]]:
+            async def statement(session: Session, *arguments: Any) -> Any:
+                self.sql.append(arguments[place].name)
+                return await original(session, *arguments)
+
+            return statement
+
+        monkeypatch.setattr(RpcClient, "_exchange", counted_exchange)
+        monkeypatch.setattr(Session, "optional", counted(optional, 1))
+        monkeypatch.setattr(Session, "many", counted(many, 1))
+        monkeypatch.setattr(Session, "execute", counted(execute, 0))
+
+
+async def writes(rig: Rig) -> int:
+    """Transactions that wrote something in this cluster: reading does not take an xid."""
+    [row] = await rig.fetch("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as xmax")
+    return int(row["xmax"])
+
+
+async def test_a_verification_is_one_request_to_the_chain_and_one_query(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(**QUIET), await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    counter = Counter(monkeypatch)
+
+    assert (await rig.engine.verify(rig.caller(), payment)).refusal is None
+
+    assert counter.rpc == [("eth_getBlockByNumber", "eth_getCode", "eth_call")]
+    assert counter.sql == ["own_record"]
+
+
+async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(**QUIET), await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    counter = Counter(monkeypatch)
+    before = await writes(rig)
+
+    answer = await rig.engine.settle(rig.caller(), payment, None)
+
+    assert reason(answer) is None
+    assert await writes(rig) - before == 2
+    assert counter.rpc[:2] == [("eth_getBlockByNumber", "eth_getCode", "eth_call"), ("eth_sendRawTransaction",)]
+    assert set(counter.rpc[2:]) == {("eth_getTransactionReceipt",)}
+    assert counter.sql == ["own_record", "write_ahead", "resolve"]
+
+
+async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
+    rig, buyer, asked = await start_engine(**QUIET), await new_buyer(), terms()
+    answer = await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
+    before = await writes(rig)
+
+    assert answer.ticket is not None
+    await rig.engine.undelivered(answer.ticket)
+    async with asyncio.timeout(5):
+        while (await rig.fetch("select answer_state from settlement"))[0]["answer_state"] != "free":
+            await asyncio.sleep(0.01)
+
+    assert await writes(rig) - before == 1
