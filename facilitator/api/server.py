@@ -21,7 +21,7 @@ from facilitator.api.settings import Listen
 from facilitator.errors import Fault
 from facilitator.metrics import BLOCKING_SECONDS, REQUEST_SECONDS, REQUESTS
 from facilitator.store.tenants import Tenant
-from facilitator.telemetry import bind, canonical, get_logger, trace_id_of
+from facilitator.telemetry import annotate, bind, canonical, get_logger, trace_id_of
 
 _log = get_logger()
 
@@ -158,6 +158,7 @@ class Server:
                     grant = _NOBODY
                     if route.scopes:
                         grant = await access.admit(request, route.path, route.scopes)
+                        annotate(tenant=grant.tenant.tenant_id, key_id=grant.key_id)
                     if route.own_deadline:
                         deadline.reschedule(None)
                     with bind(tenant=grant.tenant.tenant_id) if route.scopes else bind():

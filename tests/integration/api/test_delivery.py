@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -86,7 +86,7 @@ def connect(port: int, receive_bytes: int | None = None) -> socket.socket:
     if receive_bytes is not None:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     caller.connect(("127.0.0.1", port))
-    caller.setblocking(False)  # noqa: FBT003
+    caller.setblocking(False)
     return caller
 
 
@@ -110,7 +110,7 @@ async def read_until_reset(caller: socket.socket) -> bytes:
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Awaitable[None]]], None]]:
+def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
     """Run one coroutine function on a loop of this kind."""
 
     def runner(main: Callable[[], Awaitable[None]]) -> None:
@@ -123,7 +123,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Await
 
             loop_runner.run(bounded())
 
-    yield runner
+    return runner
 
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
@@ -203,7 +203,7 @@ def test_a_caller_that_stopped_reading_does_not_get_the_answer_even_if_it_reads_
                 got = await read_until_reset(caller)
                 whole = got.count(b"HTTP/1.1 200")
                 complete = whole if got.endswith(b"x" * 1500) else whole - 1
-                assert 1 <= complete
+                assert complete >= 1
                 assert complete <= min(answers.lost) - 1, "an answer that we called undelivered arrived whole"
 
     run(main)
