@@ -1,0 +1,133 @@
+"""Writes what the documentation can take from the code itself: `docs/states.md`, and the settings in `docs/operations.md`.
+
+Run it after a change of states or settings: `python docs/generate.py`. A test holds the files equal to what this makes.
+"""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+from facilitator.config import Config, DatabaseUrl, RpcUrl, Secret, WebSocketUrl, _spell
+from facilitator.domain.postings import resolution
+from facilitator.domain.states import TRANSITIONS, State
+from facilitator.units import Address, Network
+
+DOCS: Final = Path(__file__).parent
+_SCALARS: Final = {
+    Secret: "reference",
+    RpcUrl: "URL or reference",
+    WebSocketUrl: "URL or reference",
+    DatabaseUrl: "URL or reference",
+    Address: "address",
+    Network: "CAIP-2",
+    bool: "true or false",
+    str: "text",
+}
+_UNITS: Final = (("_per_s", "per second"), ("_s", "seconds"), ("_wei", "wei"), ("bytes_max", "bytes"))
+
+
+def states() -> str:
+    """The whole of `docs/states.md`."""
+    meaning = _field_docs(State)
+    lines = [
+        "# The states of a settlement",
+        "",
+        "Made by `python docs/generate.py` from `facilitator/domain/states.py`, which is the law: the `CHECK` constraints of the schema and this page are",
+        "tested against it. Only chain facts end a settlement; why, says [ADR 2](adr/0002-record-before-send.md).",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {State.QUEUED}",
+        *(f"    {current} --> {target}" for current in State for target in State if target in TRANSITIONS[current]),
+        f"    {State.FINALIZED} --> [*]",
+        "```",
+        "",
+        "| state | meaning | ledger entry | may become |",
+        "|---|---|---|---|",
+        *(
+            f"| `{state}` | {meaning[state.name]} | {resolution(state) or 'pending'} | "
+            f"{', '.join(f'`{target}`' for target in State if target in TRANSITIONS[state]) or 'nothing: the end'} |"
+            for state in State
+        ),
+        "",
+        "`submitted → queued`: its relayer slot was resolved without it, and there is time left. `… → submitted`: a block that proved the state left the",
+        "canonical chain. `withdrawn | failed → queued`: a later `/settle` admits it again. `failed → external`: someone executed the authorization later.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def settings() -> str:
+    """The table of every configuration key."""
+    rows = [f"| `{path}` | {kind} | {default} | {meaning} |" for path, kind, default, meaning in setting_rows()]
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def setting_rows() -> Iterator[tuple[str, str, str, str]]:
+    """Path, kind, default and meaning of every key, in the order of the configuration's own definition."""
+    yield from _rows(Config, "", optional=False)
+
+
+def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str, str, str, str]]:
+    hints, meaning = get_type_hints(table), _field_docs(table)
+    for entry in fields(table):
+        here = f"{path}.{entry.name}".lstrip(".")
+        kind = hints[entry.name]
+        if isinstance(kind, UnionType):
+            kind = next(arm for arm in get_args(kind) if arm is not type(None))
+        item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        if is_dataclass(item) and isinstance(item, type) and item not in _SCALARS and item.__name__ != "Listen":
+            inner = f"{here}[]" if get_origin(kind) is tuple else here
+            yield from _rows(item, inner, optional=entry.default is None or optional)
+            continue
+        required = "required within its table" if optional or "[]" in path else "required"
+        default = required if entry.default is MISSING else f"`{_spell(entry.default)}`" if entry.default not in {None, ()} else "none"
+        yield here, _kind(kind, entry.name), default, meaning.get(entry.name, "").replace("|", "\\|")
+
+
+def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
+    if get_origin(kind) is tuple:
+        return f"list of {_kind(get_args(kind)[0], name)}s".replace("references", "references").replace("URL or references", "URLs or references")
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    if kind in {int, float}:
+        return next((unit for suffix, unit in _UNITS if name.endswith(suffix)), "count" if kind is int else "number")
+    if getattr(kind, "__name__", "") == "Listen":
+        return "host:port"
+    return " or ".join(f"`{word}`" for word in get_args(kind))
+
+
+@cache
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a class, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        targets = before.targets if isinstance(before, ast.Assign) else [before.target] if isinstance(before, ast.AnnAssign) else []
+        if targets and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+            assert isinstance(targets[0], ast.Name)
+            found[targets[0].id] = " ".join(after.value.value.split())
+    return found
+
+
+def generated() -> dict[Path, str]:
+    """Every file that this makes, or makes a part of, with its text."""
+    operations = DOCS / "operations.md"
+    marked = re.compile(r"(?<=<!-- settings: docs/generate.py -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+    table = settings()
+    return {DOCS / "states.md": states(), operations: marked.sub(lambda _: table, operations.read_text("utf-8"))}
+
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        path.write_text(text, "utf-8")
+        sys.stderr.write(f"wrote {path.name}\n")
