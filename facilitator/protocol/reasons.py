@@ -33,7 +33,7 @@ class Reason(Enum):
     INVALID_EXACT_PAYLOAD = ("invalid_exact_evm_payload", "invalid_payload", False)
     MISSING_SIGNATURE = ("invalid_exact_evm_payload_missing_signature", "invalid_exact_evm_payload_signature", False)
     # static terms
-    INVALID_ASSET = ("invalid_payment_requirements", "invalid_payment_requirements", False)
+    INVALID_ASSET = ("invalid_payment_requirements", "invalid_payment_requirements", False)  # noqa: PIE796 (one word, two causes)
     MISSING_EIP712_DOMAIN = ("invalid_exact_evm_missing_eip712_domain", "invalid_exact_evm_missing_eip712_domain", False)
     TOKEN_NAME_MISMATCH = ("invalid_exact_evm_token_name_mismatch", "invalid_exact_evm_token_name_mismatch", False)
     TOKEN_VERSION_MISMATCH = ("invalid_exact_evm_token_version_mismatch", "invalid_exact_evm_token_version_mismatch", False)

@@ -60,7 +60,7 @@ class SettleAnswer:
     ticket: Ticket | None = None
 
 
-class IdempotencyConflict(Exception):  # noqa: N818
+class IdempotencyConflict(Exception):
     """The tenant used this Idempotency-Key for another payment before."""
 
 
@@ -218,9 +218,7 @@ class Admitter:
         try:
             if record is None:
                 return await dispatcher.admit(admission, request.deadline)
-            epoch = await self._claim(
-                record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id)
-            )
+            epoch = await self._claim(record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id))
         except ConstraintViolated as violated:
             if violated.constraint == IDEMPOTENCY_TAKEN:
                 raise IdempotencyConflict from None
@@ -245,14 +243,10 @@ class Admitter:
                 await self._wait(request, seat)
             if not answer.success:
                 return SettleAnswer(result=self._told(request, seat, answer))
-            if seat.spent_epoch != epoch and not await settlements.spend_answer(
-                self._db, seat.settlement_id, self._replica_id, epoch
-            ):
+            if seat.spent_epoch != epoch and not await settlements.spend_answer(self._db, seat.settlement_id, self._replica_id, epoch):
                 return None
             self._board.delivery_began(seat.settlement_id)
-            return SettleAnswer(
-                result=self._told(request, seat, answer), ticket=Ticket(settlement_id=seat.settlement_id, epoch=epoch)
-            )
+            return SettleAnswer(result=self._told(request, seat, answer), ticket=Ticket(settlement_id=seat.settlement_id, epoch=epoch))
         except asyncio.CancelledError:
             UNDELIVERED_ANSWERS.inc()
             self._free_later(seat.settlement_id, epoch)

@@ -63,14 +63,10 @@ class Engine:
         self._keepers: dict[Network, Keeper] = {}
         for chain in networks:
             watcher = Watcher(chain, registry, self._verifier, self._board, db, clock, settings, self.replica_id)
-            dispatcher = Dispatcher(
-                chain, registry, self._verifier, watcher, db, clock, settings, self.replica_id, self._background
-            )
+            dispatcher = Dispatcher(chain, registry, self._verifier, watcher, db, clock, settings, self.replica_id, self._background)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id)
-        self._admitter = Admitter(
-            self._verifier, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background
-        )
+        self._admitter = Admitter(self._verifier, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background)
         self._loops: asyncio.Task[None] | None = None
         self._callers = 0
         self._idle = asyncio.Event()
@@ -118,7 +114,7 @@ class Engine:
                 async with asyncio.timeout(max(0.1, deadline - self._clock.monotonic())):
                     await self._idle.wait()
             except TimeoutError:
-                log.error("engine.callers_left", callers=self._callers)
+                log.warning("engine.callers_left", callers=self._callers)
         for dispatcher in self._dispatchers.values():
             dispatcher.stopping = True
         await self._background.drain(1.0)

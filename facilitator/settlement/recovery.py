@@ -169,4 +169,3 @@ class Keeper:
             await self._watcher.send(slot)
         if transactions:
             log.info("relayer.slots_taken_up", relayer=account.address, transactions=len(transactions))
-

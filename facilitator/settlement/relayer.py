@@ -157,9 +157,7 @@ class Dispatcher:
         return self._watcher.watches(settlement_id)
 
     def _free(self, admitted: Admitted) -> None:
-        self._background.start(
-            "free_answer", _free(self._db, self._clock, self._replica_id, admitted.settlement_id, admitted.epoch)
-        )
+        self._background.start("free_answer", _free(self._db, self._clock, self._replica_id, admitted.settlement_id, admitted.epoch))
 
     # --- out ---
 
@@ -249,10 +247,7 @@ class Dispatcher:
             assert account is not None
             log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
             account.lose()
-        items = [
-            Item(settlement_id=a.settlement_id, authorization=a.authorization, admitted_block=a.admitted_block)
-            for a in admissions
-        ]
+        items = [Item(settlement_id=a.settlement_id, authorization=a.authorization, admitted_block=a.admitted_block) for a in admissions]
         if opened:
             assert account is not None
             account.next_tx_nonce += len(slots)
@@ -308,9 +303,7 @@ class Dispatcher:
             )
         return slots
 
-    def _launch(
-        self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], items: dict[UUID, Item]
-    ) -> None:
+    def _launch(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], items: dict[UUID, Item]) -> None:
         """What is on record may be watched and sent."""
         id_of = {slot.tx_nonce: slot.slot_id for slot in opened}
         for slot in slots:
@@ -350,9 +343,7 @@ class Dispatcher:
                 chosen = [record for record in payable if record.settlement_id in claimed]
                 if not chosen:
                     return
-                slots = await self._sign(
-                    account, [record.authorization for record in chosen], [record.settlement_id for record in chosen]
-                )
+                slots = await self._sign(account, [record.authorization for record in chosen], [record.settlement_id for record in chosen])
                 opened = await settlements.dispatch_claimed(session, account.lease, slots)
                 if not opened:
                     raise _LeaseLostError
@@ -377,9 +368,7 @@ class Dispatcher:
         refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
         if refusal is None:
             return True
-        item = Item(
-            settlement_id=record.settlement_id, authorization=record.authorization, admitted_block=record.admitted_block
-        )
+        item = Item(settlement_id=record.settlement_id, authorization=record.authorization, admitted_block=record.admitted_block)
         ruling = await self._watcher.rule(item, None)
         if ruling is None:
             return False
@@ -423,5 +412,3 @@ async def _free(db: Db, clock: Clock, replica_id: str, settlement_id: UUID, epoc
             return
         except StoreFault:
             await clock.sleep(1.0)
-
-

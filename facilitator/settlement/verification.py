@@ -66,9 +66,7 @@ class Verifier:
             return VerifyResult(payer=None, refusal=judged)
         authorization = judged.authorization
         try:
-            record, _ = await settlements.own_record(
-                self._db, key_of(authorization), tenant_id, None, self._settings.lease_ttl_s
-            )
+            record, _ = await settlements.own_record(self._db, key_of(authorization), tenant_id, None, self._settings.lease_ttl_s)
         except StoreFault:
             UNRECORDED_VERIFICATIONS.inc()
             record = None
@@ -137,10 +135,7 @@ class Verifier:
 
 def duplicate(record: Settlement) -> Refusal:
     """This payment is on record already, and its one success is or will be told to somebody else."""
-    if record.tx_hash:
-        paid = f"it is carried by transaction {record.tx_hash}"
-    else:
-        paid = "no transaction carries it yet"
+    paid = f"it is carried by transaction {record.tx_hash}" if record.tx_hash else "no transaction carries it yet"
     return Refusal(
         reason=Reason.DUPLICATE_SETTLEMENT,
         message=f"expected an authorization that was not settled before; this one is on record as {record.state}: {paid}",

@@ -409,13 +409,9 @@ class Watcher:
             f"tx_nonce {slot.tx_nonce} was consumed by a transaction that is not ours",
             relayer=slot.relayer,
         )
-        closed = ClosedSlot(
-            slot_id=slot.slot_id, state="consumed_externally", mined_tx_hash=None, block_number=None, block_hash=None
-        )
+        closed = ClosedSlot(slot_id=slot.slot_id, state="consumed_externally", mined_tx_hash=None, block_number=None, block_hash=None)
         decided = {key: value for key, value in rulings.items() if value[1].state is not State.QUEUED}
-        await settlements.resolve(
-            self._db, self._replica_id, [o for o in outcomes if o.to_state is State.QUEUED], [closed], []
-        )
+        await settlements.resolve(self._db, self._replica_id, [o for o in outcomes if o.to_state is State.QUEUED], [closed], [])
         if decided:
             await self.commit([o for o in outcomes if o.to_state is not State.QUEUED], [], [], decided)
         self._close(slot)

@@ -37,12 +37,12 @@ def load_queries(module: str) -> dict[str, Query]:
     heads = list(_NAME.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return {
-        head["name"]: Query(head["name"], head["kind"], cast("LiteralString", text[head.end() : end].strip().removesuffix(";")))
+        head["name"]: Query(head["name"], head["kind"], text[head.end() : end].strip().removesuffix(";"))
         for head, end in zip(heads, ends, strict=True)
     }
 
 
-class ConstraintViolated(Exception):  # noqa: N818
+class ConstraintViolated(Exception):
     """A write broke a rule of the schema; `constraint` names it. The caller knows which ones may happen."""
 
     def __init__(self, constraint: str) -> None:

@@ -527,9 +527,7 @@ async def withdraw(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool
     return await db.optional(SettlementId, QUERIES["withdraw"], settlement_id, holder, epoch) is not None
 
 
-async def take_answer(
-    db: Db, settlement_id: UUID, holder: str, idempotency_key: str | None, epoch: int, holder_ttl_s: float
-) -> int | None:
+async def take_answer(db: Db, settlement_id: UUID, holder: str, idempotency_key: str | None, epoch: int, holder_ttl_s: float) -> int | None:
     """Take the answer slot if it is free or its holder's replica is dead, and return its new epoch; None when not."""
     slot = await db.optional(AnswerSlot, QUERIES["take_answer"], settlement_id, holder, idempotency_key, epoch, holder_ttl_s)
     return slot.answer_epoch if slot else None

@@ -1,5 +1,6 @@
 """A settlement engine of the test's own, on a real database and a real chain."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -83,7 +84,7 @@ async def start_engine(
             await engine.start()
             stack.push_async_callback(engine.stop, 3.0)
             if ready and signers:
-                async with __import__("asyncio").timeout(10):
+                async with asyncio.timeout(10):
                     while not all(account.ready for account in engine._dispatchers[NETWORK].accounts):
                         await clock.sleep(0.01)
             return Rig(engine, db, evm, settings)

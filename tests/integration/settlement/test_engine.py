@@ -92,9 +92,7 @@ async def test_two_tenants_at_once_are_one_success(start_engine: StartEngine, ne
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
 
-    answers = await asyncio.gather(
-        *(rig.engine.settle(rig.caller(("acme", "globex")[index % 2]), payment, None) for index in range(50))
-    )
+    answers = await asyncio.gather(*(rig.engine.settle(rig.caller(("acme", "globex")[index % 2]), payment, None) for index in range(50)))
 
     assert [reason(answer) for answer in answers].count(None) == 1
     assert len(await rig.fetch("select from relayer_transaction")) == 1

@@ -130,9 +130,7 @@ async def test_a_balance_that_moved_away_fails_with_the_reason_and_may_be_tried_
     await bench.call("anvil_dropAllTransactions")
     await bench.token.set_gas_money(bench.buyer.address, 10**18)
     balance = await bench.token.balance_of(bench.buyer.address)
-    await transact(
-        bench.anvil.node, bench.buyer.address, BASE_SEPOLIA_USDC, calldata("transfer(address,uint256)", bench.stranger, balance)
-    )
+    await transact(bench.anvil.node, bench.buyer.address, BASE_SEPOLIA_USDC, calldata("transfer(address,uint256)", bench.stranger, balance))
 
     answer = await bench.mine_until_done(task)
     assert reason(answer) is Reason.INSUFFICIENT_BALANCE
