@@ -3,6 +3,8 @@
 Run it after a change of states or settings: `python docs/generate.py`. A test holds the files equal to what this makes.
 """
 
+# ruff: noqa: INP001 - a script beside the pages that it writes
+
 import ast
 import inspect
 import re
@@ -10,7 +12,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -33,6 +34,13 @@ _SCALARS: Final = {
 }
 _UNITS: Final = (("_per_s", "per second"), ("_s", "seconds"), ("_wei", "wei"), ("bytes_max", "bytes"))
 
+_MEANINGS: Final = {
+    "log.level": "Least important lines that are written.",
+    "networks[].assets[].address": "The token's contract. Mixed case must be its EIP-55 spelling.",
+    "networks[].assets[].decimals": "Decimal places of the token's unit; the chain is asked whether that is so.",
+}
+"""Of keys whose names say it in the code."""
+
 
 def states() -> str:
     """The whole of `docs/states.md`."""
@@ -40,8 +48,8 @@ def states() -> str:
     lines = [
         "# The states of a settlement",
         "",
-        "Made by `python docs/generate.py` from `facilitator/domain/states.py`, which is the law: the `CHECK` constraints of the schema and this page are",
-        "tested against it. Only chain facts end a settlement; why, says [ADR 2](adr/0002-record-before-send.md).",
+        "Made by `python docs/generate.py` from `facilitator/domain/states.py`, which is the law: the `CHECK` constraints of the schema",
+        "and this page are tested against it. Only chain facts end a settlement ([ADR 2](adr/0002-record-before-send.md)).",
         "",
         "```mermaid",
         "stateDiagram-v2",
@@ -58,8 +66,9 @@ def states() -> str:
             for state in State
         ),
         "",
-        "`submitted → queued`: its relayer slot was resolved without it, and there is time left. `… → submitted`: a block that proved the state left the",
-        "canonical chain. `withdrawn | failed → queued`: a later `/settle` admits it again. `failed → external`: someone executed the authorization later.",
+        "`submitted → queued`: its relayer slot was resolved without it, and there is time left. `… → submitted`: a block that proved the",
+        "state left the canonical chain. `withdrawn → queued` and `failed → queued`: a later `/settle` admits it again.",
+        "`failed → external`: someone executed the authorization later.",
         "",
     ]
     return "\n".join(lines)
@@ -89,13 +98,16 @@ def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str,
             yield from _rows(item, inner, optional=entry.default is None or optional)
             continue
         required = "required within its table" if optional or "[]" in path else "required"
+        text = _plain(meaning.get(entry.name) or _MEANINGS.get(here) or inspect.getdoc(item) or "")
         default = required if entry.default is MISSING else f"`{_spell(entry.default)}`" if entry.default not in {None, ()} else "none"
-        yield here, _kind(kind, entry.name), default, meaning.get(entry.name, "").replace("|", "\\|")
+        yield here, _kind(kind, entry.name), default, text
 
 
 def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
     if get_origin(kind) is tuple:
-        return f"list of {_kind(get_args(kind)[0], name)}s".replace("references", "references").replace("URL or references", "URLs or references")
+        return f"list of {_kind(get_args(kind)[0], name)}s".replace("references", "references").replace(
+            "URL or references", "URLs or references"
+        )
     if kind in _SCALARS:
         return _SCALARS[kind]
     if kind in {int, float}:
@@ -105,7 +117,12 @@ def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
     return " or ".join(f"`{word}`" for word in get_args(kind))
 
 
-@cache
+def _plain(text: str) -> str:
+    """A docstring as a cell of a table; what refers to the plan of the house refers to the architecture page."""
+    text = re.sub(r"\(design\.md decisions? ([0-9, and]+)\)", r"([decision \1](architecture.md#decisions))", text)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def _field_docs(kind: type[Any]) -> dict[str, str]:
     """The docstring under each field of a class, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]

@@ -1,0 +1,438 @@
+"""Every rule that must never break is a constraint: a row planted against it is refused by that constraint's name."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from facilitator.domain.states import PAID, UNRESOLVED, State
+from facilitator.store import tenants
+from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.settlements import AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN
+
+NETWORK = "eip155:84532"
+USDC, PAYER, PAY_TO, RELAYER = ("0x" + byte * 20 for byte in ("11", "22", "33", "44"))
+HASH = "0x" + "ab" * 32
+PROOF = {"tx_hash": HASH, "log_index": 3, "block_number": 7, "block_hash": HASH}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENDS = set(State) - PAID - UNRESOLVED
+HEX = ("0x" + "AA" * 20, "aa" * 20, "0x" + "aa" * 19, "0x" + "aa" * 21, "0x" + "gg" * 20)
+ROW_NUMBERS = {
+    "api_key_pkey",
+    "incident_pkey",
+    "incident_settlement_id_fkey",
+    "journal_entry_pkey",
+    "journal_entry_settlement_id_fkey",
+    "relayer_slot_pkey",
+    "relayer_transaction_slot_id_fkey",
+    "replica_pkey",
+    "settlement_move_settlement_id_fkey",
+    "settlement_pkey",
+    "slot_item_settlement_id_fkey",
+    "slot_item_slot_id_fkey",
+    "tenant_pkey",
+}
+"""Keys by which rows are found and hang together; no invariant of the ledger rests on them."""
+
+
+def demanded(state: State) -> dict[str, Any]:
+    """All that the schema demands of a settlement in that state."""
+    row: dict[str, Any] = {"state": str(state), "resolved_at": None if state in UNRESOLVED else NOW}
+    if state in PAID:
+        row |= PROOF
+    if state is State.SUBMITTED:
+        row["tx_hash"] = HASH
+    if state in ENDS:
+        row["reason"] = "TEST"
+    return row
+
+
+class Ledger:
+    """One transaction on a migrated database, with rows that keep every rule unless a test says otherwise."""
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self.connection = connection
+
+    async def insert(self, table: str, row: dict[str, Any], returning: str = "*") -> Any:
+        """Put one row in and return what the database made of it."""
+        columns, values = ", ".join(row), ", ".join(f"${number}" for number in range(1, len(row) + 1))
+        sql = f"insert into {table} ({columns}) values ({values}) returning {returning}"  # noqa: S608 - names of our own schema
+        return await self.connection.fetchrow(sql, *row.values())
+
+    async def settlement(self, **changes: Any) -> UUID:
+        """A queued settlement."""
+        row = {
+            "settlement_id": uuid4(),
+            "network": NETWORK,
+            "asset": USDC,
+            "payer": PAYER,
+            "auth_nonce": "0x" + uuid4().hex * 2,
+            "scheme": "exact",
+            "pay_to": PAY_TO,
+            "amount_atomic": 10_000,
+            "valid_after": 0,
+            "valid_before": 2_000_000_000,
+            "signature": b"\x01" * 65,
+            "fingerprint": b"\x02" * 32,
+            "tenant_id": "acme",
+            "request_id": "test",
+            "state": "queued",
+            "admitted_block": 1,
+            "answer_holder": "replica",
+        } | changes
+        settlement_id: UUID = (await self.insert("settlement", row))["settlement_id"]
+        return settlement_id
+
+    async def api_key(self, **changes: Any) -> None:
+        """A live key of acme."""
+        row = {"key_id": "abcdefghijk1", "tenant_id": "acme", "secret_sha256": b"\x03" * 32, "scopes": ["settle"]}
+        await self.insert("api_key", row | changes)
+
+    async def slot(self, **changes: Any) -> int:
+        """An open slot of the relayer."""
+        row = {"network": NETWORK, "relayer": RELAYER, "tx_nonce": 0, "epoch": 1, "kind": "single", "state": "open"}
+        slot_id: int = (await self.insert("relayer_slot", row | changes))["slot_id"]
+        return slot_id
+
+    async def item(self, **changes: Any) -> None:
+        """What a slot carries."""
+        await self.insert("slot_item", {"item_index": 0} | changes)
+
+    async def transaction(self, **changes: Any) -> None:
+        """A signed transaction of a slot."""
+        row = {"tx_hash": HASH, "attempt": 0, "purpose": "payment", "raw": b"\x02", "gas": 120_000, "max_fee_wei": 2}
+        await self.insert("relayer_transaction", row | {"max_priority_fee_wei": 1} | changes)
+
+    async def entry(self, **changes: Any) -> int:
+        """A pending entry."""
+        row = {"phase": "pending", "debit": f"payer:{PAYER}", "credit": f"payee:{PAY_TO}", "asset": f"{NETWORK}/{USDC}"}
+        entry_id: int = (await self.insert("journal_entry", row | {"amount_atomic": 10_000} | changes))["entry_id"]
+        return entry_id
+
+    async def relayer(self, **changes: Any) -> None:
+        """A second relayer."""
+        await self.insert("relayer", {"network": NETWORK, "address": "0x" + "55" * 20, "next_tx_nonce": 0} | changes)
+
+
+@pytest_asyncio.fixture
+async def ledger(database_url: str) -> AsyncIterator[Ledger]:
+    """A database with one tenant and one relayer."""
+    connection = await asyncpg.connect(database_url)
+    rows = Ledger(connection)
+    await rows.insert("tenant", {"tenant_id": "acme"})
+    await rows.insert("relayer", {"network": NETWORK, "address": RELAYER, "next_tx_nonce": 1})
+    yield rows
+    await connection.close()
+
+
+@contextmanager
+def refused(constraint: str) -> Iterator[None]:
+    """Expect that the block breaks the named constraint."""
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError) as caught:
+        yield
+    assert caught.value.constraint_name == constraint
+
+
+# --- settlement ---
+
+
+async def test_an_authorization_is_on_record_once_whoever_asks(ledger: Ledger) -> None:
+    await ledger.insert("tenant", {"tenant_id": "globex"})
+    await ledger.settlement(auth_nonce=HASH)
+    with refused(AUTHORIZATION_TAKEN):
+        await ledger.settlement(auth_nonce=HASH, tenant_id="globex", pay_to="0x" + "66" * 20, amount_atomic=1)
+
+
+@pytest.mark.parametrize("changes", [{"network": "eip155:8453"}, {"asset": "0x" + "77" * 20}, {"payer": "0x" + "77" * 20}])
+async def test_another_network_asset_or_payer_is_another_authorization(ledger: Ledger, changes: dict[str, str]) -> None:
+    await ledger.settlement(auth_nonce=HASH)
+    await ledger.settlement(auth_nonce=HASH, **changes)
+
+
+async def test_a_tenant_binds_an_idempotency_key_to_one_settlement(ledger: Ledger) -> None:
+    await ledger.insert("tenant", {"tenant_id": "globex"})
+    await ledger.settlement(idempotency_key="order-1")
+    await ledger.settlement(idempotency_key="order-1", tenant_id="globex")
+    await ledger.settlement()
+    await ledger.settlement()
+    with refused(IDEMPOTENCY_TAKEN):
+        await ledger.settlement(idempotency_key="order-1")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 257])
+async def test_an_idempotency_key_has_a_length(ledger: Ledger, key: str) -> None:
+    with refused("settlement_idempotency_key_check"):
+        await ledger.settlement(idempotency_key=key)
+
+
+async def test_a_state_that_is_not_in_the_table_cannot_be_stored(ledger: Ledger) -> None:
+    with refused("settlement_state_check"):
+        await ledger.settlement(state="paid", resolved_at=NOW)
+
+
+@pytest.mark.parametrize("state", State)
+async def test_every_state_of_the_table_can_be_stored(ledger: Ledger, state: State) -> None:
+    await ledger.settlement(**demanded(state))
+
+
+@pytest.mark.parametrize("state", State)
+async def test_resolved_at_is_set_exactly_when_the_settlement_is_resolved(ledger: Ledger, state: State) -> None:
+    row = demanded(state)
+    row["resolved_at"] = NOW if row["resolved_at"] is None else None
+    with refused("settlement_resolved"):
+        await ledger.settlement(**row)
+
+
+@pytest.mark.parametrize("state", sorted(PAID))
+@pytest.mark.parametrize("part", ["log_index", "block_number", "block_hash"])
+async def test_a_paid_settlement_has_its_whole_proof(ledger: Ledger, state: State, part: str) -> None:
+    with refused("settlement_proof"):
+        await ledger.settlement(**demanded(state) | {part: None})
+
+
+@pytest.mark.parametrize("state", sorted(PAID | {State.SUBMITTED}))
+async def test_a_settlement_that_was_signed_for_has_a_hash(ledger: Ledger, state: State) -> None:
+    with refused("settlement_hash"):
+        await ledger.settlement(**demanded(state) | {"tx_hash": None})
+
+
+@pytest.mark.parametrize("state", sorted(ENDS))
+async def test_a_settlement_that_ended_otherwise_has_a_reason(ledger: Ledger, state: State) -> None:
+    with refused("settlement_reason"):
+        await ledger.settlement(**demanded(state) | {"reason": None})
+
+
+@pytest.mark.parametrize("column", ["asset", "payer", "pay_to"])
+@pytest.mark.parametrize("text", HEX)
+async def test_addresses_are_lower_case_text(ledger: Ledger, column: str, text: str) -> None:
+    with refused(f"settlement_{column}_check"):
+        await ledger.settlement(**{column: text})
+
+
+@pytest.mark.parametrize("text", ["0x" + "AB" * 32, "ab" * 32, "0x" + "ab" * 31, "0x" + "ab" * 33])
+@pytest.mark.parametrize("column", ["auth_nonce", "tx_hash", "block_hash"])
+async def test_hashes_are_lower_case_text(ledger: Ledger, column: str, text: str) -> None:
+    with refused(f"settlement_{column}_check"):
+        await ledger.settlement(**{column: text})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("amount_atomic", -1), ("moves", -1), ("admissions", 0), ("log_index", -1), ("answer_state", "told"), ("fingerprint", b"short")],
+)
+async def test_a_value_out_of_its_range_is_refused(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"settlement_{column}_check"):
+        await ledger.settlement(**{column: value})
+
+
+async def test_amounts_and_times_hold_every_uint256(ledger: Ledger) -> None:
+    most = 2**256 - 1
+    await ledger.settlement(amount_atomic=most, valid_after=most, valid_before=most)
+
+
+async def test_a_settlement_belongs_to_a_tenant(ledger: Ledger) -> None:
+    with refused("settlement_tenant_id_fkey"):
+        await ledger.settlement(tenant_id="nobody")
+
+
+async def test_a_move_is_recorded_once_and_queued_is_no_move(ledger: Ledger) -> None:
+    settlement_id = await ledger.settlement()
+    row = {"settlement_id": settlement_id, "move": 1, "from_state": "queued", "to_state": "submitted"}
+    await ledger.insert("settlement_move", row)
+    with refused("settlement_move_pkey"):
+        await ledger.insert("settlement_move", row)
+    with refused("settlement_move_move_check"):
+        await ledger.insert("settlement_move", row | {"move": 0})
+
+
+# --- relayers, slots, transactions ---
+
+
+async def test_a_tx_nonce_of_a_relayer_is_used_by_one_slot(ledger: Ledger) -> None:
+    await ledger.slot(tx_nonce=7)
+    await ledger.slot(tx_nonce=8)
+    with refused("relayer_slot_nonce"):
+        await ledger.slot(tx_nonce=7, state="consumed_externally")
+
+
+async def test_a_slot_belongs_to_a_known_relayer(ledger: Ledger) -> None:
+    with refused("relayer_slot_network_relayer_fkey"):
+        await ledger.slot(relayer="0x" + "99" * 20)
+
+
+@pytest.mark.parametrize(
+    ("state", "mined_tx_hash"), [("included", None), ("finalized", None), ("open", HASH), ("consumed_externally", HASH)]
+)
+async def test_a_slot_names_the_mined_transaction_exactly_when_one_of_ours_was_mined(
+    ledger: Ledger, state: str, mined_tx_hash: str | None
+) -> None:
+    with refused("relayer_slot_mined"):
+        await ledger.slot(state=state, mined_tx_hash=mined_tx_hash)
+
+
+@pytest.mark.parametrize(("column", "value"), [("tx_nonce", -1), ("kind", "double"), ("state", "lost")])
+async def test_a_slot_has_a_known_kind_and_state(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"relayer_slot_{column}_check"):
+        await ledger.slot(**{column: value})
+
+
+async def test_a_settlement_is_in_at_most_one_unresolved_slot(ledger: Ledger) -> None:
+    settlement_id = await ledger.settlement()
+    first, second = await ledger.slot(tx_nonce=1), await ledger.slot(tx_nonce=2)
+    await ledger.item(slot_id=first, settlement_id=settlement_id)
+    with refused("slot_item_one_open_slot"):
+        await ledger.item(slot_id=second, settlement_id=settlement_id)
+    await ledger.connection.execute("update slot_item set unresolved = false")
+    await ledger.item(slot_id=second, settlement_id=settlement_id)
+    with refused("slot_item_one_open_slot"):
+        await ledger.connection.execute("update slot_item set unresolved = true where slot_id = $1", first)
+
+
+async def test_a_place_in_a_slot_is_taken_once(ledger: Ledger) -> None:
+    slot_id = await ledger.slot()
+    await ledger.item(slot_id=slot_id, settlement_id=await ledger.settlement())
+    with refused("slot_item_pkey"):
+        await ledger.item(slot_id=slot_id, settlement_id=await ledger.settlement())
+
+
+async def test_a_place_in_a_slot_is_not_negative(ledger: Ledger) -> None:
+    with refused("slot_item_item_index_check"):
+        await ledger.item(slot_id=await ledger.slot(), settlement_id=await ledger.settlement(), item_index=-1)
+
+
+async def test_a_transaction_is_recorded_once_and_so_is_an_attempt(ledger: Ledger) -> None:
+    slot_id = await ledger.slot()
+    await ledger.transaction(slot_id=slot_id)
+    with refused("relayer_transaction_pkey"):
+        await ledger.transaction(slot_id=slot_id, attempt=1)
+    with refused("relayer_transaction_attempt"):
+        await ledger.transaction(slot_id=slot_id, tx_hash="0x" + "cd" * 32)
+
+
+@pytest.mark.parametrize(("column", "value"), [("tx_hash", "0xAB"), ("attempt", -1), ("purpose", "gift")])
+async def test_a_transaction_has_a_hash_and_a_purpose(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"relayer_transaction_{column}_check"):
+        await ledger.transaction(**{"slot_id": await ledger.slot(), column: value})
+
+
+@pytest.mark.parametrize(("column", "value"), [("address", "0xABC"), ("next_tx_nonce", -1), ("status", "asleep")])
+async def test_a_relayer_has_an_address_a_next_tx_nonce_and_a_status(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"relayer_{column}_check"):
+        await ledger.relayer(**{column: value})
+
+
+async def test_a_relayer_is_on_record_once(ledger: Ledger) -> None:
+    with refused("relayer_pkey"):
+        await ledger.relayer(address=RELAYER)
+
+
+# --- journal ---
+
+
+async def test_an_admission_has_one_pending_entry(ledger: Ledger) -> None:
+    settlement_id = await ledger.settlement()
+    await ledger.entry(settlement_id=settlement_id, admission=1)
+    await ledger.entry(settlement_id=settlement_id, admission=2)
+    with refused("journal_entry_pending"):
+        await ledger.entry(settlement_id=settlement_id, admission=1)
+
+
+async def test_a_pending_entry_is_resolved_once(ledger: Ledger) -> None:
+    settlement_id = await ledger.settlement()
+    pending = await ledger.entry(settlement_id=settlement_id, admission=1)
+    await ledger.entry(settlement_id=settlement_id, admission=1, phase="posted", resolves=pending)
+    with refused("journal_entry_resolved_once"):
+        await ledger.entry(settlement_id=settlement_id, admission=1, phase="voided", resolves=pending)
+
+
+@pytest.mark.parametrize("phase", ["posted", "voided"])
+async def test_what_resolves_says_which_entry(ledger: Ledger, phase: str) -> None:
+    with refused("journal_entry_phase"):
+        await ledger.entry(phase=phase)
+
+
+async def test_a_pending_entry_resolves_nothing(ledger: Ledger) -> None:
+    with refused("journal_entry_phase"):
+        await ledger.entry(resolves=await ledger.entry())
+
+
+async def test_only_an_entry_on_record_can_be_resolved(ledger: Ledger) -> None:
+    with refused("journal_entry_resolves_fkey"):
+        await ledger.entry(phase="posted", resolves=999_999)
+
+
+async def test_an_entry_moves_between_two_accounts(ledger: Ledger) -> None:
+    with refused("journal_entry_two_accounts"):
+        await ledger.entry(credit=f"payer:{PAYER}")
+
+
+@pytest.mark.parametrize(("column", "value"), [("amount_atomic", -1), ("phase", "done")])
+async def test_an_entry_has_a_known_phase_and_no_negative_amount(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"journal_entry_{column}_check"):
+        await ledger.entry(**{column: value} | ({"resolves": None} if column == "amount_atomic" else {"resolves": await ledger.entry()}))
+
+
+# --- tenants and keys ---
+
+
+@pytest.mark.parametrize("tenant_id", ["", "Acme", "-acme", "a" * 64, "acme corp"])
+async def test_a_tenant_has_a_plain_name(ledger: Ledger, tenant_id: str) -> None:
+    with refused("tenant_tenant_id_check"):
+        await ledger.insert("tenant", {"tenant_id": tenant_id})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("key_id", "short"), ("key_id", "ABCDEFGHIJKL"), ("secret_sha256", b"secret"), ("scopes", []), ("scopes", ["settle", "root"])],
+)
+async def test_a_key_has_an_id_a_hash_and_known_scopes(ledger: Ledger, column: str, value: Any) -> None:
+    with refused(f"api_key_{column}_check"):
+        await ledger.api_key(**{column: value})
+
+
+async def test_a_key_belongs_to_a_tenant(ledger: Ledger) -> None:
+    with refused("api_key_tenant_id_fkey"):
+        await ledger.api_key(tenant_id="nobody")
+
+
+# --- what the code sees of it ---
+
+
+async def test_the_store_names_the_constraint_that_was_broken(ledger: Ledger, database_url: str) -> None:
+    await ledger.api_key()
+    db = await Db.connect(database_url, connections_max=1)
+    try:
+        with pytest.raises(ConstraintViolated) as caught:
+            await tenants.create_api_key(db, tenants.generate_key(), "nobody", ["settle"], None)
+        assert caught.value.constraint == "api_key_tenant_id_fkey"
+    finally:
+        await db.close()
+
+
+async def test_every_constraint_of_the_schema_is_broken_above(ledger: Ledger) -> None:
+    """So that a new rule comes with its planted violation. `not null` and the keys that only number rows stand aside."""
+    named = await ledger.connection.fetch(
+        """select c.conname::text as name from pg_constraint c join pg_class t on t.oid = c.conrelid
+            where t.relnamespace = 'public'::regnamespace and t.relname <> 'schema_migration' and c.contype in ('c', 'u', 'p', 'f')
+           union select i.indexrelid::regclass::text from pg_index i join pg_class t on t.oid = i.indrelid
+            where t.relnamespace = 'public'::regnamespace and t.relname <> 'schema_migration' and i.indisunique"""
+    )
+    text = Path(__file__).read_text("utf-8")
+    tested = text[text.index("async def test_an_authorization_is_on_record") : text.index("async def test_the_store_names")]
+    tested += AUTHORIZATION_TAKEN + IDEMPOTENCY_TAKEN
+    assert {row["name"] for row in named if not covered(row["name"], tested)} == ROW_NUMBERS
+
+
+def covered(name: str, text: str) -> bool:
+    """Written out, or made of a table and a column that a parametrized test breaks."""
+    return name in text or any(
+        f'refused(f"{table}_{{column}}_check")' in text and name == f"{table}_{column}_check" and f'"{column}"' in text
+        for table in ("settlement", "relayer_slot", "relayer_transaction", "relayer", "journal_entry", "api_key")
+        for column in [name.removeprefix(f"{table}_").removesuffix("_check")]
+    )
