@@ -220,7 +220,7 @@ class Dispatcher:
         """Sign and write ahead. A group that breaks a constraint is taken one by one, so that only the guilty one hears it."""
         started = self._clock.monotonic()
         admissions = [waiting.admission for waiting in group]
-        slots = await self._sign(account, [admission.authorization for admission in admissions], [a.settlement_id for a in admissions])
+        slots = await self._sign(account, [(admission.settlement_id, admission.authorization) for admission in admissions])
         try:
             opened = await settlements.write_ahead(
                 self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
@@ -228,13 +228,8 @@ class Dispatcher:
         except ConstraintViolated as violated:
             if len(group) == 1:
                 _fail(group[0], violated)
-                return
-            for waiting in group:
-                account, room = self._choose()
-                if account is not None and room <= 0:
-                    self._queue.appendleft(waiting)
-                    continue
-                await self._record(account, [waiting])
+            else:
+                await self._record_singly(group)
             return
         except StoreFault as fault:
             if account is not None:
@@ -243,31 +238,41 @@ class Dispatcher:
                 _fail(waiting, fault)
             return
         STAGE_SECONDS.labels("record").observe(self._clock.monotonic() - started)
-        if slots and not opened:
-            assert account is not None
-            log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
-            account.lose()
-        items = [Item(settlement_id=a.settlement_id, authorization=a.authorization, admitted_block=a.admitted_block) for a in admissions]
-        if opened:
-            assert account is not None
+        if account is not None and opened:
             account.next_tx_nonce += len(slots)
-            self._launch(account, slots, opened, {item.settlement_id: item for item in items})
+            self._launch(account, slots, opened, {admission.settlement_id: _item_of(admission) for admission in admissions})
         else:
+            if account is not None:
+                self._lease_lost(account)
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
-        hash_of = {settlement_id: slot.tx_hash for slot in slots for settlement_id in slot.settlement_ids} if opened else {}
+        self._tell(group, slots if opened else [])
+
+    async def _record_singly(self, group: Sequence[_Waiting]) -> None:
+        """One write-ahead each; what finds no room goes back to the head of the queue."""
         for waiting in group:
-            admitted = Admitted(
-                settlement_id=waiting.admission.settlement_id, epoch=1, tx_hash=hash_of.get(waiting.admission.settlement_id)
-            )
+            account, room = self._choose()
+            if account is not None and room <= 0:
+                self._queue.appendleft(waiting)
+            else:
+                await self._record(account, [waiting])
+
+    def _tell(self, group: Sequence[_Waiting], slots: Sequence[SignedSlot]) -> None:
+        """Tell the callers that they are on record; a caller who is gone gives its answer slot back."""
+        hash_of = {settlement_id: slot.tx_hash for slot in slots for settlement_id in slot.settlement_ids}
+        for waiting in group:
+            settlement_id = waiting.admission.settlement_id
+            admitted = Admitted(settlement_id=settlement_id, epoch=1, tx_hash=hash_of.get(settlement_id))
             STAGE_SECONDS.labels("admission").observe(self._clock.monotonic() - waiting.entered_at)
             if waiting.abandoned:
                 self._free(admitted)
             elif not waiting.done.done():
                 waiting.done.set_result(admitted)
 
-    async def _sign(
-        self, account: Account | None, authorizations: Sequence[Authorization], settlement_ids: Sequence[UUID]
-    ) -> list[SignedSlot]:
+    def _lease_lost(self, account: Account) -> None:
+        log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
+        account.lose()
+
+    async def _sign(self, account: Account | None, payments: Sequence[tuple[UUID, Authorization]]) -> list[SignedSlot]:
         """One transaction per settlement, with consecutive tx_nonces; nothing without an account."""
         if account is None:
             return []
@@ -275,7 +280,7 @@ class Dispatcher:
         assert head is not None
         fees = max_fee(next_base_fee(head), self._fees)
         slots = []
-        for index, (authorization, settlement_id) in enumerate(zip(authorizations, settlement_ids, strict=True)):
+        for index, (settlement_id, authorization) in enumerate(payments):
             scheme = self._registry.find(authorization.scheme)
             assert scheme is not None
             call = scheme.call(authorization)
@@ -343,13 +348,12 @@ class Dispatcher:
                 chosen = [record for record in payable if record.settlement_id in claimed]
                 if not chosen:
                     return
-                slots = await self._sign(account, [record.authorization for record in chosen], [record.settlement_id for record in chosen])
+                slots = await self._sign(account, [(record.settlement_id, record.authorization) for record in chosen])
                 opened = await settlements.dispatch_claimed(session, account.lease, slots)
                 if not opened:
-                    raise _LeaseLostError
+                    raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)
         except _LeaseLostError:
-            log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
-            account.lose()
+            self._lease_lost(account)
             return
         except StoreFault:
             account.lose()
@@ -391,6 +395,10 @@ class Dispatcher:
             {record.settlement_id: (item, ruling, self._clock.monotonic())},
         )
         return False
+
+
+def _item_of(admission: Admission) -> Item:
+    return Item(settlement_id=admission.settlement_id, authorization=admission.authorization, admitted_block=admission.admitted_block)
 
 
 class _LeaseLostError(Exception):

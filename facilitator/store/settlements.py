@@ -454,8 +454,10 @@ def _slot_columns(slots: Sequence[SignedSlot]) -> tuple[list[object], ...]:
 
 
 async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) -> int | None:
-    """Queue a withdrawn or failed settlement again under a new answer slot; None when somebody else was faster or a
-    transaction that carried it is not final yet. Returns the slot's epoch."""
+    """Queue a withdrawn or failed settlement again under a new answer slot, and return the slot's epoch.
+
+    None when somebody else was faster, or a transaction that carried it is not final yet.
+    """
     auth = admission.authorization
     entry = pending_entry(auth)
     readmitted = await db.optional(
