@@ -40,10 +40,12 @@ class Migration:
 
 def load_migrations() -> list[Migration]:
     """All migrations that this release knows, in order."""
-    found = []
-    for file in resources.files("facilitator.store").joinpath("sql/migrations").iterdir():
-        if match := _FILE.fullmatch(file.name):
-            found.append(Migration(int(match["version"]), file.name.removesuffix(".sql"), file.read_text("utf-8")))
+    files = resources.files("facilitator.store").joinpath("sql/migrations").iterdir()
+    found = [
+        Migration(int(match["version"]), file.name.removesuffix(".sql"), file.read_text("utf-8"))
+        for file in files
+        if (match := _FILE.fullmatch(file.name))
+    ]
     return sorted(found, key=lambda migration: migration.version)
 
 

@@ -312,7 +312,7 @@ async def get(db: Db, settlement_id: UUID) -> Settlement | None:
     return next(iter(await records(db, [settlement_id], 0.0)), None)
 
 
-async def page(
+async def page(  # noqa: PLR0913 (one argument per filter)
     db: Db,
     *,
     tenant_id: str | None,
