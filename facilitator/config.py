@@ -563,7 +563,7 @@ def _expected(kind: Any) -> str:  # noqa: ANN401 (a type hint)
     return {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(kind, "a table")
 
 
-def _kind(node: object) -> str:  # noqa: PLR0911 (one per kind of value)
+def _kind(node: object) -> str:
     match node:
         case _Leaf():
             return _kind(node.value)
@@ -640,6 +640,12 @@ def _broken_relations(config: Config) -> Iterator[str]:
             yield f"settlement.{small} = {getattr(settlement, small)} must not be above settlement.{large} = {getattr(settlement, large)}"
     if server.body_bytes_max > BODY_BYTES_MAX:
         yield f"server.body_bytes_max = {server.body_bytes_max} must not be above {BODY_BYTES_MAX}, the most that the codec reads"
+    for path, value_s in (
+        ("settlement.verify_deadline_s", settlement.verify_deadline_s),
+        ("server.body_timeout_s", server.body_timeout_s),
+    ):
+        if value_s >= server.request_timeout_s:
+            yield f"{path} = {value_s} must be below server.request_timeout_s = {server.request_timeout_s}"
     if access.refresh_s >= access.stale_max_s:
         yield f"access.refresh_s = {access.refresh_s} must be below access.stale_max_s = {access.stale_max_s}"
     yield from _bad_listens(config)
@@ -705,6 +711,10 @@ def _warnings(config: Config) -> Iterator[str]:
         yield "settlement.deadline_s is above server.stop_grace_s: callers may be told `settlement_pending` on a stop"
     if not config.server.listen.loopback and config.metrics is None:
         yield "server.listen is not loopback and there is no [metrics] table: /metrics is served nowhere"
+    if len({network.poll_s for network in config.networks if network.poll_s is not None}) > 1:
+        yield "networks have different poll_s: the smallest counts for all of them"
     for index, network in enumerate(config.networks):
+        if network.ws_url is not None:
+            yield f"networks.{index} ({network.id}): ws_url is not used by this release, which polls"
         if len(network.rpc_urls) == 1:
             yield f"networks.{index} ({network.id}): one RPC URL only; a second one keeps payments flowing when it fails"

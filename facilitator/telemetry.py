@@ -172,7 +172,7 @@ def _shorten_url(match: re.Match[str]) -> str:
     return f"{match['scheme']}://{match['host']}" + ("/…" if len(match["rest"]) > 1 else match["rest"])
 
 
-def _clean(key: str, value: object, depth: int) -> object:  # noqa: PLR0911 (one return per kind of value)
+def _clean(key: str, value: object, depth: int) -> object:
     if key.lower().replace("-", "_") in _SECRET_KEYS and value is not None:
         return REDACTED
     match value:

@@ -1,0 +1,153 @@
+"""Lines that the service writes: one canonical line, facts from context, and nothing that must stay secret."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from facilitator import telemetry
+from facilitator.telemetry import annotate, bind, canonical, get_logger, redact_text, trace_id_of
+
+SIGNATURE = "0x" + "5b" * 65
+API_KEY = "fk_abcdefghijkl_" + "s" * 43
+TX_HASH = "0x" + "ab" * 32
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    telemetry.configure("info", "json", stream)
+    yield stream
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_one_canonical_line_gathers_what_was_learnt_on_the_way(written: io.StringIO) -> None:
+    with bind(request_id="r1"), canonical("request.answered", route="/settle") as line:
+        annotate(tx_hash=TX_HASH)
+        line["status"] = 200
+    annotate(lost="nowhere")
+    (only,) = lines(written)
+    assert only.pop("timestamp").endswith("Z")
+    assert only == {
+        "event": "request.answered",
+        "level": "info",
+        "request_id": "r1",
+        "route": "/settle",
+        "tx_hash": TX_HASH,
+        "status": 200,
+    }
+
+
+def test_the_canonical_line_is_written_when_the_block_fails_too(written: io.StringIO) -> None:
+    with pytest.raises(RuntimeError), canonical("request.answered"):
+        raise RuntimeError
+    assert [line["event"] for line in lines(written)] == ["request.answered"]
+
+
+async def test_facts_of_one_request_do_not_leak_into_another(written: io.StringIO) -> None:
+    async def request(number: int) -> None:
+        with bind(request_id=f"r{number}"), canonical("request.answered") as line:
+            await asyncio.sleep(0.001 * (5 - number))
+            annotate(payer=f"p{number}")
+            line["n"] = number
+
+    await asyncio.gather(*(request(number) for number in range(5)))
+    assert sorted((line["request_id"], line["payer"], line["n"]) for line in lines(written)) == [(f"r{n}", f"p{n}", n) for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("signature", SIGNATURE),
+        ("note", f"signed with {SIGNATURE}"),
+        ("note", SIGNATURE[2:]),
+        ("private_key", "0x" + "11" * 32),
+        ("Authorization", f"Bearer {API_KEY}"),
+        ("x-api-key", API_KEY),
+        ("headers", {"authorization": f"Bearer {API_KEY}"}),
+        ("note", f"got {API_KEY} from"),
+        ("note", "Authorization: Bearer ssssssssssssssssssss"),
+        ("raw", bytes.fromhex("5b" * 65)),
+        ("data", bytes.fromhex("5b" * 65)),
+        ("url", f"https://user:{'s' * 20}@rpc.example/v2"),
+        ("url", f"https://rpc.example/v2/{'s' * 20}"),
+        ("detail", f"cannot reach wss://rpc.example/?key={'s' * 20} now"),
+        ("detail", f"postgresql://facilitator:{'s' * 20}@db:5432/facilitator"),
+        ("deep", [{"inner": [f"https://rpc.example/{'s' * 20}"]}]),
+    ],
+)
+def test_no_secret_leaves_whatever_it_is_called(written: io.StringIO, fact: str, value: object) -> None:
+    get_logger().info("rpc.failed_over", **{fact: value})
+    text = written.getvalue()
+    for secret in ("5b" * 60, "11" * 32, "s" * 20):
+        assert secret not in text
+
+
+def test_what_people_need_stays_readable() -> None:
+    assert redact_text(TX_HASH) == TX_HASH
+    assert redact_text("0x" + "ab" * 20) == "0x" + "ab" * 20
+    assert redact_text("no answer from https://rpc.example:8545") == "no answer from https://rpc.example:8545"
+    assert redact_text("http://127.0.0.1:8545/") == "http://127.0.0.1:8545/"
+    assert redact_text(API_KEY).startswith("fk_abcdefghijkl_")
+
+
+def test_tracebacks_are_kept_and_cleaned(written: io.StringIO) -> None:
+    try:
+        raise ValueError(f"https://rpc.example/{'s' * 20}")
+    except ValueError:
+        get_logger().exception("loop.crashed")
+    (line,) = lines(written)
+    assert "Traceback" in line["exception"]
+    assert "s" * 20 not in line["exception"]
+
+
+def test_lines_of_libraries_pass_the_same_way(written: io.StringIO) -> None:
+    logging.getLogger("asyncio").warning("slow callback at %s", f"https://u:{'s' * 20}@h/x")
+    logging.getLogger("asyncio").info("not of interest")
+    (line,) = lines(written)
+    assert (line["event"], line["library"]) == ("library.logged", "asyncio")
+    assert "s" * 20 not in line["message"]
+
+
+def test_a_stranger_cannot_forge_a_line(written: io.StringIO) -> None:
+    get_logger().info("request.answered", resource='x"}\n{"event":"forged"}')
+    assert len(written.getvalue().splitlines()) == 1
+
+
+def test_people_on_a_terminal_get_text() -> None:
+    stream = io.StringIO()
+    telemetry.configure("info", "console", stream)
+    get_logger().info("server.started", signature=SIGNATURE)
+    structlog.reset_defaults()
+    assert "server.started" in stream.getvalue()
+    assert SIGNATURE not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("header", "trace_id"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", None),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", None),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736", None),
+        ("x" * 300, None),
+        (None, None),
+    ],
+)
+def test_traceparent_is_read_as_w3c_has_it(header: str | None, trace_id: str | None) -> None:
+    assert trace_id_of(header) == trace_id
