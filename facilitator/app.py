@@ -77,7 +77,7 @@ class App:
     async def start(self) -> None:
         """Read the secrets, listen, and go for the database in the background.
 
-        Raises ConfigFault for a secret that is not there or no key, OSError when the address is taken.
+        Raises ConfigFault for a secret that is not there or no key, Fault when the address is taken.
         """
         for network in self.config.networks:
             self._chains.append(await build_network(network, self.config, self.clock))

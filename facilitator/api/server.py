@@ -89,7 +89,7 @@ class Server:
         """The port really taken, once started."""
 
     async def start(self) -> None:
-        """Accept connections. Raises OSError when the address cannot be taken."""
+        """Accept connections. Raises Fault when the address cannot be taken."""
         settings = self._desk.settings
         app = web.Application(middlewares=[self._observe])
         for route in self._routes:
@@ -107,9 +107,14 @@ class Server:
         )
         await runner.setup()
         self._runner = runner
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._accept, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
-        )
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._accept, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
+            )
+        except OSError as error:
+            raise Fault(
+                "cannot_listen", f"cannot listen on {self._listen}: {error.strerror}: end whoever uses it, or change [server] listen"
+            ) from error
         taken = self._listener.sockets[0].getsockname()
         self.port = taken[1]
 

@@ -6,7 +6,7 @@ show another tenant's settlement, not even that it exists.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypedDict
 from uuid import UUID
 
 from aiohttp import web
@@ -25,6 +25,20 @@ from facilitator.units import Address, AuthNonce, Network, TxHash, parse_address
 PAGE_DEFAULT: Final = 50
 LOOKUP_PARAMETERS: Final = ("network", "asset", "payer", "nonce")
 LIST_PARAMETERS: Final = ("from", "to", "state", "payer", "pay_to", "network", "asset", "tx", "cursor", "limit")
+
+
+class _Filters(TypedDict):
+    """What a page is narrowed to; None: not by this."""
+
+    queued_from: datetime | None
+    queued_to: datetime | None
+    state: str | None
+    payer: Address | None
+    pay_to: Address | None
+    network: Network | None
+    asset: Address | None
+    tx_hash: TxHash | None
+    before: UUID | None
 
 
 async def get(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
@@ -50,10 +64,7 @@ async def page(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResp
     """GET /settlements: newest first; `nextCursor` leads to the next page, null on the last."""
     query = _query(request, LIST_PARAMETERS)
     limit = _limit(query, desk.settings.page_max)
-    db = desk.need_db()
-    rows = await settlements.page(
-        db,
-        tenant_id=None if grant.sees_all else grant.tenant.tenant_id,
+    filters = _Filters(
         queued_from=_time(query, "from"),
         queued_to=_time(query, "to"),
         state=_state(query),
@@ -63,8 +74,9 @@ async def page(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResp
         asset=_address(query, "asset") if "asset" in query else None,
         tx_hash=TxHash(_bytes32(query, "tx")) if "tx" in query else None,
         before=_cursor(query),
-        limit=limit + 1,
     )
+    db = desk.need_db()
+    rows = await settlements.page(db, tenant_id=None if grant.sees_all else grant.tenant.tenant_id, limit=limit + 1, **filters)
     more = len(rows) > limit
     rows = rows[:limit]
     return json_response({"settlements": await _render(db, rows), "nextCursor": str(rows[-1].settlement_id) if more else None})

@@ -165,7 +165,7 @@ def test_what_is_required_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("FACILITATOR__SETTLEMENT__DEDLINE_S", "1", "FACILITATOR__SETTLEMENT__DEDLINE_S: settlement.dedline_s: unknown key; did you mean deadline_s?"),
+        ("FACILITATOR__SETTLEMENT__DEDLINE_S", "1", "DEDLINE_S: settlement.dedline_s: unknown key; did you mean deadline_s?"),
         ("FACILITATOR__DATABASE__MIGRATE", "yes", 'expected true or false, got text "yes"'),
         ("FACILITATOR__SETTLEMENT__DEADLINE_S", "1e3", "expected a number"),
         ("FACILITATOR__NETWORKS__3__ID", "eip155:1", "expected a number from 0 to 1"),

@@ -1,0 +1,273 @@
+"""Keys on a real Postgres: made, shown once, found, refused, revoked, remembered for a while without the store."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from facilitator.api.access import Access
+from facilitator.api.desk import Grant, HttpProblem
+from facilitator.api.settings import AccessSettings
+from facilitator.errors import StoreFault
+from facilitator.store import tenants
+from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.tenants import NewKey, Scope, Tenant
+from facilitator.units import UnixSeconds
+
+SETTINGS = AccessSettings()
+
+
+class ManualClock:
+    """Time moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.offset_s = 0.0
+
+    def now(self) -> UnixSeconds:
+        return UnixSeconds(int(datetime.now(UTC).timestamp() + self.offset_s))
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.offset_s
+
+    async def sleep(self, delay_s: float) -> None:
+        self.offset_s += delay_s
+        await asyncio.sleep(0)
+
+
+@pytest_asyncio.fixture
+async def db(database_url: str) -> AsyncIterator[Db]:
+    db = await Db.connect(database_url, connections_max=4)
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def access(db: Db, clock: ManualClock) -> Access:
+    access = Access(SETTINGS, clock)
+    access.connect(db)
+    return access
+
+
+async def make_key(
+    db: Db, *, tenant: str = "shop", scopes: tuple[Scope, ...] = ("verify", "settle"), expires: datetime | None = None
+) -> NewKey:
+    new = tenants.generate_key()
+    await tenants.create_tenant(db, Tenant(tenant_id=tenant))
+    await tenants.create_api_key(db, new, tenant, scopes, expires)
+    return new
+
+
+def request(*headers: tuple[str, str]) -> web.Request:
+    from multidict import CIMultiDict  # noqa: PLC0415
+
+    return make_mocked_request("POST", "/verify", headers=CIMultiDict(headers))
+
+
+async def admit(access: Access, key: str, scopes: tuple[Scope, ...] = ("verify",), header: str = "X-API-Key") -> Grant:
+    return await access.admit(request((header, key)), "/verify", scopes)
+
+
+async def refused(access: Access, *headers: tuple[str, str], scopes: tuple[Scope, ...] = ("verify",)) -> int:
+    with pytest.raises(HttpProblem) as raised:
+        await access.admit(request(*headers), "/verify", scopes)
+    return raised.value.status
+
+
+# ---- the rows
+
+
+async def test_a_tenant_is_made_once_and_left_as_it_is(db: Db) -> None:
+    first = Tenant(tenant_id="shop", shared_transactions=False, accept_external=True, trust_payment_identifier=True)
+    assert await tenants.create_tenant(db, first)
+    assert not await tenants.create_tenant(db, Tenant(tenant_id="shop"))
+    assert await tenants.find_tenant(db, "shop") == first
+    assert await tenants.find_tenant(db, "nobody") is None
+
+
+async def test_the_database_holds_no_usable_key(db: Db) -> None:
+    new = await make_key(db)
+    secret = new.text.rpartition("_")[2] if new.text.count("_") == 2 else new.text[16:]
+    rows = json.dumps([str(row) for row in await tenants.find_api_keys(db, [new.key_id])] + [str(await tenants.list_api_keys(db))])
+    assert secret not in rows
+    assert secret not in repr(new)
+    parsed = tenants.parse_key(new.text)
+    assert parsed is not None
+    assert (parsed.key_id, parsed.sha256) == (new.key_id, new.sha256)
+
+
+async def test_keys_are_listed_revoked_and_marked_as_used(db: Db) -> None:
+    first, second = await make_key(db), await make_key(db, tenant="other")
+    assert {row.key_id for row in await tenants.list_api_keys(db)} == {first.key_id, second.key_id}
+    assert [row.key_id for row in await tenants.list_api_keys(db, "other")] == [second.key_id]
+    assert await tenants.touch_api_keys(db, [first.key_id, second.key_id]) == 2
+    assert await tenants.touch_api_keys(db, [first.key_id]) == 0, "at most once a minute"
+    revoked = await tenants.revoke_api_key(db, first.key_id)
+    assert revoked is not None
+    assert revoked.revoked_at is not None
+    again = await tenants.revoke_api_key(db, first.key_id)
+    assert again is not None
+    assert again.revoked_at == revoked.revoked_at
+    assert await tenants.revoke_api_key(db, "zzzzzzzzzzzz") is None
+    assert [key.key_id for key in await tenants.find_api_keys(db, [first.key_id, second.key_id])] == [second.key_id]
+
+
+async def test_a_key_needs_its_tenant(db: Db) -> None:
+    with pytest.raises(ConstraintViolated, match="api_key_tenant_id_fkey"):
+        await tenants.create_api_key(db, tenants.generate_key(), "nobody", ("verify",), None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fk_", "fk_ABCDEFGHIJKL_" + "s" * 43, "fk_abcdefghijkl_" + "s" * 42, "fk_abcdefghijkl_" + "s" * 44, "x" * 10_000]
+)
+def test_what_has_not_the_shape_of_a_key_is_none(text: str) -> None:
+    assert tenants.parse_key(text) is None
+
+
+# ---- who asks
+
+
+@pytest.mark.parametrize("header", ["X-API-Key", "Authorization"])
+async def test_a_key_opens_its_scopes_and_no_others(db: Db, access: Access, header: str) -> None:
+    new = await make_key(db)
+    text = f"Bearer {new.text}" if header == "Authorization" else new.text
+    grant = await admit(access, text, header=header)
+    assert (grant.tenant.tenant_id, grant.scopes, grant.key_id) == ("shop", {"verify", "settle"}, new.key_id)
+    assert await refused(access, (header, text), scopes=("read", "finance")) == 403
+
+
+async def test_scope_admin_opens_everything(db: Db, access: Access) -> None:
+    new = await make_key(db, scopes=("admin",))
+    for scope in tenants.SCOPES:
+        assert (await admit(access, new.text, (scope,))).sees_all
+
+
+async def test_anything_but_one_right_key_is_401(db: Db, access: Access) -> None:
+    new = await make_key(db)
+    other = tenants.generate_key().text
+    wrong_secret = new.text[:-1] + ("A" if new.text[-1] != "A" else "B")
+    for headers in (
+        [],
+        [("X-API-Key", "")],
+        [("X-API-Key", "no key")],
+        [("X-API-Key", other)],
+        [("X-API-Key", wrong_secret)],
+        [("X-API-Key", new.text.upper())],
+        [("Authorization", new.text)],
+        [("Authorization", f"Basic {new.text}")],
+        [("Authorization", f"Bearer {new.text}"), ("X-API-Key", other)],
+        [("X-API-Key", new.text), ("X-API-Key", other)],
+    ):
+        assert await refused(access, *headers) == 401, headers
+    assert (await admit(access, f"bearer  {new.text}", header="Authorization")).key_id == new.key_id
+
+
+async def test_two_keys_of_a_tenant_work_side_by_side(db: Db, access: Access) -> None:
+    old, new = await make_key(db), await make_key(db)
+    assert (await admit(access, old.text)).tenant == (await admit(access, new.text)).tenant
+
+
+async def test_an_expired_key_is_refused_also_from_memory(db: Db, access: Access, clock: ManualClock) -> None:
+    new = await make_key(db, expires=datetime.now(UTC) + timedelta(seconds=30))
+    await admit(access, new.text)
+    clock.offset_s = 31.0
+    assert await refused(access, ("X-API-Key", new.text)) == 401
+
+
+async def test_a_revoked_key_ends_with_the_next_refresh(db: Db, access: Access) -> None:
+    new = await make_key(db)
+    await admit(access, new.text)
+    await tenants.revoke_api_key(db, new.key_id)
+    await admit(access, new.text)
+    await access._refresh()
+    assert await refused(access, ("X-API-Key", new.text)) == 401
+
+
+async def test_a_known_key_costs_no_query_and_a_wrong_one_at_most_one_in_a_while(db: Db, access: Access, clock: ManualClock) -> None:
+    new, unknown = await make_key(db), tenants.generate_key().text
+    await admit(access, new.text)
+    await refused(access, ("X-API-Key", unknown))
+    await db.close()
+    for _ in range(3):
+        await admit(access, new.text)
+        assert await refused(access, ("X-API-Key", unknown)) == 401
+    clock.offset_s = SETTINGS.unknown_ttl_s + 0.1
+    with pytest.raises(StoreFault):
+        await admit(access, unknown)
+
+
+async def test_without_the_store_known_keys_live_a_minute_from_the_last_contact(db: Db, access: Access, clock: ManualClock) -> None:
+    new = await make_key(db)
+    await admit(access, new.text)
+    clock.offset_s = 100.0
+    await access._refresh()  # the last contact
+    await db.close()
+    clock.offset_s = 100.0 + SETTINGS.stale_max_s
+    await admit(access, new.text)
+    clock.offset_s += 0.1
+    with pytest.raises(StoreFault):
+        await admit(access, new.text)
+
+
+async def test_many_callers_with_one_new_key_share_one_lookup(db: Db, clock: ManualClock) -> None:
+    new = await make_key(db)
+    access = Access(replace(SETTINGS, lookups_max=1), clock)
+    access.connect(db)
+    grants = await asyncio.gather(*(admit(access, new.text) for _ in range(50)))
+    assert {grant.key_id for grant in grants} == {new.key_id}
+    assert not access._lookups
+
+
+async def test_memory_is_bounded(db: Db, clock: ManualClock) -> None:
+    access = Access(replace(SETTINGS, keys_max=2, unknown_max=3), clock)
+    access.connect(db)
+    for _ in range(5):
+        await admit(access, (await make_key(db)).text)
+        await refused(access, ("X-API-Key", tenants.generate_key().text))
+    assert (len(access._known), len(access._unknown)) == (2, 3)
+
+
+async def test_use_is_written_down_in_batches_at_most_once_a_minute(db: Db, access: Access, clock: ManualClock) -> None:
+    new, idle = await make_key(db), await make_key(db)
+    await admit(access, new.text)
+    await access._touch()
+    assert all(row.last_used_at is None for row in await tenants.list_api_keys(db))
+    clock.offset_s = 61.0
+    await access._touch()
+    used = {row.key_id for row in await tenants.list_api_keys(db) if row.last_used_at is not None}
+    assert used == {new.key_id}
+    assert idle.key_id not in used
+
+
+async def test_until_the_store_was_reached_nobody_can_tell_who_asks(clock: ManualClock) -> None:
+    with pytest.raises(StoreFault):
+        await admit(Access(SETTINGS, clock), tenants.generate_key().text)
+
+
+async def test_mode_open_takes_everybody_for_the_tenant_open(clock: ManualClock) -> None:
+    grant = await Access(replace(SETTINGS, mode="open"), clock).admit(request(), "/settle", ("settle",))
+    assert (grant.tenant.tenant_id, grant.scopes) == ("open", set(tenants.SCOPES))
+
+
+async def test_a_key_over_its_rate_is_told_when_to_come_back(db: Db, clock: ManualClock) -> None:
+    access = Access(replace(SETTINGS, rate_per_s=2.0, rate_burst=3), clock)
+    access.connect(db)
+    noisy, quiet = await make_key(db), await make_key(db)
+    for _ in range(3):
+        await admit(access, noisy.text)
+    with pytest.raises(HttpProblem) as raised:
+        await admit(access, noisy.text)
+    assert (raised.value.status, raised.value.headers["Retry-After"]) == (429, "1")
+    await admit(access, quiet.text)
+    clock.offset_s += 0.5
+    await admit(access, noisy.text)
