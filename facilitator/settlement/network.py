@@ -1,5 +1,6 @@
 """One chain as the loops see it: its client, its relayer keys, its newest block, and whether it may be served."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,10 @@ from facilitator.units import Address, Network
 
 _MOVING_S: Final = 10.0
 """Two blocks seen within this time mean that the head moves by itself."""
+_GAPS: Final = 8
+"""Gaps between blocks that are remembered."""
+_GAP_MAX_S: Final = 2.0
+"""Never wait longer than this for a block without looking."""
 
 
 class HeadClock:
@@ -26,6 +31,7 @@ class HeadClock:
         self._clock = clock
         self._wall_skew_max_s = wall_skew_max_s
         self._seen_at = float("-inf")
+        self._gaps: deque[float] = deque(maxlen=_GAPS)
         self.newest: Head | None = None
         self.wall_trusted = True
 
@@ -36,8 +42,16 @@ class HeadClock:
         seen_at, wall = self._clock.monotonic(), self._clock.now()
         if self.newest is not None and seen_at - self._seen_at <= _MOVING_S:
             self.wall_trusted = abs(wall - head.timestamp) <= self._wall_skew_max_s
+        if self.newest is not None:
+            self._gaps.append((seen_at - self._seen_at) / (head.number - self.newest.number))
         self.newest, self._seen_at = head, seen_at
         HEAD_AGE_SECONDS.labels(self._network).set(wall - head.timestamp)
+
+    def next_block_in_s(self) -> float:
+        """How long the next block should still take, by the shortest of the last gaps; 0 when it is due or unknown."""
+        if not self._gaps:
+            return 0.0
+        return max(0.0, self._seen_at + min(*self._gaps, _GAP_MAX_S) - self._clock.monotonic())
 
     def now(self) -> Now | None:
         """The time to judge at; None before the first block was seen."""

@@ -30,8 +30,8 @@ class Settings:
     """How often it is renewed."""
     lease_trust_s: float = 7.0
     """How long after the last renewal this process goes on signing."""
-    poll_s: float = 0.25
-    """How often new blocks are looked for while transactions are in flight."""
+    poll_s: float = 0.05
+    """How often the next block is looked for once it is due, while transactions are in flight."""
     queue_poll_s: float = 1.0
     """How often the queue in Postgres is looked at without a notification."""
     resend_s: float = 1.0

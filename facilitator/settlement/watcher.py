@@ -30,7 +30,7 @@ from facilitator.settlement.verification import Judged, Verifier
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome
-from facilitator.units import Address, TxHash
+from facilitator.units import Address, BlockHash, TxHash
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
@@ -113,6 +113,7 @@ class Watcher:
         self._replica_id = replica_id
         self._open: dict[int, OpenSlot] = {}
         self._watched: set[UUID] = set()
+        self._looked_at: BlockHash | None = None
         self._look = asyncio.Event()
         self.slot_freed = asyncio.Event()
         """Set whenever a slot closes, for the dispatcher that waits for room."""
@@ -177,24 +178,38 @@ class Watcher:
     # --- looking ---
 
     async def run(self) -> None:
-        """Look whenever something was sent, and every `poll_s` while anything is open."""
+        """While anything is open: look at each new block, when something was sent, and at what is late."""
         while True:
             if not self._open:
                 await self._look.wait()
             else:
                 try:
-                    async with asyncio.timeout(self._settings.poll_s):
+                    async with asyncio.timeout(max(self._settings.poll_s, self._chain.head.next_block_in_s())):
                         await self._look.wait()
                 except TimeoutError:
                     pass
             self._look.clear()
-            await self.look()
+            if await self._new_block() or self._late():
+                await self.look()
+
+    async def _new_block(self) -> bool:
+        """Has a block come since the last look? One small request."""
+        head = await self._chain.evm.head(self._deadline())
+        self._chain.head.observe(head)
+        return head.block_hash != self._looked_at
+
+    def _late(self) -> list[OpenSlot]:
+        """Slots that were sent long enough ago to be sent again."""
+        now = self._clock.monotonic()
+        return [slot for slot in self._open.values() if now - slot.sent_at >= self._settings.resend_s]
 
     async def look(self) -> None:
         """One look at the chain: receipts of everything open, in one request; then outcomes, in one commit."""
         slots = list(self._open.values())
         if not slots:
             return
+        newest = self._chain.head.newest
+        self._looked_at = newest.block_hash if newest else None
         hashes = [(slot, attempt.tx_hash) for slot in slots for attempt in slot.attempts]
         receipts = await self._chain.evm.receipts([tx_hash for _, tx_hash in hashes], self._deadline())
         mined: dict[int, Receipt] = {}
@@ -202,9 +217,7 @@ class Watcher:
             if receipt is not None and receipt.sealed:
                 mined[slot.slot_id] = receipt
         await self._settle([(slot, mined[slot.slot_id]) for slot in slots if slot.slot_id in mined])
-        now = self._clock.monotonic()
-        late = [slot for slot in slots if slot.slot_id not in mined and now - slot.sent_at >= self._settings.resend_s]
-        if late:
+        if late := [slot for slot in self._late() if slot.slot_id not in mined]:
             await self._nudge(late)
 
     async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
