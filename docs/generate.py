@@ -16,9 +16,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from facilitator.config import Config, DatabaseUrl, RpcUrl, Secret, WebSocketUrl, _spell
+from facilitator.config import Config
 from facilitator.domain.postings import resolution
 from facilitator.domain.states import TRANSITIONS, State
+from facilitator.reading import spell
+from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
+from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
 from facilitator.units import Address, Network
 
 DOCS: Final = Path(__file__).parent
@@ -29,6 +32,7 @@ _SCALARS: Final = {
     DatabaseUrl: "URL or reference",
     Address: "address",
     Network: "CAIP-2",
+    Listen: "host:port",
     bool: "true or false",
     str: "text",
 }
@@ -93,13 +97,13 @@ def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str,
         if isinstance(kind, UnionType):
             kind = next(arm for arm in get_args(kind) if arm is not type(None))
         item = get_args(kind)[0] if get_origin(kind) is tuple else kind
-        if is_dataclass(item) and isinstance(item, type) and item not in _SCALARS and item.__name__ != "Listen":
+        if is_dataclass(item) and isinstance(item, type) and item not in _SCALARS:
             inner = f"{here}[]" if get_origin(kind) is tuple else here
             yield from _rows(item, inner, optional=entry.default is None or optional)
             continue
         required = "required within its table" if optional or "[]" in path else "required"
         text = _plain(meaning.get(entry.name) or _MEANINGS.get(here) or inspect.getdoc(item) or "")
-        default = required if entry.default is MISSING else f"`{_spell(entry.default)}`" if entry.default not in {None, ()} else "none"
+        default = required if entry.default is MISSING else "none" if entry.default in {None, ()} else f"`{_spell(entry.default)}`"
         yield here, _kind(kind, entry.name), default, text
 
 
@@ -112,9 +116,12 @@ def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
         return _SCALARS[kind]
     if kind in {int, float}:
         return next((unit for suffix, unit in _UNITS if name.endswith(suffix)), "count" if kind is int else "number")
-    if getattr(kind, "__name__", "") == "Listen":
-        return "host:port"
     return " or ".join(f"`{word}`" for word in get_args(kind))
+
+
+def _spell(value: object) -> str:
+    """A default as TOML has it."""
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str | Listen) else str(value)
 
 
 def _plain(text: str) -> str:

@@ -20,10 +20,11 @@ from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
 from facilitator.chain.signer import LocalSigner, SigningLimits, load_signer
 from facilitator.clock import Clock, SystemClock
-from facilitator.config import Config, NetworkSettings, Secret
+from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
 from facilitator.metrics import RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import Supported, SupportedKind
+from facilitator.references import Secret
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from facilitator.config import KNOWN_TOKENS, ConfigProblems, Loaded, Secret, Url, describe, load
+from facilitator.config import KNOWN_TOKENS, ConfigProblems, Loaded, describe, load
 from facilitator.errors import ConfigFault
+from facilitator.references import Secret, Url
 
 GOOD = """
 [server]

@@ -1,0 +1,179 @@
+"""`facilitator doctor`: is everything there that payments need? Each finding says ok, warn or fail, and the remedy.
+
+It changes nothing: it asks database and chains, and signs a transaction that is never sent.
+"""
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from facilitator.app import build_client, build_signers, open_database
+from facilitator.chain.evm import EvmClient
+from facilitator.clock import SystemClock
+from facilitator.config import Config, NetworkSettings
+from facilitator.domain.transactions import Transaction
+from facilitator.errors import ConfigFault, Fault
+from facilitator.protocol.address import checksum_address
+from facilitator.store import inspection
+from facilitator.store.migrate import missing_migrations
+from facilitator.telemetry import redact_text
+from facilitator.units import Gas, Wei, chain_id_of
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    verdict: Literal["ok", "warn", "fail"]
+    subject: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"{self.verdict:<4}  {self.subject:<28} {redact_text(self.what)}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+async def examine(config: Config, database: AbstractAsyncContextManager[str]) -> AsyncIterator[Finding]:
+    """Every check, one after the other; a check that cannot be made fails. `database` gives the database's URL."""
+    try:
+        async with database as url:
+            async for finding in _examine_database(config, url):
+                yield finding
+    except Fault as fault:
+        yield Finding("fail", "database", str(fault), "check [database] url and that the server runs")
+    for network in config.networks:
+        async for finding in _examine_network(config, network):
+            yield finding
+
+
+async def _examine_database(config: Config, url: str) -> AsyncIterator[Finding]:
+    missing = await missing_migrations(url)
+    if missing and config.database.migrate:
+        yield Finding("warn", "schema", f"lacks {', '.join(missing)}", "`serve` will apply them; so does `facilitator migrate`")
+        return
+    if missing:
+        yield Finding("fail", "schema", f"lacks {', '.join(missing)}", "run `facilitator migrate`")
+        return
+    db = await open_database(config, url)
+    try:
+        seen = await inspection.inspect(db)
+    finally:
+        await db.close()
+    yield Finding("ok", "database", f"PostgreSQL {seen.version}")
+    yield Finding("ok", "schema", "as this release knows it")
+    if seen.missing:
+        yield Finding("fail", "grants", f"missing: {', '.join(seen.missing)}", "grant them to the service's role")
+    elif seen.excessive:
+        yield Finding("warn", "grants", f"more than needed: {', '.join(seen.excessive)}", "revoke them: these tables are append-only")
+    else:
+        yield Finding("ok", "grants", "what is needed and no more")
+    if seen.synchronous_commit == "off":
+        yield Finding("fail", "durability", "synchronous_commit is off: a crash forgets signed transactions", "set it to on")
+    skew_s = abs((datetime.now(UTC) - seen.now).total_seconds())
+    verdict: Literal["ok", "warn"] = "ok" if skew_s < 2 else "warn"
+    yield Finding(verdict, "clock", f"{skew_s:.1f} s from the database's", "" if skew_s < 2 else "run NTP on both machines")
+
+
+async def _examine_network(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
+    clock = SystemClock()
+    for index, rpc_url in enumerate(network.rpc_urls):
+        subject = f"{network.id} rpc {index}"
+        try:
+            client = build_client(_with_one_url(network, index), config, clock)
+        except ConfigFault as fault:
+            yield Finding("fail", subject, fault.message, f"check rpc_urls ({rpc_url})")
+            continue
+        try:
+            async for finding in _examine_endpoint(config, client, network, subject):
+                yield finding
+        except Fault as fault:
+            yield Finding("fail", subject, str(fault), "check the URL, the provider's status and your quota")
+        finally:
+            await client.close()
+    async for finding in _examine_relayers(config, network):
+        yield finding
+
+
+def _with_one_url(network: NetworkSettings, index: int) -> NetworkSettings:
+    """The same network with one of its endpoints only."""
+    return NetworkSettings(
+        id=network.id, rpc_urls=(network.rpc_urls[index],), relayers=network.relayers, ws_url=None, poll_s=None, assets=network.assets
+    )
+
+
+async def _examine_endpoint(config: Config, client: EvmClient, network: NetworkSettings, subject: str) -> AsyncIterator[Finding]:
+    head = await client.connect(client.deadline_in(5.0))
+    age_s = int(datetime.now(UTC).timestamp()) - head.timestamp
+    yield Finding("ok", subject, f"chain {chain_id_of(network.id)}, block {head.number}" + ("" if client.multicall else ", no Multicall3"))
+    if age_s < -config.settlement.wall_skew_max_s:
+        yield Finding("warn", subject, f"its newest block is {-age_s} s ahead of this machine's clock", "run NTP here")
+    elif age_s > 60:
+        yield Finding("warn", subject, f"its newest block is {age_s} s old", "a stale endpoint, or a chain that mines on demand")
+    for token in network.tokens:
+        findings = await client.token_domain(token, client.deadline_in(5.0))
+        name = f"{network.id} {token.name}"
+        for text in findings:
+            yield Finding("fail", name, text, "correct name, version and address in [[networks.assets]]")
+        if not findings:
+            yield Finding("ok", name, f"{checksum_address(token.address)}, EIP-712 version {token.version}, {token.decimals} decimals")
+
+
+async def _examine_relayers(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
+    for where in _readable_by_others(network):
+        yield Finding("warn", f"{network.id} relayer", f"{where} is readable by others", f"chmod 600 {where}")
+    try:
+        signers = await build_signers(network, config)
+    except ConfigFault as fault:
+        yield Finding("fail", f"{network.id} relayers", fault.message, "correct the reference or the key")
+        return
+    client = build_client(network, config, SystemClock())
+    try:
+        for signer in signers:
+            subject = f"{network.id} {signer.address[:10]}…"
+            probe = Transaction(
+                chain_id=chain_id_of(network.id),
+                tx_nonce=0,
+                to=signer.address,
+                data=b"",
+                gas=Gas(21_000),
+                max_fee_wei=Wei(1),
+                max_priority_fee_wei=Wei(0),
+            )
+            signed = await signer.sign(probe)
+            recovered = _recover(signed.raw)
+            if recovered != signer.address:
+                yield Finding("fail", subject, "signs for another address than its own", "the key or the signer is broken")
+            try:
+                balance_wei = await client.balance(signer.address, client.deadline_in(5.0))
+            except Fault as fault:
+                yield Finding("fail", subject, str(fault), "check the RPC endpoints")
+                continue
+            # What 100 payments of 100,000 gas each may cost at most at the lowest offer.
+            enough_wei = 100 * 100_000 * config.settlement.max_fee_floor_wei
+            coins = f"{checksum_address(signer.address)} has {balance_wei / 10**18:.6f} of the gas coin"
+            if balance_wei == 0:
+                yield Finding("fail", subject, coins, "send it gas money")
+            elif balance_wei < enough_wei:
+                yield Finding("warn", subject, coins, "send it gas money soon")
+            else:
+                yield Finding("ok", subject, coins)
+    finally:
+        await client.close()
+
+
+def _readable_by_others(network: NetworkSettings) -> list[str]:
+    """Key files that more than their owner can read."""
+    files = [Path(relayer.where) for relayer in network.relayers if relayer.kind in {"file", "keystore"}]
+    return [str(file) for file in files if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
+
+
+def _recover(raw: bytes) -> str:
+    """Who signed these bytes, by eth-account's reading: an oracle independent of our own encoding."""
+    from eth_account import Account  # noqa: PLC0415 (half a second to load)
+
+    return str(Account.recover_transaction(raw)).lower()
