@@ -60,6 +60,7 @@ class Access:
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[LiveKey | None]] = {}
         self._looking = asyncio.Semaphore(settings.lookups_max)
+        self._refreshing: asyncio.Task[None] | None = None
         self._contact_at = float("-inf")
         self._touched_at = clock.monotonic()
         self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
@@ -96,7 +97,7 @@ class Access:
         """From memory while that may be believed, else from the store."""
         now = self._clock.monotonic()
         if now - self._contact_at > self._settings.stale_max_s and (self._known or self._unknown):
-            await self._refresh()  # raises StoreFault: what we remember is too old to be believed
+            await self._refresh_once()  # raises StoreFault: what we remember is too old to be believed
         known = self._known.get(key_id)
         if known is not None:
             known.used = True
@@ -107,8 +108,13 @@ class Access:
         lookup = self._lookups.get(key_id)
         if lookup is None:
             lookup = self._lookups[key_id] = asyncio.create_task(self._look_up(key_id))
-            lookup.add_done_callback(lambda _: self._lookups.pop(key_id, None))
+            lookup.add_done_callback(lambda task: self._looked_up(key_id, task))
         return await asyncio.shield(lookup)
+
+    def _looked_up(self, key_id: str, task: asyncio.Task[LiveKey | None]) -> None:
+        self._lookups.pop(key_id, None)
+        if not task.cancelled():
+            task.exception()  # seen, also when every caller has gone
 
     async def _look_up(self, key_id: str) -> LiveKey | None:
         async with self._looking:
@@ -134,7 +140,7 @@ class Access:
         while True:
             await self._clock.sleep(self._settings.refresh_s)
             try:
-                await self._refresh()
+                await self._refresh_once()
                 await self._touch()
             except Fault as fault:
                 _log.warning("access.refresh_failed", fault=fault.kind)
@@ -149,6 +155,18 @@ class Access:
             await self._touch()
         except Fault as fault:
             _log.warning("access.touch_failed", fault=fault.kind)
+
+    async def _refresh_once(self) -> None:
+        """Refresh; callers that want it at the same moment share one."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing.add_done_callback(self._refreshed)
+        await asyncio.shield(self._refreshing)
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if not task.cancelled():
+            task.exception()  # seen, also when every caller has gone
 
     async def _refresh(self) -> None:
         """Read all known keys again. What is dead by now is forgotten."""

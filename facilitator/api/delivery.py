@@ -51,7 +51,9 @@ class Wire:
     def __init__(self, transport: asyncio.Transport, duplicate: socket.socket) -> None:
         self._transport = transport
         self._socket = duplicate
-        self._target = 0
+        sent = self._look()
+        self._before = sent.acked + sent.queued + transport.get_write_buffer_size()
+        self._target = self._before
 
     @classmethod
     def open(cls, transport: asyncio.Transport) -> Self | None:
@@ -61,16 +63,18 @@ class Wire:
             return None
         if original.family not in {socket.AF_INET, socket.AF_INET6}:
             return None
-        duplicate = socket.socket(fileno=os.dup(original.fileno()))
+        try:
+            duplicate = socket.socket(fileno=os.dup(original.fileno()))
+        except OSError:  # no descriptor is free: better a weaker watch than no answer
+            return None
         if len(duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)) < _BYTES_ACKED.size:
             duplicate.close()
             return None
         return cls(transport, duplicate)
 
-    def mark(self) -> None:
-        """Everything written so far is what must be acknowledged. Call without a pause after the last write."""
-        sent = self._look()
-        self._target = sent.acked + sent.queued + self._transport.get_write_buffer_size()
+    def expect(self, size: int) -> None:
+        """So many bytes were written since `open`: all of them must be acknowledged."""
+        self._target = self._before + size
 
     def verdict(self) -> bool | None:
         """True: all acknowledged. False: it never will be. None: not yet."""
@@ -119,8 +123,8 @@ class Deliveries:
         """Answers whose delivery is not decided yet."""
         return len(self._watches)
 
-    async def send(self, transport: asyncio.Transport | None, write: Callable[[], Awaitable[None]], arrived: Told, lost: Told) -> None:
-        """Write an answer and see to its delivery; return once it is written.
+    async def send(self, transport: asyncio.Transport | None, write: Callable[[], Awaitable[int]], arrived: Told, lost: Told) -> None:
+        """Write an answer and see to its delivery; return once it is written. `write` returns the bytes it wrote, head included.
 
         Exactly one of the two is awaited: `arrived` once the caller's machine has the answer, `lost` when it never will.
         That happens in the background, `lost` after the connection was reset; when writing fails, at once, and this raises.
@@ -130,9 +134,9 @@ class Deliveries:
             if transport is None:
                 raise ConnectionResetError("the caller is gone")  # noqa: TRY301
             wire = Wire.open(transport)
-            await write()
+            size = await write()
             if wire is not None:
-                wire.mark()
+                wire.expect(size)
         except BaseException:
             if wire is not None:
                 wire.reset()
@@ -141,7 +145,7 @@ class Deliveries:
             raise
         if wire is None:
             self._start(self._watch_transport(transport, arrived, lost))
-        elif wire.verdict() is True:
+        elif wire.verdict():
             wire.close()
             await asyncio.shield(self._start(arrived()))
         else:

@@ -67,10 +67,11 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
         return response
 
-    async def write() -> None:
+    async def write() -> int:
         response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
         await response.prepare(request)
         await response.write_eof()
+        return request.writer.output_size
 
     await desk.deliveries.send(request.transport, write, lambda: engine.delivered(ticket), lambda: engine.undelivered(ticket))
     return response

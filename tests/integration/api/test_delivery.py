@@ -33,6 +33,8 @@ class Answers:
         self.body = b"x" * body_bytes
         self.lost: list[int] = []
         self.arrived: list[int] = []
+        self.sizes: list[int] = []
+        self.before_body: Callable[[], None] = lambda: None
         self.answered = 0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -44,9 +46,12 @@ class Answers:
         number = self.answered
         response = web.Response(body=self.body)
 
-        async def write() -> None:
+        async def write() -> int:
             await response.prepare(request)
+            self.before_body()
             await response.write_eof()
+            self.sizes.append(request.writer.output_size)
+            return request.writer.output_size
 
         async def arrived() -> None:
             self.arrived.append(number)
@@ -135,7 +140,8 @@ def test_an_answer_that_is_read_is_delivered_and_the_connection_serves_the_next_
             with connect(answers.port) as caller:
                 for _ in range(5):
                     await asyncio.get_running_loop().sock_sendall(caller, REQUEST)
-                    await read_answer(caller)
+                    got = await read_answer(caller)
+                    assert answers.sizes[-1] == len(got), "the size that is waited for is that of head and body"
             await answers.deliveries.finish()
             assert (answers.arrived, answers.lost) == ([1, 2, 3, 4, 5], [])
 
@@ -187,6 +193,20 @@ def test_an_answer_to_a_connection_that_the_caller_reset_is_undelivered(run: Run
             await answers.deliveries.finish()
             assert answers.lost in ([2], [])  # acknowledged before the reset, or not at all
             assert 1 not in answers.lost
+
+    run(main)
+
+
+def test_an_answer_written_to_a_connection_that_was_reset_unnoticed_is_undelivered(run: Run) -> None:
+    async def main() -> None:
+        async with answering() as answers:
+            caller = connect(answers.port)
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            answers.before_body = caller.close  # the loop cannot have seen it when the body is written
+            await asyncio.get_running_loop().sock_sendall(caller, REQUEST)
+            await answers.wait_answered(1)
+            await answers.deliveries.finish()
+            assert (answers.arrived, answers.lost) == ([], [1])
 
     run(main)
 
