@@ -16,11 +16,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
+from facilitator.api.settings import Listen
 from facilitator.config import Config
 from facilitator.domain.postings import resolution
 from facilitator.domain.states import TRANSITIONS, State
 from facilitator.reading import spell
-from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
 from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
 from facilitator.units import Address, Network
 
@@ -103,7 +103,7 @@ def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str,
             continue
         required = "required within its table" if optional or "[]" in path else "required"
         text = _plain(meaning.get(entry.name) or _MEANINGS.get(here) or inspect.getdoc(item) or "")
-        default = required if entry.default is MISSING else "none" if entry.default in {None, ()} else f"`{_spell(entry.default)}`"
+        default = required if entry.default is MISSING else "none" if entry.default in {None, ()} else f"`{spell(entry.default)}`"
         yield here, _kind(kind, entry.name), default, text
 
 
@@ -117,11 +117,6 @@ def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
     if kind in {int, float}:
         return next((unit for suffix, unit in _UNITS if name.endswith(suffix)), "count" if kind is int else "number")
     return " or ".join(f"`{word}`" for word in get_args(kind))
-
-
-def _spell(value: object) -> str:
-    """A default as TOML has it."""
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str | Listen) else str(value)
 
 
 def _plain(text: str) -> str:
