@@ -6,8 +6,11 @@ answers by its own deadline.
 """
 
 import asyncio
+import contextlib
 import re
 import secrets
+import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -19,7 +22,7 @@ from facilitator.api.access import Access
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
 from facilitator.api.settings import Listen
 from facilitator.errors import Fault
-from facilitator.metrics import BLOCKING_SECONDS, REQUEST_SECONDS, REQUESTS
+from facilitator.metrics import BLOCKING_SECONDS, CONNECTIONS, CONNECTIONS_MAX, CONNECTIONS_REFUSED, REQUEST_SECONDS, REQUESTS
 from facilitator.store.tenants import Tenant
 from facilitator.telemetry import annotate, bind, canonical, get_logger, trace_id_of
 
@@ -91,6 +94,7 @@ class Server:
     async def start(self) -> None:
         """Accept connections. Raises Fault when the address cannot be taken."""
         settings = self._desk.settings
+        CONNECTIONS_MAX.set(settings.connections_max)
         app = web.Application(middlewares=[self._observe])
         for route in self._routes:
             app.router.add_route(route.method, route.path, self._bind(route))
@@ -141,6 +145,7 @@ class Server:
         server = self._runner.server
         assert server is not None
         if len(server.connections) >= self._desk.settings.connections_max:
+            CONNECTIONS_REFUSED.inc()
             return _Refuse()
         protocol = server()
         loop = asyncio.get_running_loop()
@@ -178,6 +183,9 @@ class Server:
         """Id, canonical line, metrics, and the one mapping of exceptions to answers."""
         if (timer := self._silent.pop(request.protocol, None)) is not None:
             timer.cancel()
+            _bound_unread(request.transport, self._desk.settings.unread_timeout_s)
+        if self._runner is not None and self._runner.server is not None:
+            CONNECTIONS.set(len(self._runner.server.connections))
         started = self._desk.clock.monotonic()
         offered = request.headers.get("X-Request-Id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
@@ -246,6 +254,14 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers["Server"] = "facilitator"
+
+
+def _bound_unread(transport: asyncio.Transport | None, timeout_s: float) -> None:
+    """Let the kernel cut a connection whose caller stopped reading. (RFC 5482; Linux' tcp(7), TCP_USER_TIMEOUT)"""
+    taken = None if transport is None else transport.get_extra_info("socket")
+    if taken is not None and sys.platform == "linux" and taken.family in {socket.AF_INET, socket.AF_INET6}:
+        with contextlib.suppress(OSError):
+            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
 
 
 class _Refuse(asyncio.Protocol):

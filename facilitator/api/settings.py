@@ -51,6 +51,8 @@ class Settings:
     """Longest that a new connection may take to send its first request head; then it is closed."""
     idle_timeout_s: float = 75.0
     """How long an idle keep-alive connection is kept. Longer than the usual 60 s of a proxy in front."""
+    unread_timeout_s: float = 20.0
+    """How long sent bytes may stay unacknowledged by the caller's machine; then the connection is cut (Linux)."""
     request_timeout_s: float = 10.0
     """Longest time for any request but `/settle`, which ends by `settlement.deadline_s`; then 503."""
     connections_max: int = 2000

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -257,6 +258,29 @@ async def test_a_connection_too_many_is_closed_and_those_open_go_on(stage: Stage
     await asyncio.sleep(0.1)
     async with aiohttp.ClientSession(stage.url) as session, session.get("/supported") as answer:
         assert answer.status == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
+async def test_a_caller_that_stops_reading_is_cut_off(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(unread_timeout_s=0.5)
+    caller = socket.socket()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    caller.connect(("127.0.0.1", stage.server.port))
+    caller.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(1.0):
+            for _ in range(10_000):
+                await loop.sock_sendall(caller, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert stage.server._runner is not None
+    assert stage.server._runner.server is not None
+    await asyncio.sleep(0.2)
+    assert len(stage.server._runner.server.connections) == 1, "cut too early"
+    end = time.monotonic() + 10
+    while stage.server._runner.server.connections:
+        assert time.monotonic() < end, "the connection is still open"
+        await asyncio.sleep(0.05)
+    caller.close()
 
 
 @pytest.mark.parametrize(
