@@ -371,6 +371,7 @@ def _dev(parsed: argparse.Namespace) -> int:
 
 def _devstack(name: str) -> Callable[..., int]:
     """A function of the local stack, which production does not install."""
+    telemetry.configure("warning")
     try:
         return cast("Callable[..., int]", getattr(importlib.import_module("facilitator.devstack.demo"), name))
     except ImportError as error:

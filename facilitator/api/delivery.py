@@ -127,14 +127,16 @@ class Deliveries:
         """Write an answer and see to its delivery; return once it is written. `write` returns the bytes it wrote, head included.
 
         Exactly one of the two is awaited: `arrived` once the caller's machine has the answer, `lost` when it never will.
-        That happens in the background, `lost` after the connection was reset; when writing fails, at once, and this raises.
+        That happens in the background, `lost` after the connection was reset; when writing fails or takes too long, at once,
+        and this raises. Writing and acknowledgement share one deadline.
         """
         wire = None
+        deadline = self._clock.monotonic() + self._timeout_s
         try:
             if transport is None:
                 raise ConnectionResetError("the caller is gone")  # noqa: TRY301
             wire = Wire.open(transport)
-            size = await write()
+            size = await self._write(write)
             if wire is not None:
                 wire.expect(size)
         except BaseException:
@@ -144,12 +146,20 @@ class Deliveries:
             await asyncio.shield(self._start(self._lost(lost)))
             raise
         if wire is None:
-            self._start(self._watch_transport(transport, arrived, lost))
+            self._start(self._watch_transport(transport, deadline, arrived, lost))
         elif wire.verdict():
             wire.close()
             await asyncio.shield(self._start(arrived()))
         else:
-            self._start(self._watch(wire, arrived, lost))
+            self._start(self._watch(wire, deadline, arrived, lost))
+
+    async def _write(self, write: Callable[[], Awaitable[int]]) -> int:
+        """Bound it: a caller that reads nothing holds a write back for as long as it likes."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await write()
+        except TimeoutError:
+            raise ConnectionResetError("the caller stopped reading") from None
 
     async def finish(self) -> None:
         """Wait until every watch has ended: `timeout_s` at most, plus what the callbacks take."""
@@ -162,9 +172,8 @@ class Deliveries:
         task.add_done_callback(self._watches.discard)
         return task
 
-    async def _watch(self, wire: Wire, arrived: Told, lost: Told) -> None:
+    async def _watch(self, wire: Wire, deadline: float, arrived: Told, lost: Told) -> None:
         """Look more and more rarely until the verdict falls or the time is up."""
-        deadline = self._clock.monotonic() + self._timeout_s
         pause_s = _FIRST_LOOK_S
         try:
             while (verdict := wire.verdict()) is None and self._clock.monotonic() < deadline:
@@ -172,14 +181,12 @@ class Deliveries:
                 pause_s = min(pause_s * 2, _LOOK_MAX_S)
             if not verdict:
                 wire.reset()
-                await asyncio.sleep(0)  # the transport closes its descriptor in the next round of the loop
         finally:
             wire.close()
         await (arrived() if verdict else self._lost(lost))
 
-    async def _watch_transport(self, transport: asyncio.Transport, arrived: Told, lost: Told) -> None:
+    async def _watch_transport(self, transport: asyncio.Transport, deadline: float, arrived: Told, lost: Told) -> None:
         """Without the kernel's word: the answer is out when the transport has handed it over."""
-        deadline = self._clock.monotonic() + self._timeout_s
         while transport.get_write_buffer_size() and not transport.is_closing() and self._clock.monotonic() < deadline:
             await self._clock.sleep(_LOOK_MAX_S)
         if transport.get_write_buffer_size():
@@ -189,6 +196,7 @@ class Deliveries:
             await arrived()
 
     async def _lost(self, lost: Told) -> None:
+        await asyncio.sleep(0)  # the transport closes its descriptor in the next round of the loop
         _log.warning("answer.undelivered")
         await lost()
 

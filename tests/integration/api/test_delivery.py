@@ -34,6 +34,7 @@ class Answers:
         self.lost: list[int] = []
         self.arrived: list[int] = []
         self.sizes: list[int] = []
+        self.seen: Callable[[asyncio.Transport], None] = lambda _: None
         self.before_body: Callable[[], None] = lambda: None
         self.answered = 0
         self.gate = asyncio.Event()
@@ -43,6 +44,8 @@ class Answers:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         await self.gate.wait()
         self.answered += 1
+        assert request.transport is not None
+        self.seen(request.transport)
         number = self.answered
         response = web.Response(body=self.body)
 
@@ -225,6 +228,28 @@ def test_a_caller_that_stopped_reading_does_not_get_the_answer_even_if_it_reads_
                 complete = whole if got.endswith(b"x" * 1500) else whole - 1
                 assert complete >= 1
                 assert complete <= min(answers.lost) - 1, "an answer that we called undelivered arrived whole"
+
+    run(main)
+
+
+def test_an_answer_that_cannot_even_be_written_is_undelivered_in_time(run: Run) -> None:
+    """Most of an unwatched answer is in the transport's buffer, so that the next write would wait for the caller."""
+
+    async def main() -> None:
+        async with answering() as answers:
+            with connect(answers.port, receive_bytes=4096) as caller:
+                transports: list[asyncio.Transport] = []
+                answers.seen = transports.append
+                await asyncio.get_running_loop().sock_sendall(caller, REQUEST)
+                await read_answer(caller)
+                transports[0].write(b"y" * 8_000_000)
+                started = time.monotonic()
+                await asyncio.get_running_loop().sock_sendall(caller, REQUEST)
+                await answers.wait_answered(2)
+                while not answers.lost:
+                    await asyncio.sleep(0.01)
+                assert time.monotonic() - started < TIMEOUT_S * 1.5
+                assert answers.lost == [2]
 
     run(main)
 
