@@ -41,6 +41,8 @@ SELLER: Final = str(dev_account("seller").address)
 _DATABASE: Final = "facilitator"
 _ETHER: Final = 10**18
 _START_TIMEOUT_S: Final = 30.0
+_LEASES: Final = "[settlement]\nlease_ttl_s = 3.0\nlease_trust_s = 2.0\nlease_renew_s = 0.5\n"
+"""One process owns everything here; after a crash the next one need not wait long for the relayer's lease to run out."""
 _POLL_S: Final = 0.02
 _WATCH_S: Final = 0.25
 
@@ -200,7 +202,7 @@ class Ensemble:
         _write_private(key, bytes(RELAYER.key).hex())
         config.write_text(
             f'[server]\nlisten = "127.0.0.1:{self._port}"\n\n[database]\nurl = {json.dumps(self.database_url)}\n\n'
-            f'[log]\nformat = "json"\n\n[[networks]]\nid = "{NETWORK}"\nrpc_urls = ["{self.rpc_url}"]\n'
+            f'[log]\nformat = "json"\n\n{_LEASES}\n[[networks]]\nid = "{NETWORK}"\nrpc_urls = ["{self.rpc_url}"]\n'
             f"relayers = [{json.dumps(f'file:{key}')}]\n",
             encoding="utf-8",
         )
