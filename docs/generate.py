@@ -121,7 +121,11 @@ def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
 
 def _plain(text: str) -> str:
     """A docstring as a cell of a table; what refers to the plan of the house refers to the architecture page."""
-    text = re.sub(r"\(design\.md decisions? ([0-9, and]+)\)", r"([decision \1](architecture.md#decisions))", text)
+    text = re.sub(
+        r"\((?:design\.md|docs/architecture\.md|architecture) decisions? ([0-9, and]+)\)",
+        r"([decision \1](architecture.md#decisions))",
+        text,
+    )
     return " ".join(text.split()).replace("|", "\\|")
 
 
