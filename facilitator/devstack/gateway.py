@@ -103,10 +103,10 @@ class SampleGateway:
             application.router.add_get(priced.path, partial(self._sell, priced))
         self._session = aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=30))
         self._runner = web.AppRunner(
-            application, access_log=None, max_line_size=2 * _HEADER_BYTES_MAX, max_field_size=2 * _HEADER_BYTES_MAX
+            application, access_log=None, max_line_size=2 * _HEADER_BYTES_MAX, max_field_size=2 * _HEADER_BYTES_MAX, shutdown_timeout=5.0
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, shutdown_timeout=5.0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
         self._port = self._runner.addresses[0][1]
 
