@@ -399,6 +399,11 @@ def _bytes(text: str) -> bytes:
         raise ChainFault("bad_answer", "the node sent data that is not 0x and hex digits") from None
 
 
+def read_head(wire: Result) -> Head:
+    """A block header from its JSON, as `eth_subscribe` brings it. Raises ChainFault for another shape."""
+    return _head(_decode(_BLOCK, wire))
+
+
 def _head(block: _Block) -> Head:
     """A block as the rest of the code knows it."""
     extra_data = _bytes(block.extra_data)
