@@ -176,6 +176,17 @@ async def test_a_chain_that_mines_by_the_clock_is_followed(start_sim: Callable[.
             await asyncio.sleep(0.02)
 
 
+async def test_a_chain_that_mines_at_once_is_followed(start_sim: Callable[..., Awaitable[BaseSim]], connect: Any) -> None:
+    sim = await start_sim(chain={})
+    relayer = Relayer(dev_account("relayer", 900), connect(sim.url))
+    await sim.upstream.result("anvil_setBalance", relayer.account.address, hex(ETHER))
+    for tx_nonce in range(20):
+        assert await relayer.send(relayer.sign(tx_nonce)) == TAKEN
+
+    assert await relayer.words(relayer.sign(19)) == "nonce too low: next nonce 20, tx nonce 19"
+    assert '"status":"0x1"' in await sync(relayer, relayer.sign(20), 1_000)
+
+
 async def test_tip_competition_keeps_low_tips_out_of_blocks(base_sim: BaseSim, relayer: Relayer) -> None:
     base_sim.rules = Rules(tip_min_wei=5_000)
     low, high = relayer.sign(0, tip_wei=1_000), relayer.sign(0, max_fee_wei=12 * GWEI, tip_wei=5_000)
