@@ -1,0 +1,176 @@
+"""The load generator, a process of its own: sends prepared bodies to one route and writes down what came back, and when.
+
+Closed loop: so many connections, each sends its next request when the last one was answered. Open loop: so many requests a
+second whatever comes back; a request's time runs from when it was due, so that a stall of the service is not hidden. It speaks
+HTTP/1.1 over bare asyncio protocols, because a client library would cost more CPU than the service it measures.
+
+Reads one JSON order a line on stdin, answers one JSON line on stdout; the answers themselves go to the order's `out` file.
+"""
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, cast
+
+import uvloop
+
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LATE_S: Final = 1e-4
+
+Answer = tuple[int, float, float, int, str]
+"""Index of the body, when it was due and when it was answered (monotonic), status (0: none), answer."""
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection with at most one request on it."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0 or self._answer is None:
+            return
+        length = _LENGTH.search(self._buffer, 0, head + 2)
+        end = head + 4 + (int(length[1]) if length else 0)
+        if len(self._buffer) >= end:
+            status, body = int(self._buffer[9:12]), self._buffer[head + 4 : end]
+            self._buffer = self._buffer[end:]
+            if not self._answer.done():
+                self._answer.set_result((status, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("closed"))
+
+    @property
+    def alive(self) -> bool:
+        return self._transport is not None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        if self._transport is None:
+            raise ConnectionResetError("closed")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Load:
+    """One order: where to, what, how much, for how long."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._host, self._port = "127.0.0.1", int(order["port"])
+        lines = Path(order["bodies"]).read_bytes().splitlines()
+        headers = "".join(f"{name}: {value}\r\n" for name, value in order["headers"].items())
+        head = f"POST {order['route']} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{headers}Content-Type: application/json\r\n"
+        self._requests = [head.encode() + b"Content-Length: %d\r\n\r\n" % len(line) + line for line in lines]
+        self._again = bool(order["again"])
+        self._next = 0
+        self.answers: list[Answer] = []
+
+    def _take(self) -> int | None:
+        """The next body; from the first again when they may be repeated, else None when all are used."""
+        if self._next >= len(self._requests) and not self._again:
+            return None
+        self._next += 1
+        return (self._next - 1) % len(self._requests)
+
+    async def _connect(self) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
+        return connection
+
+    async def _ask(self, connection: Connection, index: int, due: float) -> None:
+        status, body = 0, b""
+        try:
+            status, body = await connection.ask(self._requests[index])
+        except asyncio.CancelledError:
+            pass  # its time is up: unanswered
+        except OSError:
+            pass
+        self.answers.append((index, due, time.monotonic(), status, body.decode("utf-8", "replace")))
+
+    async def _closed(self, until: float) -> None:
+        async def caller() -> None:
+            connection = await self._connect()
+            while time.monotonic() < until and (index := self._take()) is not None:
+                if not connection.alive:
+                    connection = await self._connect()
+                await self._ask(connection, index, time.monotonic())
+            connection.close()
+
+        await self._bounded([asyncio.create_task(caller()) for _ in range(int(self._order["connections"]))])
+
+    async def _open(self, began: float, until: float) -> None:
+        free: deque[Connection] = deque()
+        asking: set[asyncio.Task[None]] = set()
+
+        async def one(index: int, due: float) -> None:
+            connection = free.popleft() if free else await self._connect()
+            await self._ask(connection, index, due)
+            if connection.alive:
+                free.append(connection)
+
+        gap, sent = 1.0 / float(self._order["rate"]), 0
+        while (due := began + sent * gap) < until:
+            if (wait := due - time.monotonic()) > _LATE_S:
+                await asyncio.sleep(wait)
+            if len(asking) < int(self._order["connections"]):
+                if (index := self._take()) is None:
+                    break
+                task = asyncio.create_task(one(index, due))
+                asking.add(task)
+                task.add_done_callback(asking.discard)
+            else:
+                self.answers.append((-1, due, due, 0, "no connection left"))
+            sent += 1
+        await self._bounded(list(asking))
+        for connection in free:
+            connection.close()
+
+    async def _bounded(self, tasks: list["asyncio.Task[None]"]) -> None:
+        """Let what is under way be answered, `drain_s` at most."""
+        if tasks:
+            left = self._order["seconds"] + self._order["drain_s"] - (time.monotonic() - self._began)
+            _, late = await asyncio.wait(tasks, timeout=max(0.1, left))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def run(self) -> dict[str, Any]:
+        self._began = time.monotonic()
+        until = self._began + self._order["seconds"]
+        await (self._open(self._began, until) if self._order.get("rate") else self._closed(until))
+        ended = time.monotonic()
+        Path(self._order["out"]).write_text(json.dumps(self.answers), encoding="utf-8")
+        return {"began": self._began, "ended": ended, "used": self._next}
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        answer = await Load(json.loads(line)).run()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
