@@ -238,6 +238,11 @@ def _broken_relations(config: Config) -> Iterator[str]:
     ):
         if value_s >= server.request_timeout_s:
             yield f"{path} = {value_s} must be below server.request_timeout_s = {server.request_timeout_s}"
+    if server.delivery_timeout_s >= settlement.answer_doubt_s:
+        yield (
+            f"server.delivery_timeout_s = {server.delivery_timeout_s} must be below settlement.answer_doubt_s ="
+            f" {settlement.answer_doubt_s}, or a repeat elsewhere is refused before it is known whether the answer arrived"
+        )
     if access.refresh_s >= access.stale_max_s:
         yield f"access.refresh_s = {access.refresh_s} must be below access.stale_max_s = {access.stale_max_s}"
     yield from _bad_listens(config)

@@ -243,33 +243,36 @@ class Admitter:
                 await self._wait(request, seat)
             if not answer.success:
                 return SettleAnswer(result=self._told(request, seat, answer))
-            if seat.spent_epoch != epoch and not await settlements.spend_answer(self._db, seat.settlement_id, self._replica_id, epoch):
+            if seat.spent_epoch != epoch and not await settlements.spend_answer(
+                self._db, seat.settlement_id, self._replica_id, epoch, self._settings.answer_doubt_s
+            ):
                 return None
-            self._board.delivery_began(seat.settlement_id)
+            self._board.delivery_began(seat.settlement_id, epoch)
             return SettleAnswer(result=self._told(request, seat, answer), ticket=Ticket(settlement_id=seat.settlement_id, epoch=epoch))
         except asyncio.CancelledError:
             UNDELIVERED_ANSWERS.inc()
             self._free_later(seat.settlement_id, epoch)
             raise
+        except StoreFault:
+            self._free_later(seat.settlement_id, epoch)
+            if seat.tx_hash is None:
+                raise
+            return SettleAnswer(result=self._unfinished(request, seat))
         finally:
             if seat.holder_epoch == epoch:
                 seat.holder_epoch = None
 
     async def _pending(self, request: _Request, seat: Seat, epoch: int) -> SettleAnswer:
         """The deadline came first: withdraw if nothing was signed, else tell the hash and free the slot."""
-        seat.holder_epoch = None
-        try:
-            if seat.tx_hash is None and await settlements.withdraw(self._db, seat.settlement_id, self._replica_id, epoch):
-                raise OverloadFault("not_sent", "the payment could not be sent in time and was withdrawn; ask again")
-            record = await self._board.read(seat)
-            await settlements.free_answer(self._db, seat.settlement_id, self._replica_id, epoch)
-            self._board.delivery_ended(seat.settlement_id)
-            if record.answer is not None and not decode_answer(record.answer).success:
-                return SettleAnswer(result=_result(record, decode_answer(record.answer)))
-        except StoreFault:
-            self._free_later(seat.settlement_id, epoch)
-            if seat.tx_hash is None:
-                raise
+        if seat.tx_hash is None and await settlements.withdraw(self._db, seat.settlement_id, self._replica_id, epoch):
+            raise OverloadFault("not_sent", "the payment could not be sent in time and was withdrawn; ask again")
+        record = await self._board.read(seat)
+        await settlements.free_answer(self._db, seat.settlement_id, self._replica_id, epoch)
+        seat.wake()
+        if record.answer is not None and not decode_answer(record.answer).success:
+            return SettleAnswer(result=_result(record, decode_answer(record.answer)))
+        if seat.tx_hash is None:
+            raise OverloadFault("not_sent", "the payment could not be sent in time; ask again")
         return SettleAnswer(result=self._unfinished(request, seat))
 
     # --- every later caller ---
@@ -277,27 +280,33 @@ class Admitter:
     async def _join(self, request: _Request, record: Settlement) -> SettleAnswer | None:
         """Wait behind the holder. None: the settlement may be admitted again."""
         with self._board.seat(record.settlement_id) as seat:
-            seat.record = record
             seat.tx_hash = record.tx_hash or seat.tx_hash
+            if record.answer_state == "spent":
+                record = await self._board.read(seat)  # it was read without a seat: the slot may have been given back since
             while True:
                 seen = seat.version
                 if self._may_readmit(record) and not record.answer:
                     return None
-                if request.shares_key(record):
-                    answer = await self._share(request, seat, record)
-                elif request.asks_for(record):
-                    answer = await self._queue_behind(request, seat, record)
-                else:
-                    answer = self._foreign(seat, record)
-                if answer is not None:
+                if (answer := await self._answer_later(request, seat, record)) is not None:
                     return answer
                 if self._time_is_up(request):
                     return self._give_up(request, seat, record)
                 if seat.version == seen:
                     await self._wait(request, seat)
-                record = await self._board.read(seat)
-                if not (request.asks_for(record) or record.tx_hash or record.answer):
-                    continue
+                try:
+                    record = await self._board.read(seat)
+                except StoreFault:
+                    if seat.tx_hash is None or not request.asks_for(record):
+                        raise
+                    return SettleAnswer(result=self._unfinished(request, seat))
+
+    async def _answer_later(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
+        """What this record says to a later caller. None: nothing yet."""
+        if request.shares_key(record):
+            return await self._share(request, seat, record)
+        if request.asks_for(record):
+            return await self._queue_behind(request, seat, record)
+        return self._foreign(seat, record)
 
     async def _share(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
         """The holder's own key: the same answer, byte for byte, for the life of the ledger."""
@@ -319,7 +328,7 @@ class Admitter:
             return SettleAnswer(result=_result(record, answer))
         if self._is_free(record):
             return await self._take(request, seat, record)
-        if record.answer_state == "spent" and not self._board.delivering(record.settlement_id):
+        if record.answer_state == "spent" and not self._may_be_given_back(record):
             return SettleAnswer(result=_refused(record, duplicate(record)))
         return None
 
@@ -334,6 +343,12 @@ class Admitter:
     def _is_free(self, record: Settlement) -> bool:
         """Free, or held for somebody whose replica is dead. A spent slot is never taken."""
         return record.answer_state == "free" or (record.answer_state == "held" and not record.holder_alive)
+
+    def _may_be_given_back(self, record: Settlement) -> bool:
+        """Spent, but it is not known yet whether the answer arrived; another replica finds out until `answer_due`."""
+        if record.answer_holder == self._replica_id:
+            return self._board.delivering(record.settlement_id, record.answer_epoch)
+        return record.holder_alive and record.answer_under_way
 
     async def _take(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
         """Become the holder; None when somebody else was faster."""
@@ -399,7 +414,8 @@ class Admitter:
             await self._free(settlement_id, epoch)
 
     def _free_later(self, settlement_id: UUID, epoch: int) -> None:
-        """Free the slot without keeping anybody; tried again until Postgres has it."""
+        """Free the slot without keeping anybody; tried again until Postgres has it. Who waits behind it waits for that."""
+        self._board.delivery_began(settlement_id, epoch)
         self._background.start("free_answer", self._free(settlement_id, epoch))
 
     async def _free(self, settlement_id: UUID, epoch: int) -> None:
@@ -409,7 +425,7 @@ class Admitter:
                 break
             except StoreFault:
                 await self._clock.sleep(1.0)
-        self._board.delivery_ended(settlement_id)
+        self._board.delivery_ended(settlement_id, epoch)
 
     async def undelivered(self, ticket: Ticket) -> None:
         """The success did not reach its caller: the next one may hear it."""
@@ -417,7 +433,7 @@ class Admitter:
 
     def delivered(self, ticket: Ticket) -> None:
         """The success reached its caller: whoever waits behind it is a duplicate."""
-        self._board.delivery_ended(ticket.settlement_id)
+        self._board.delivery_ended(ticket.settlement_id, ticket.epoch)
 
     def _told(self, request: _Request, seat: Seat, answer: Answer) -> SettleResult:
         return _rendered(request.authorization, seat.settlement_id, answer)

@@ -27,17 +27,16 @@ class Seat:
     """Epoch of the answer slot, when a connected caller of this process holds it."""
     spent_epoch: int | None = None
     """Epoch at which the outcome's commit marked the slot spent for that caller."""
-    record: Settlement | None = None
-    """The row as last read."""
     callers: int = 0
     version: int = 0
     """Grows whenever something about the settlement may have changed."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
-    _reading: asyncio.Task[None] | None = None
+    _reading: asyncio.Task[Settlement] | None = None
 
     def wake(self) -> None:
-        """Let every caller look again."""
+        """Let every caller look again, at what is on record from now on."""
         self.version += 1
+        self._reading = None
         woken, self._woken = self._woken, asyncio.Event()
         woken.set()
 
@@ -59,7 +58,7 @@ class AnswerBoard:
         self._db = db
         self._holder_ttl_s = holder_ttl_s
         self._seats: dict[UUID, Seat] = {}
-        self._delivering: set[UUID] = set()
+        self._delivering: set[tuple[UUID, int]] = set()
 
     @contextmanager
     def seat(self, settlement_id: UUID) -> Iterator[Seat]:
@@ -79,17 +78,18 @@ class AnswerBoard:
         """The seat, when anybody here waits."""
         return self._seats.get(settlement_id)
 
-    def delivering(self, settlement_id: UUID) -> bool:
-        """Is a success on its way to a holder in this process, not known to have arrived or to be lost?"""
-        return settlement_id in self._delivering
+    def delivering(self, settlement_id: UUID, epoch: int) -> bool:
+        """Has a caller in this process the slot of this epoch, without news yet whether its answer arrived or was lost?"""
+        seat = self._seats.get(settlement_id)
+        return (settlement_id, epoch) in self._delivering or (seat is not None and seat.holder_epoch == epoch)
 
-    def delivery_began(self, settlement_id: UUID) -> None:
-        """The holder is about to be told: whoever waits behind it waits for the news of that."""
-        self._delivering.add(settlement_id)
+    def delivery_began(self, settlement_id: UUID, epoch: int) -> None:
+        """The holder is about to be told, or about to give the slot back: whoever is behind it waits for the news of that."""
+        self._delivering.add((settlement_id, epoch))
 
-    def delivery_ended(self, settlement_id: UUID) -> None:
+    def delivery_ended(self, settlement_id: UUID, epoch: int) -> None:
         """The success arrived, or the slot was freed in Postgres because it did not."""
-        self._delivering.discard(settlement_id)
+        self._delivering.discard((settlement_id, epoch))
         if seat := self._seats.get(settlement_id):
             seat.wake()
 
@@ -101,23 +101,28 @@ class AnswerBoard:
     def poke(self, settlement_id: UUID) -> None:
         """Something happened to this settlement elsewhere: let its callers read the record again."""
         if seat := self._seats.get(settlement_id):
-            seat.record = None
             seat.wake()
 
     async def read(self, seat: Seat) -> Settlement:
-        """The row, read afresh; callers that ask at the same moment share one query. Raises StoreFault."""
-        if seat._reading is None:  # noqa: SLF001
-            seat._reading = asyncio.create_task(self._read(seat))  # noqa: SLF001
-        await asyncio.shield(seat._reading)  # noqa: SLF001
-        assert seat.record is not None
-        return seat.record
+        """The row as it stands with everything this process knows; callers share a query. Raises StoreFault.
 
-    async def _read(self, seat: Seat) -> None:
+        What was read before the seat was woken is read again: a slot that looks spent may have been given back meanwhile.
+        """
+        while True:
+            version = seat.version
+            if seat._reading is None:  # noqa: SLF001
+                seat._reading = asyncio.create_task(self._read(seat))  # noqa: SLF001
+            record = await asyncio.shield(seat._reading)  # noqa: SLF001
+            if seat.version == version:
+                return record
+
+    async def _read(self, seat: Seat) -> Settlement:
         try:
-            rows = await settlements.records(self._db, [seat.settlement_id], self._holder_ttl_s)
-            seat.record = record = rows[0]
-            seat.tx_hash = record.tx_hash or seat.tx_hash
-            if record.answer is not None and seat.answer is None:
-                seat.answer = decode_answer(record.answer)
+            (record,) = await settlements.records(self._db, [seat.settlement_id], self._holder_ttl_s)
         finally:
-            seat._reading = None  # noqa: SLF001
+            if seat._reading is asyncio.current_task():  # noqa: SLF001
+                seat._reading = None  # noqa: SLF001
+        seat.tx_hash = record.tx_hash or seat.tx_hash
+        if record.answer is not None and seat.answer is None:
+            seat.answer = decode_answer(record.answer)
+        return record

@@ -30,6 +30,8 @@ class Settings:
     """How often it is renewed."""
     lease_trust_s: float = 7.0
     """How long after the last renewal this process goes on signing."""
+    answer_doubt_s: float = 6.0
+    """How long a success told by another replica counts as possibly lost on its way; above that replica's `delivery_timeout_s`."""
     poll_s: float = 0.05
     """How often the next block is looked for once it is due, while transactions are in flight."""
     queue_poll_s: float = 1.0

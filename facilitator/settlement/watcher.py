@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 
 from facilitator.chain.evm import Receipt
+from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import Canceled, Log, PaymentProof, UsedOtherwise
@@ -172,7 +173,9 @@ class Watcher:
                 kind = outcome.error.value if outcome.error else "unknown"
                 if kind != slot.refused:
                     slot.refused = kind
-                    log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                    mined_already = outcome.error is NodeError.NONCE_TOO_LOW  # as a rule by this very transaction
+                    tell = log.info if mined_already else log.error
+                    tell("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
         self._look.set()
 
     # --- looking ---
@@ -267,7 +270,7 @@ class Watcher:
         rulings: dict[UUID, tuple[Item, Ruling, float]],
     ) -> None:
         """Commit outcomes and tell everybody in this process who waits for them."""
-        for resolved in await settlements.resolve(self._db, self._replica_id, outcomes, slots, costs):
+        for resolved in await settlements.resolve(self._db, self._replica_id, outcomes, slots, costs, self._settings.answer_doubt_s):
             item, ruling, opened_at = rulings[resolved.settlement_id]
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
             SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
@@ -286,12 +289,10 @@ class Watcher:
                 inclusion_s=round(took_s, 3),
             )
             if seat := self._board.find(resolved.settlement_id):
-                seat.record = None
                 seat.answer = ruling.answer
                 seat.tx_hash = ruling.tx_hash or seat.tx_hash
                 if resolved.answer_state == "spent" and resolved.answer_holder == self._replica_id:
                     seat.spent_epoch = resolved.answer_epoch
-                    self._board.delivery_began(resolved.settlement_id)
                 seat.wake()
 
     def _outcome(self, item: Item, from_state: State, ruling: Ruling) -> Outcome:
@@ -424,7 +425,8 @@ class Watcher:
         )
         closed = ClosedSlot(slot_id=slot.slot_id, state="consumed_externally", mined_tx_hash=None, block_number=None, block_hash=None)
         decided = {key: value for key, value in rulings.items() if value[1].state is not State.QUEUED}
-        await settlements.resolve(self._db, self._replica_id, [o for o in outcomes if o.to_state is State.QUEUED], [closed], [])
+        requeued = [outcome for outcome in outcomes if outcome.to_state is State.QUEUED]
+        await settlements.resolve(self._db, self._replica_id, requeued, [closed], [], self._settings.answer_doubt_s)
         if decided:
             await self.commit([o for o in outcomes if o.to_state is not State.QUEUED], [], [], decided)
         self._close(slot)

@@ -28,7 +28,7 @@ IDEMPOTENCY_TAKEN: Final = "settlement_idempotency"
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """One row of `settlement`, and whether the replica that holds its answer slot is alive."""
+    """One row of `settlement`, whether the replica that holds its answer slot lives, and whether it may yet give it back."""
 
     settlement_id: UUID
     network: Network
@@ -63,6 +63,8 @@ class Settlement:
     idempotency_key: str | None
     answer: str | None
     holder_alive: bool
+    answer_under_way: bool
+    """Spent, and its holder's replica may still find out that the answer was lost."""
 
     @property
     def key(self) -> AuthKey:
@@ -491,10 +493,16 @@ async def notify_queue(db: Db, network: Network) -> None:
 
 
 async def resolve(
-    db: Db, replica_id: str, outcomes: Sequence[Outcome], closed: Sequence[ClosedSlot], costs: Sequence[Cost]
+    db: Db,
+    replica_id: str,
+    outcomes: Sequence[Outcome],
+    closed: Sequence[ClosedSlot],
+    costs: Sequence[Cost],
+    delivery_s: float,
 ) -> list[Resolved]:
     """Commit what one look at the chain has shown: moves, entries, answers, slots and costs together.
 
+    `delivery_s` is how long a holder's replica may take to give a slot back that is spent here.
     A settlement that is no longer in `from_state` is left alone and missing from the answer.
     """
     return await db.many(
@@ -521,6 +529,7 @@ async def resolve(
         [cost.gas_used for cost in costs],
         [str(cost.effective_gas_price_wei) for cost in costs],
         [None if cost.l1_fee_wei is None else str(cost.l1_fee_wei) for cost in costs],
+        delivery_s,
     )
 
 
@@ -535,9 +544,9 @@ async def take_answer(db: Db, settlement_id: UUID, holder: str, idempotency_key:
     return slot.answer_epoch if slot else None
 
 
-async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:
-    """Mark the slot spent for its connected holder; False when the holder lost it."""
-    return await db.optional(AnswerSlot, QUERIES["spend_answer"], settlement_id, holder, epoch) is not None
+async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int, delivery_s: float) -> bool:
+    """Mark the slot spent for its connected holder; False when the holder lost it. `delivery_s` as in `resolve`."""
+    return await db.optional(AnswerSlot, QUERIES["spend_answer"], settlement_id, holder, epoch, delivery_s) is not None
 
 
 async def share_answer(db: Db, settlement_id: UUID, tenant_id: str, idempotency_key: str) -> bool:

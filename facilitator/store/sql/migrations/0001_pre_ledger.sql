@@ -66,6 +66,7 @@ create table settlement (
     answer_holder  text collate "C" not null,
     answer_epoch   integer not null default 1,
     answer_shared  boolean not null default false,
+    answer_due     timestamptz, -- by when the replica that spent it has given it back, should the answer be lost
     idempotency_key text collate "C" check (octet_length(idempotency_key) between 1 and 256),
     answer         jsonb,
 

@@ -6,7 +6,8 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
-       coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive
+       coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
+       s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
  where (s.network = $1::text and s.asset = $2::text and s.payer = $3::text and s.auth_nonce = $4::text)
     or (s.tenant_id = $5::text and s.idempotency_key = $6::text);
@@ -16,7 +17,8 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
-       coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive
+       coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive,
+       s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
  where s.settlement_id = any($1::uuid[]);
 
@@ -26,7 +28,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
-       true as holder_alive
+       true as holder_alive, false as answer_under_way
   from settlement s
  where ($1::text is null or s.tenant_id = $1::text)
    and ($2::timestamptz is null or s.queued_at >= $2::timestamptz)
@@ -137,7 +139,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
-       true as holder_alive
+       true as holder_alive, false as answer_under_way
   from settlement s
  where s.network = $1::text and s.state = 'queued'
  order by s.queued_at
@@ -199,7 +201,9 @@ with judged as (
            answer_state = case when s.answer_state <> 'held' then s.answer_state
                                when o.to_state not in ('queued', 'submitted', 'preconfirmed', 'included', 'safe', 'finalized') then 'free'
                                when s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch then 'spent'
-                               else 'held' end
+                               else 'held' end,
+           answer_due = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch
+                             then now() + make_interval(secs => $22::double precision) else s.answer_due end
       from judged o
      where s.settlement_id = o.settlement_id and s.state = o.from_state
     returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
@@ -263,7 +267,7 @@ returning s.answer_epoch, s.answer_state;
 
 -- The holder is connected and about to be told: from here on nobody else hears the success.
 -- name: spend_answer :optional
-update settlement set answer_state = 'spent'
+update settlement set answer_state = 'spent', answer_due = now() + make_interval(secs => $4::double precision)
  where settlement_id = $1::uuid and answer_holder = $2::text and answer_epoch = $3::integer
    and (answer_state = 'spent' or (answer_state = 'held' and resolved_at is not null))
 returning answer_epoch, answer_state;
