@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -58,13 +57,13 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def house(
-    postgres: Postgres, database_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+async def house(postgres: Postgres, database_template: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     name = f"one_success_{os.getpid()}"
     database_url = await postgres.create_database(name, database_template)
     directory = tmp_path_factory.mktemp("one-success")
-    async with House.open(directory, database_url, server={"delivery_timeout_s": DELIVERY_TIMEOUT_S}) as house:
+    async with House.open(
+        directory, database_url, settlement={"answer_doubt_s": 2 * DELIVERY_TIMEOUT_S}, server={"delivery_timeout_s": DELIVERY_TIMEOUT_S}
+    ) as house:
         await house.serve()
         await house.key("globex")
         yield house
