@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -317,6 +318,23 @@ def commands() -> set[str]:
 def test_every_command_stands_in_the_documentation() -> None:
     documented = {code(row[0]).removeprefix("facilitator ").partition(" [")[0].partition(" --")[0] for row in rows(OPERATIONS, "Commands")}
     assert {command.removesuffix(" ID") for command in documented} == commands()
+
+
+def test_the_layers_in_the_documentation_are_those_that_are_enforced() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    found = re.search(r"```\n(cli > .+?)```", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    assert [layer.strip() for layer in found[1].split(">")] == layers
+
+
+def test_every_part_of_the_package_stands_in_the_layers() -> None:
+    """A module that no layer names could import what it likes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    named = {part.strip() for layer in layers for part in layer.split("|")}
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__", "__main__"} == named
 
 
 # --- what must not be in the tree ---
