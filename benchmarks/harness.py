@@ -598,14 +598,13 @@ class Meter:
 
     async def _read(self) -> dict[str, float]:
         one, world = self.contestant, self.contestant.world
-        figures = {
+        return {
             "cpu": _cpu_s(one.pid),
             "anvil_cpu": _cpu_s(world.anvil.pid),
             "postgres_cpu": _cpu_s(world.postgres.pid),
             "rpc_requests": float(one.proxy.requests),
             "rpc_calls": float(one.proxy.calls.total()),
         }
-        return figures
 
     async def start(self) -> None:
         self.before = await self._read() | {f"db_{key}": value for key, value in (await self.contestant.database()).items()}

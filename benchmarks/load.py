@@ -161,15 +161,17 @@ class Load:
         until = self._began + self._order["seconds"]
         await (self._open(self._began, until) if self._order.get("rate") else self._closed(until))
         ended = time.monotonic()
-        Path(self._order["out"]).write_text(json.dumps(self.answers), encoding="utf-8")
         return {"began": self._began, "ended": ended, "used": self._next}
 
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        answer = await Load(json.loads(line)).run()
-        print(json.dumps(answer), flush=True)
+        order = json.loads(line)
+        load = Load(order)
+        told = await load.run()
+        await loop.run_in_executor(None, Path(order["out"]).write_text, json.dumps(load.answers))
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
