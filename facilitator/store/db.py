@@ -50,13 +50,16 @@ class ConstraintViolated(Exception):
         self.constraint = constraint
 
 
+NOT_REACHED: Final = "store_unreached"
+"""Kind of the StoreFault when no connection was to be had: nothing was done."""
+ROLLED_BACK: Final = "store_rolled_back"
+"""Kind of the StoreFault when Postgres itself undid the statement (a deadlock): nothing was done, and it may be tried again."""
 _IN_DOUBT: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what a statement meets on a connection that is just being lost
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
-    asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,
     ConnectionError,
@@ -72,9 +75,12 @@ async def _translated(query: str) -> AsyncIterator[None]:
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError as error:
-        raise ConstraintViolated(error.constraint_name or "unknown") from error
+        raise ConstraintViolated(error.constraint_name or "unknown") from None  # its text holds the row, and with it the signature
+    except asyncpg.TransactionRollbackError as error:
+        raise StoreFault(ROLLED_BACK, f"the database undid {query}: {type(error).__name__}", query=query) from error
     except _IN_DOUBT as error:
-        raise StoreFault("store_unavailable", f"the database did not do {query}: {type(error).__name__}", query=query) from error
+        kind = NOT_REACHED if query == "acquire" else "store_unavailable"
+        raise StoreFault(kind, f"the database did not do {query}: {type(error).__name__}", query=query) from error
     finally:
         DATABASE_SECONDS.labels(query).observe(monotonic() - started)
 
