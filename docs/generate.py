@@ -70,9 +70,9 @@ def states() -> str:
             for state in State
         ),
         "",
-        "`submitted → queued`: its relayer slot was resolved without it, and there is time left. `… → submitted`: a block that proved the",
-        "state left the canonical chain. `withdrawn → queued` and `failed → queued`: a later `/settle` admits it again.",
-        "`failed → external`: someone executed the authorization later.",
+        "`submitted → queued`: its relayer slot was resolved without it, and there is time left; `queued → included`: that slot had paid",
+        "it all the same. `… → submitted`: a block that proved the state left the canonical chain. `withdrawn → queued` and",
+        "`failed → queued`: a later `/settle` admits it again. `failed → external`: someone executed the authorization later.",
         "",
     ]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from facilitator.protocol.messages import Authorization
 from facilitator.units import Address, AuthNonce, Network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class AuthKey:
     """The identity of a payment. Never the signature, which has many spellings; never a hash of a body."""
 

@@ -41,7 +41,16 @@ class State(StrEnum):
 _REORGANISED: Final = frozenset({State.SUBMITTED})
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.QUEUED: frozenset(
-        {State.SUBMITTED, State.WITHDRAWN, State.FAILED, State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT}
+        {
+            State.SUBMITTED,
+            State.INCLUDED,
+            State.WITHDRAWN,
+            State.FAILED,
+            State.EXPIRED,
+            State.EXTERNAL,
+            State.CANCELLED,
+            State.CONFLICT,
+        }
     ),
     State.SUBMITTED: frozenset(
         {
@@ -66,8 +75,9 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.CANCELLED: _REORGANISED,
     State.CONFLICT: _REORGANISED,
 }
-"""Allowed moves. `submitted → queued` when its relayer slot was resolved without it; `… → submitted` when a block that
-proved the state was reorganised away; `failed → external` when someone executes the authorization later."""
+"""Allowed moves. `submitted → queued` when its relayer slot was resolved without it, and `queued → included` when that
+slot's transaction turns out to have paid it all the same; `… → submitted` when a block that proved the state was
+reorganised away; `failed → external` when someone executes the authorization later."""
 
 UNRESOLVED: Final = frozenset({State.QUEUED, State.SUBMITTED})
 """States in which nobody may say how the payment ended."""

@@ -62,7 +62,7 @@ class Engine:
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
         for chain in networks:
-            watcher = Watcher(chain, registry, self._verifier, self._board, db, clock, settings, self.replica_id)
+            watcher = Watcher(chain, registry, self._board, db, clock, settings, self.replica_id)
             dispatcher = Dispatcher(chain, registry, self._verifier, watcher, db, clock, settings, self.replica_id, self._background)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id)
@@ -97,6 +97,7 @@ class Engine:
                 loop("watcher", watcher.run)
                 loop("finality", watcher.run_finality)
                 loop("dispatcher", dispatcher.run)
+                loop("queue", dispatcher.run_queue)
                 loop("room", dispatcher.wake_when_freed)
                 loop("keeper", keeper.run)
 

@@ -7,6 +7,7 @@ for byte; every open settlement is found out about by chain facts. Only then may
 import structlog
 
 from facilitator.clock import Clock
+from facilitator.errors import Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account, Dispatcher
@@ -43,11 +44,14 @@ class Keeper:
         self._replica_id = replica_id
 
     async def run(self) -> None:
-        """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not ready."""
+        """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
         while True:
             for account in self._dispatcher.accounts:
-                await self._keep(account)
-            idle = all(account.ready for account in self._dispatcher.accounts)
+                try:
+                    await self._keep(account)
+                except Fault as fault:  # the other relayers' leases do not wait for this one
+                    log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
+            idle = all(account.adopted for account in self._dispatcher.accounts)
             await self._clock.sleep(self._settings.lease_renew_s if idle else min(1.0, self._settings.lease_renew_s))
 
     async def release(self) -> None:
@@ -70,13 +74,10 @@ class Keeper:
                 self._watcher.drop_relayer(address)
                 return
             account.renewed_at = asked_at
-            if renewed.status != "active":
-                account.ready = False
+            account.ready = account.adopted and renewed.status == "active"
         elif not await self._take(account, asked_at):
             return
-        if not account.ready or self._watcher.reopened.is_set():
-            self._watcher.reopened.clear()
-            await self._adopt(account)
+        await (self._take_up(account) if account.adopted else self._adopt(account))
 
     async def _take(self, account: Account, asked_at: float) -> bool:
         """Take the lease if it is to be had."""
@@ -113,6 +114,7 @@ class Keeper:
             await self._report_gap(account, used)
         account.next_tx_nonce = row.next_tx_nonce
         await self._take_up(account)
+        account.adopted = True
         if row.status != "active":
             return
         balance = await self._chain.evm.balance(account.address, self._chain.evm.deadline_in(_RPC_S))
@@ -140,14 +142,21 @@ class Keeper:
         )
 
     async def _take_up(self, account: Account) -> None:
-        """Watch and send again every open slot on record."""
+        """Watch every open slot on record that is not watched yet; the watcher sends again what is not mined.
+
+        After adoption these are slots that a reorganisation opened again, whichever replica noticed it.
+        """
         lease = account.lease
         assert lease is not None
+        if all(self._watcher.has(slot_id) for slot_id in await relayers.open_slots(self._db, lease.network, lease.relayer)):
+            return
         transactions = await relayers.open_transactions(self._db, lease.network, lease.relayer)
         items = await relayers.open_items(self._db, lease.network, lease.relayer)
         rows = await settlements.records(self._db, [item.settlement_id for item in items], 0.0) if items else []
         by_id = {row.settlement_id: row for row in rows}
         for slot_id in dict.fromkeys(transaction.slot_id for transaction in transactions):
+            if self._watcher.has(slot_id):
+                continue
             attempts = [transaction for transaction in transactions if transaction.slot_id == slot_id]
             carried = [by_id[item.settlement_id] for item in items if item.slot_id == slot_id]
             slot = OpenSlot(
@@ -166,6 +175,6 @@ class Keeper:
                 opened_at=self._clock.monotonic(),
             )
             self._watcher.add(slot)
-            await self._watcher.send(slot)
+        self._watcher.look_soon()
         if transactions:
             log.info("relayer.slots_taken_up", relayer=account.address, transactions=len(transactions))

@@ -16,10 +16,10 @@ import structlog
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.fees import FeePolicy, max_fee, next_base_fee
-from facilitator.domain.postings import resolution
-from facilitator.domain.states import State, move
+from facilitator.domain.identity import key_of
+from facilitator.domain.states import State
 from facilitator.domain.transactions import Transaction
-from facilitator.errors import OverloadFault, StoreFault
+from facilitator.errors import ChainFault, OverloadFault, StoreFault
 from facilitator.metrics import QUEUE_DEPTH, QUEUE_LIMIT, STAGE_SECONDS
 from facilitator.protocol.messages import Authorization
 from facilitator.schemes.scheme import Registry
@@ -27,12 +27,16 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
 from facilitator.settlement.verification import Judged, Verifier
-from facilitator.settlement.watcher import Attempt, Item, OpenSlot, Watcher
+from facilitator.settlement.watcher import Attempt, Item, NoRuling, OpenSlot, Ruling, Watcher
 from facilitator.store import settlements
-from facilitator.store.db import ConstraintViolated, Db
-from facilitator.store.settlements import Admission, Lease, OpenedSlot, Outcome, Settlement, SignedSlot
+from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
+from facilitator.store.settlements import Admission, Lease, OpenedSlot, Settlement, SignedSlot
 from facilitator.units import Address, Gas, TxHash, Wei, chain_id_of
 
+_RECORD_S: Final = 2.0
+"""How much longer than its deadline a caller waits for a write-ahead that is under way."""
+_PUT_OFF_S: Final = 5.0
+"""How long a queued settlement that cannot be judged or claimed now lets others go first."""
 SINGLE_GAS: Final = Gas(120_000)
 """Gas limit of one transferWithAuthorization from a plain account: needs 86k, or 104k for a first-time recipient."""
 
@@ -48,8 +52,10 @@ class Account:
     next_tx_nonce: int = 0
     renewed_at: float = float("-inf")
     """Monotonic time of the last confirmed renewal."""
-    ready: bool = False
+    adopted: bool = False
     """The lease is held and everything left open by an earlier owner was taken up."""
+    ready: bool = False
+    """Adopted, and it may sign."""
 
     @property
     def address(self) -> Address:
@@ -58,8 +64,12 @@ class Account:
 
     def lose(self) -> None:
         """Stop signing: the lease, or the knowledge of the next tx_nonce, is gone."""
-        self.ready = False
+        self.adopted = self.ready = False
         self.lease = None
+
+
+class InDoubtFault(StoreFault):
+    """It is unknown whether a settlement was recorded: if it was, it will be sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,8 @@ class _Waiting:
 
     admission: Admission
     done: asyncio.Future[Admitted]
+    taken: bool = False
+    """It is in a write-ahead: from here on nobody can say that nothing was recorded."""
     abandoned: bool = False
     entered_at: float = field(default=0.0)
 
@@ -108,7 +120,11 @@ class Dispatcher:
         self._background = background
         self._queue: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
-        self._claim_due = True
+        self._claim_due = asyncio.Event()
+        self._claim_due.set()
+        self._left_queued = False
+        self._put_off: dict[UUID, float] = {}
+        self._writing = asyncio.Lock()
         self._fees = FeePolicy(
             tip_wei=Wei(settings.priority_fee_wei),
             headroom=settings.fee_multiplier,
@@ -126,8 +142,8 @@ class Dispatcher:
         """Put a settlement on record, signed if a relayer is ours, else queued for whoever owns one.
 
         Raises ConstraintViolated when the authorization or the idempotency key is taken, OverloadFault when the queue
-        is full or the deadline comes first, StoreFault when it is unknown whether it was recorded. A caller that goes
-        away takes its settlement along if it is not recorded yet, else its answer slot is freed.
+        is full or the deadline comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A
+        caller that goes away takes its settlement along if it is not recorded yet, else its answer slot is freed.
         """
         if self.stopping or len(self._queue) >= self._settings.queue_max:
             raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again")
@@ -136,21 +152,26 @@ class Dispatcher:
         QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
         self._wake.set()
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
-                return await asyncio.shield(waiting.done)
-        except TimeoutError:
-            waiting.abandoned = True
-            raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again") from None
+            if await self._done_by(waiting, deadline) or (waiting.taken and await self._done_by(waiting, deadline + _RECORD_S)):
+                return waiting.done.result()
         except asyncio.CancelledError:
             waiting.abandoned = True
             if waiting.done.done() and not waiting.done.cancelled() and waiting.done.exception() is None:
                 self._free(waiting.done.result())
             raise
+        waiting.abandoned = True
+        if waiting.taken:
+            raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
+        raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again")
+
+    async def _done_by(self, waiting: _Waiting, deadline: float) -> bool:
+        """Wait for the write-ahead until the deadline."""
+        await asyncio.wait([waiting.done], timeout=max(0.0, deadline - self._clock.monotonic()))
+        return waiting.done.done()
 
     def claim_soon(self) -> None:
         """Look at the queue in Postgres: something was put there."""
-        self._claim_due = True
-        self._wake.set()
+        self._claim_due.set()
 
     def watches(self, settlement_id: UUID) -> bool:
         """Does this process find out about this settlement by itself?"""
@@ -162,19 +183,22 @@ class Dispatcher:
     # --- out ---
 
     async def run(self) -> None:
-        """Dispatch what arrives; look at the queue in Postgres when told and every `queue_poll_s`."""
+        """Dispatch what arrives."""
         while True:
-            try:
-                async with asyncio.timeout(self._settings.queue_poll_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._claim_due = True
-            self._wake.clear()
+            await _set_within(self._wake, self._settings.queue_poll_s)
             while self._queue and not self.stopping:
-                if not await self._dispatch_group():
-                    break
-            if self._claim_due and not self.stopping:
-                self._claim_due = False
+                async with self._writing:
+                    if not await self._dispatch_group():
+                        break
+
+    async def run_queue(self) -> None:
+        """Look at the queue in Postgres when told, when there is room again, and every `queue_poll_s`.
+
+        A loop of its own, for it asks the chain: what arrives here does not wait for that.
+        """
+        while True:
+            await _set_within(self._claim_due, self._settings.queue_poll_s)
+            if not self.stopping:
                 await self._dispatch_queued()
 
     async def wake_when_freed(self) -> None:
@@ -183,6 +207,8 @@ class Dispatcher:
             await self._watcher.slot_freed.wait()
             self._watcher.slot_freed.clear()
             self._wake.set()
+            if self._left_queued:
+                self._claim_due.set()
 
     def _room(self, account: Account) -> int:
         """Slots this account may open now; 0 when its lease is not to be trusted any more."""
@@ -201,23 +227,30 @@ class Dispatcher:
     async def _dispatch_group(self) -> bool:
         """Record and send one group. False: no room, or nothing to do."""
         account, room = self._choose()
-        if account is not None and room <= 0:
-            return False
-        if account is not None and self._chain.head.newest is None:
+        if account is not None and self._left_queued:
+            room -= 1  # for those who wait in Postgres
+        if account is not None and (room <= 0 or self._chain.head.newest is None):
             return False
         size = min(self._settings.group_max, room if account else self._settings.group_max)
         group: list[_Waiting] = []
         while self._queue and len(group) < size:
             waiting = self._queue.popleft()
             if not waiting.abandoned:
+                waiting.taken = True
                 group.append(waiting)
         QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
-        if group:
-            await self._record(account, group)
+        group.sort(key=lambda waiting: key_of(waiting.admission.authorization))  # replicas that wait for each other do so in one order
+        try:
+            if group:
+                await self._record(account, group)
+        except BaseException as error:
+            for waiting in group:
+                _fail(waiting, error if isinstance(error, Exception) else InDoubtFault("in_doubt", "stopped while recording"))
+            raise
         return True
 
     async def _record(self, account: Account | None, group: Sequence[_Waiting]) -> None:
-        """Sign and write ahead. A group that breaks a constraint is taken one by one, so that only the guilty one hears it."""
+        """Sign and write ahead. A group that cannot be stored is taken one by one, so that only the guilty one hears it."""
         started = self._clock.monotonic()
         admissions = [waiting.admission for waiting in group]
         slots = await self._sign(account, [(admission.settlement_id, admission.authorization) for admission in admissions])
@@ -226,16 +259,17 @@ class Dispatcher:
                 self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
             )
         except ConstraintViolated as violated:
-            if len(group) == 1:
-                _fail(group[0], violated)
-            else:
-                await self._record_singly(group)
+            await self._record_singly(group, violated)
             return
         except StoreFault as fault:
-            if account is not None:
+            if fault.kind == ROLLED_BACK:
+                await self._record_singly(group, fault)
+                return
+            if fault.kind != NOT_REACHED and account is not None:
                 account.lose()  # it is unknown whether its tx_nonces were taken: adopt it afresh
+            told = fault if fault.kind == NOT_REACHED else InDoubtFault("in_doubt", str(fault))
             for waiting in group:
-                _fail(waiting, fault)
+                _fail(waiting, told)
             return
         STAGE_SECONDS.labels("record").observe(self._clock.monotonic() - started)
         if account is not None and opened:
@@ -247,11 +281,15 @@ class Dispatcher:
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
         self._tell(group, slots if opened else [])
 
-    async def _record_singly(self, group: Sequence[_Waiting]) -> None:
-        """One write-ahead each; what finds no room goes back to the head of the queue."""
+    async def _record_singly(self, group: Sequence[_Waiting], error: Exception) -> None:
+        """Nothing was stored: one write-ahead each; the only one hears why. What finds no room goes back to the head of the queue."""
+        if len(group) == 1:
+            _fail(group[0], error)
+            return
         for waiting in group:
             account, room = self._choose()
             if account is not None and room <= 0:
+                waiting.taken = False
                 self._queue.appendleft(waiting)
             else:
                 await self._record(account, [waiting])
@@ -328,23 +366,31 @@ class Dispatcher:
     async def _dispatch_queued(self) -> None:
         """Take what others queued: judge it afresh, then claim, sign and record in one transaction, then send."""
         account, room = self._choose()
+        self._left_queued = account is not None and room <= 0
         if account is None or room <= 0:
             return
-        queued = await settlements.list_queued(self._db, self._chain.network, min(room, self._settings.group_max))
-        if not queued:
+        now = self._clock.monotonic()
+        self._put_off = {settlement_id: until for settlement_id, until in self._put_off.items() if until > now}
+        size = min(room, self._settings.group_max)
+        queued = await settlements.list_queued(self._db, self._chain.network, size, list(self._put_off))
+        verdicts = await asyncio.gather(*(self._still_payable(record) for record in queued))
+        payable = [record for record, verdict in zip(queued, verdicts, strict=True) if verdict]
+        if payable:
+            async with self._writing:
+                await self._claim(payable)
+        if len(queued) >= size:
+            self._claim_due.set()
+
+    async def _claim(self, payable: Sequence[Settlement]) -> None:
+        """Claim, sign, record, send. Settlements that cannot be stored together are taken one by one."""
+        account, room = self._choose()
+        if account is None or account.lease is None or room <= 0:
+            self._left_queued = account is not None
             return
-        payable = [record for record in queued if await self._still_payable(record)]
-        if not payable or account.lease is None or self._room(account) < len(payable):
-            return
-        items = {
-            record.settlement_id: Item(
-                settlement_id=record.settlement_id, authorization=record.authorization, admitted_block=record.admitted_block
-            )
-            for record in payable
-        }
+        payable = payable[:room]
         try:
             async with self._db.transaction() as session:
-                claimed = await settlements.claim_queued(session, [record.settlement_id for record in payable])
+                claimed = await settlements.claim_queued(session, payable)
                 chosen = [record for record in payable if record.settlement_id in claimed]
                 if not chosen:
                     return
@@ -354,51 +400,65 @@ class Dispatcher:
                     raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)
         except _LeaseLostError:
             self._lease_lost(account)
-            return
-        except StoreFault:
-            account.lose()
+        except ConstraintViolated as violated:
+            await self._claim_singly(payable, violated)
+        except StoreFault as fault:
+            if fault.kind not in {NOT_REACHED, ROLLED_BACK}:
+                account.lose()
             raise
-        account.next_tx_nonce += len(slots)
-        self._launch(account, slots, opened, items)
-        self._claim_due = len(queued) >= min(room, self._settings.group_max)
-        if self._claim_due:
-            self._wake.set()
+        else:
+            account.next_tx_nonce += len(slots)
+            self._launch(account, slots, opened, {record.settlement_id: _item_of(record) for record in chosen})
+
+    async def _claim_singly(self, payable: Sequence[Settlement], violated: ConstraintViolated) -> None:
+        """Nothing was stored: each alone; the guilty one lets the others go first."""
+        if len(payable) == 1:
+            log.error("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
+            self._let_others_go_first(payable[0])
+            return
+        for record in payable:
+            await self._claim([record])
+
+    def _let_others_go_first(self, record: Settlement) -> None:
+        self._put_off[record.settlement_id] = self._clock.monotonic() + _PUT_OFF_S
 
     async def _still_payable(self, record: Settlement) -> bool:
-        """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts."""
+        """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts.
+
+        One that the chain does not tell about keeps nobody else from being paid.
+        """
         scheme = self._registry.find(record.scheme)
         assert scheme is not None
         judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain)
-        refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
-        if refusal is None:
-            return True
-        item = Item(settlement_id=record.settlement_id, authorization=record.authorization, admitted_block=record.admitted_block)
-        ruling = await self._watcher.rule(item, None)
-        if ruling is None:
+        item = _item_of(record)
+        try:
+            refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+            if refusal is None:
+                return True
+            ruling = await self._watcher.rule(item, None)
+        except ChainFault as fault:
+            log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
+            ruling = NoRuling.UNTOLD
+        if not isinstance(ruling, Ruling):
+            self._let_others_go_first(record)
             return False
-        if ruling.state is State.INCLUDED:
-            return False  # ours after all: its slot is open somewhere and will say so
-        await self._watcher.commit(
-            [
-                Outcome(
-                    settlement_id=record.settlement_id,
-                    from_state=State.QUEUED,
-                    to_state=move(State.QUEUED, ruling.state),
-                    answer=ruling.answer,
-                    phase=resolution(ruling.state),
-                    reason=ruling.reason.name if ruling.reason else None,
-                    tx_hash=ruling.tx_hash,
-                )
-            ],
-            [],
-            [],
-            {record.settlement_id: (item, ruling, self._clock.monotonic())},
-        )
+        outcome = self._watcher.outcome(item, State.QUEUED, ruling, record.moves)
+        await self._watcher.commit([outcome], [], [], {record.settlement_id: (item, ruling, self._clock.monotonic())})
         return False
 
 
-def _item_of(admission: Admission) -> Item:
-    return Item(settlement_id=admission.settlement_id, authorization=admission.authorization, admitted_block=admission.admitted_block)
+def _item_of(payment: Admission | Settlement) -> Item:
+    return Item(settlement_id=payment.settlement_id, authorization=payment.authorization, admitted_block=payment.admitted_block)
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the event, that long at most, and clear it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()
 
 
 class _LeaseLostError(Exception):

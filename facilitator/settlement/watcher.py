@@ -7,6 +7,7 @@ status does not, an error is never an absence, and without proof a settlement st
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 from uuid import UUID
 
@@ -17,17 +18,17 @@ from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import Canceled, Log, PaymentProof, UsedOtherwise
+from facilitator.domain.facts import Call, Facts, Head
 from facilitator.domain.postings import resolution
 from facilitator.domain.states import State, move
 from facilitator.errors import ChainFault, Fault
 from facilitator.metrics import INCIDENTS, OPEN_SLOTS, SETTLEMENTS, STAGE_SECONDS
 from facilitator.protocol.messages import Authorization
-from facilitator.protocol.reasons import Reason
+from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
-from facilitator.settlement.verification import Judged, Verifier
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome
@@ -41,6 +42,9 @@ _LOOK_BACK: Final = 10
 """Blocks before admission that are searched too: our head may have been ahead of another node's."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
+
+_FAULTS_MAX: Final = 3
+"""Blocks that could not be read before the comparison with the canonical chain is left for the next time."""
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +94,24 @@ class Ruling:
     tx_hash: TxHash | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Mined:
+    """A slot whose transaction was mined, and what it did for every settlement in it."""
+
+    slot: OpenSlot
+    receipt: Receipt
+    rulings: list[tuple[Item, Ruling]]
+
+
+class NoRuling(Enum):
+    """Why the resolver cannot say how a settlement ended."""
+
+    UNUSED = "unused"
+    """By the chain's own word the authorization is unused and would be paid now."""
+    UNTOLD = "untold"
+    """The chain does not tell yet."""
+
+
 class Watcher:
     """One network's open slots."""
 
@@ -97,7 +119,6 @@ class Watcher:
         self,
         chain: ServedNetwork,
         registry: Registry,
-        verifier: Verifier,
         board: AnswerBoard,
         db: Db,
         clock: Clock,
@@ -106,7 +127,6 @@ class Watcher:
     ) -> None:
         self._chain = chain
         self._registry = registry
-        self._verifier = verifier
         self._board = board
         self._db = db
         self._clock = clock
@@ -118,8 +138,6 @@ class Watcher:
         self._look = asyncio.Event()
         self.slot_freed = asyncio.Event()
         """Set whenever a slot closes, for the dispatcher that waits for room."""
-        self.reopened = asyncio.Event()
-        """Set when a reorganisation opened slots in the store again: they must be taken up."""
 
     # --- what is watched ---
 
@@ -132,6 +150,14 @@ class Watcher:
                 seat.tx_hash = slot.attempts[-1].tx_hash
                 seat.wake()
         self._count(slot.relayer)
+
+    def look_soon(self) -> None:
+        """Look now: slots were added that may be mined already, or never were sent."""
+        self._look.set()
+
+    def has(self, slot_id: int) -> bool:
+        """Is this slot watched here?"""
+        return slot_id in self._open
 
     def drop_relayer(self, relayer: Address) -> None:
         """Another replica owns the relayer now, and watches its slots."""
@@ -224,43 +250,61 @@ class Watcher:
             await self._nudge(late)
 
     async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
-        """Commit what mined transactions did. A settlement whose fate is undecided keeps its slot open."""
-        outcomes: list[Outcome] = []
-        closed: list[OpenSlot] = []
-        slots: list[ClosedSlot] = []
-        costs: list[Cost] = []
-        rulings: dict[UUID, tuple[Item, Ruling, float]] = {}
+        """Commit what mined transactions did: first what their receipts prove, then what has to be found out.
+
+        A settlement whose fate is undecided keeps its slot open and is looked at again after `resend_s`.
+        """
+        proven: list[_Mined] = []
+        doubtful: list[tuple[OpenSlot, Receipt]] = []
         for slot, receipt in mined:
-            found = [(item, await self._rule_mined(item, receipt)) for item in slot.items]
-            decided = [(item, ruling) for item, ruling in found if ruling is not None]
-            if len(decided) < len(found):
-                continue
-            for item, ruling in decided:
-                outcomes.append(self._outcome(item, State.SUBMITTED, ruling))
-                rulings[item.settlement_id] = (item, ruling, slot.opened_at)
-            closed.append(slot)
-            slots.append(
-                ClosedSlot(
-                    slot_id=slot.slot_id,
-                    state="included",
-                    mined_tx_hash=receipt.tx_hash,
-                    block_number=receipt.block_number,
-                    block_hash=receipt.block_hash,
-                )
-            )
-            costs.append(
-                Cost(
-                    tx_hash=receipt.tx_hash,
-                    gas_used=receipt.gas_used,
-                    effective_gas_price_wei=receipt.effective_gas_price_wei,
-                    l1_fee_wei=receipt.l1_fee_wei,
-                )
-            )
-        if not closed:
+            proofs = [(item, abi.find_payment(receipt.logs, item.authorization)) for item in slot.items]
+            rulings = [(item, included(proof.log)) for item, proof in proofs if isinstance(proof, PaymentProof)]
+            if len(rulings) == len(proofs):
+                proven.append(_Mined(slot, receipt, rulings))
+            else:
+                doubtful.append((slot, receipt))
+        await self._close_mined(proven)
+        for slot, _ in doubtful:
+            slot.sent_at = self._clock.monotonic()
+        for found in await asyncio.gather(*(self._rule_slot(slot, receipt) for slot, receipt in doubtful)):
+            if found is not None:
+                await self._close_mined([found])
+
+    async def _rule_slot(self, slot: OpenSlot, receipt: Receipt) -> "_Mined | None":
+        """What a mined transaction did for each of its items; None while one of them is undecided."""
+        rulings = [(item, await self._rule_mined(item, receipt)) for item in slot.items]
+        decided = [(item, ruling) for item, ruling in rulings if ruling is not None]
+        return _Mined(slot, receipt, decided) if len(decided) == len(rulings) else None
+
+    async def _close_mined(self, mined: Sequence["_Mined"]) -> None:
+        """Commit outcomes, slots and costs together."""
+        if not mined:
             return
-        await self.commit(outcomes, slots, costs, rulings)
-        for slot in closed:
-            self._close(slot)
+        await self.commit(
+            [self.outcome(item, State.SUBMITTED, ruling) for each in mined for item, ruling in each.rulings],
+            [
+                ClosedSlot(
+                    slot_id=each.slot.slot_id,
+                    state="included",
+                    mined_tx_hash=each.receipt.tx_hash,
+                    block_number=each.receipt.block_number,
+                    block_hash=each.receipt.block_hash,
+                )
+                for each in mined
+            ],
+            [
+                Cost(
+                    tx_hash=each.receipt.tx_hash,
+                    gas_used=each.receipt.gas_used,
+                    effective_gas_price_wei=each.receipt.effective_gas_price_wei,
+                    l1_fee_wei=each.receipt.l1_fee_wei,
+                )
+                for each in mined
+            ],
+            {item.settlement_id: (item, ruling, each.slot.opened_at) for each in mined for item, ruling in each.rulings},
+        )
+        for each in mined:
+            self._close(each.slot)
 
     async def commit(
         self,
@@ -271,6 +315,8 @@ class Watcher:
     ) -> None:
         """Commit outcomes and tell everybody in this process who waits for them."""
         for resolved in await settlements.resolve(self._db, self._replica_id, outcomes, slots, costs, self._settings.answer_doubt_s):
+            if resolved.settlement_id not in rulings:  # queued again: nobody knows more than before
+                continue
             item, ruling, opened_at = rulings[resolved.settlement_id]
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
             SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
@@ -295,7 +341,8 @@ class Watcher:
                     seat.spent_epoch = resolved.answer_epoch
                 seat.wake()
 
-    def _outcome(self, item: Item, from_state: State, ruling: Ruling) -> Outcome:
+    def outcome(self, item: Item, from_state: State, ruling: Ruling, moves: int | None = None) -> Outcome:
+        """The move that a ruling means; of the row with so many `moves` only, when they are given."""
         seat = self._board.find(item.settlement_id)
         return Outcome(
             settlement_id=item.settlement_id,
@@ -309,6 +356,7 @@ class Watcher:
             block_number=ruling.log.block_number if ruling.log else None,
             block_hash=ruling.log.block_hash if ruling.log else None,
             spend_epoch=seat.holder_epoch if seat else None,
+            moves=moves,
         )
 
     # --- judging ---
@@ -319,13 +367,14 @@ class Watcher:
         if isinstance(found, PaymentProof):
             return included(found.log)
         try:
-            return await self.rule(item, receipt.tx_hash)
+            ruling = await self.rule(item, receipt)
         except Fault as fault:
             log.warning("settlement.undecided", settlement_id=str(item.settlement_id), kind=fault.kind, fault=str(fault))
             return None
+        return ruling if isinstance(ruling, Ruling) else None
 
-    async def rule(self, item: Item, mined: TxHash | None) -> Ruling | None:
-        """The resolver: who used this authorization, if anybody? None: it is unused, or the chain does not tell yet.
+    async def rule(self, item: Item, mined: Receipt | None) -> Ruling | NoRuling:
+        """The resolver: who used this authorization, if anybody?
 
         `mined` is a transaction of ours that was mined without paying it; then an unused authorization means *failed*.
         """
@@ -339,25 +388,40 @@ class Watcher:
             return _refused(State.CANCELLED, Reason.AUTHORIZATION_CANCELED, "the payer cancelled this authorization", found.log)
         if isinstance(found, UsedOtherwise):
             return _refused(State.CONFLICT, Reason.AUTHORIZATION_CONFLICT, "this nonce was used with other terms", found.log)
-        scheme = self._registry.find(authorization.scheme)
-        assert scheme is not None
-        judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
-        refusal, _ = await self._verifier.judge_chain(judged, self._deadline())
-        if refusal is not None and refusal.reason is Reason.NONCE_USED:
-            return None  # used, but its log is not to be seen yet
+        used, refusal, head = await self._ask(authorization)
+        if used is not False or (mined is not None and head.number < mined.block_number):
+            return NoRuling.UNTOLD  # used, but its log is not to be seen yet; or this node has not come to that block
         if mined is None and refusal is None:
-            return None
+            return NoRuling.UNUSED
+        tx_hash = mined.tx_hash if mined else None
         reason = refusal.reason if refusal else Reason.TRANSACTION_FAILED
-        message = refusal.message if refusal else f"transaction {mined} was mined but did not move the money"
+        message = refusal.message if refusal else f"transaction {tx_hash} was mined but did not move the money"
         return Ruling(
             state=State.FAILED,
             reason=reason,
-            tx_hash=mined,
-            answer=Answer(success=False, reason=reason.name, message=message, tx_hash=mined),
+            tx_hash=tx_hash,
+            answer=Answer(success=False, reason=reason.name, message=message, tx_hash=tx_hash),
         )
 
+    async def _ask(self, authorization: Authorization) -> tuple[bool | None, Refusal | None, Head]:
+        """Is it used, and would it be paid now? Time alone answers neither here: what has expired may have been used before."""
+        scheme = self._registry.find(authorization.scheme)
+        assert scheme is not None
+        state = Call(to=authorization.asset, data=abi.authorization_state(authorization.payer, authorization.auth_nonce))
+        facts = await self._chain.evm.answer((state, *scheme.ask(authorization)), self._deadline())
+        self._chain.head.observe(facts.head)
+        now = self._chain.head.now()
+        assert now is not None
+        used = abi.read_bool(facts.replies[0].data) if facts.replies[0].ok else None
+        judged = scheme.judge(authorization, Facts(head=facts.head, replies=facts.replies[1:]))
+        return used, scheme.check_time(authorization, now) or judged, facts.head
+
     async def _search(self, item: Item) -> PaymentProof | UsedOtherwise | Canceled | None:
-        """Look for the authorization's own logs since it was admitted."""
+        """Look for the authorization's own log since it was admitted; the receipt around it tells what it did.
+
+        Asked by auth nonce: one log at most, however much else the payer moves.
+        """
+        authorization = item.authorization
         head = await self._chain.evm.head(self._deadline())
         self._chain.head.observe(head)
         start = max(0, item.admitted_block - _LOOK_BACK)
@@ -365,13 +429,23 @@ class Watcher:
             end = min(start + _LOG_RANGE - 1, head.number)
             logs = await self._chain.evm.logs(
                 self._deadline(),
-                addresses=[item.authorization.asset],
-                topics=abi.payment_topics([item.authorization.payer]),
+                addresses=[authorization.asset],
+                topics=(
+                    (abi.AUTHORIZATION_USED_TOPIC, abi.AUTHORIZATION_CANCELED_TOPIC),
+                    abi.topic_of(authorization.payer),
+                    authorization.auth_nonce,
+                ),
                 from_block=start,
                 to_block=end,
             )
-            if (found := abi.find_payment(logs, item.authorization)) is not None:
-                return found
+            for found in logs:
+                [receipt] = await self._chain.evm.receipts([found.tx_hash], self._deadline())
+                if receipt is None or not receipt.sealed:
+                    raise ChainFault(
+                        "no_receipt", "the node has a log of a transaction whose receipt it does not have", tx_hash=found.tx_hash
+                    )
+                if (proof := abi.find_payment(receipt.logs, authorization)) is not None:
+                    return proof
             start = end + 1
         return None
 
@@ -384,35 +458,27 @@ class Watcher:
         """Send again, byte for byte; and notice a tx_nonce that somebody else used."""
         for relayer in {slot.relayer for slot in late}:
             used = await self._chain.evm.transaction_count(relayer, "latest", self._deadline())
-            for slot in [slot for slot in late if slot.relayer == relayer]:
-                if slot.tx_nonce >= used:
-                    await self.send(slot)
-                    continue
+            unsent = [slot for slot in late if slot.relayer == relayer and slot.tx_nonce >= used]
+            await asyncio.gather(*(self.send(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
+            for slot in [slot for slot in late if slot.relayer == relayer and slot.tx_nonce < used]:
                 slot.misses += 1
                 slot.sent_at = self._clock.monotonic()
-                if slot.misses >= _MISSES_MAX:
+                if slot.misses < _MISSES_MAX:
+                    continue
+                try:
                     await self._lost(slot)
+                except ChainFault as fault:
+                    log.warning("slot.undecided", slot_id=slot.slot_id, kind=fault.kind, fault=str(fault))
 
     async def _lost(self, slot: OpenSlot) -> None:
         """Its tx_nonce is used and no transaction of ours did it: somebody else has the key."""
-        rulings: dict[UUID, tuple[Item, Ruling, float]] = {}
-        outcomes: list[Outcome] = []
-        for item in slot.items:
-            ruling = await self.rule(item, None)
-            if ruling is None:
-                outcomes.append(
-                    Outcome(
-                        settlement_id=item.settlement_id,
-                        from_state=State.SUBMITTED,
-                        to_state=move(State.SUBMITTED, State.QUEUED),
-                        answer=None,
-                        phase=None,
-                    )
-                )
-                ruling = Ruling(state=State.QUEUED, answer=Answer(success=False))
-            else:
-                outcomes.append(self._outcome(item, State.SUBMITTED, ruling))
-            rulings[item.settlement_id] = (item, ruling, slot.opened_at)
+        found = [(item, await self.rule(item, None)) for item in slot.items]
+        own = {attempt.tx_hash for attempt in slot.attempts}
+        if any(ruling is NoRuling.UNTOLD or (isinstance(ruling, Ruling) and ruling.tx_hash in own) for _, ruling in found):
+            return  # mined after all, or used by nobody knows whom: not lost while the chain does not tell
+        outcomes = [
+            self.outcome(item, State.SUBMITTED, ruling) if isinstance(ruling, Ruling) else _requeued(item) for item, ruling in found
+        ]
         log.error("relayer.used_elsewhere", relayer=slot.relayer, tx_nonce=slot.tx_nonce, slot_id=slot.slot_id)
         INCIDENTS.labels("relayer_used_elsewhere").inc()
         await relayers.quarantine(self._db, self._chain.network, slot.relayer)
@@ -424,11 +490,8 @@ class Watcher:
             relayer=slot.relayer,
         )
         closed = ClosedSlot(slot_id=slot.slot_id, state="consumed_externally", mined_tx_hash=None, block_number=None, block_hash=None)
-        decided = {key: value for key, value in rulings.items() if value[1].state is not State.QUEUED}
-        requeued = [outcome for outcome in outcomes if outcome.to_state is State.QUEUED]
-        await settlements.resolve(self._db, self._replica_id, requeued, [closed], [], self._settings.answer_doubt_s)
-        if decided:
-            await self.commit([o for o in outcomes if o.to_state is not State.QUEUED], [], [], decided)
+        rulings = {item.settlement_id: (item, ruling, slot.opened_at) for item, ruling in found if isinstance(ruling, Ruling)}
+        await self.commit(outcomes, [closed], [], rulings)
         self._close(slot)
 
     # --- finality ---
@@ -452,21 +515,33 @@ class Watcher:
             if fault.kind != "no_block":
                 raise
             finalized = -1
-        gone: list[Block] = []
-        final: list[Block] = []
-        for block in sorted(blocks, key=lambda block: block.block_number):
-            canonical = await self._chain.evm.block(block.block_number, self._deadline())
-            if canonical is not None and canonical.block_hash != block.block_hash:
-                gone.append(block)
-            elif canonical is not None and block.block_number <= finalized:
-                final.append(block)
+        final, gone = await self._compare(blocks, finalized)
         if final:
             await settlements.finalize(self._db, self._chain.network, final)
         if gone:
             reopened = await settlements.reopen(self._db, self._chain.network, gone)
             INCIDENTS.labels("reorganised").inc(len(reopened))
             log.error("block.reorganised", blocks=[block.block_number for block in gone], settlements=len(reopened))
-            self.reopened.set()
+
+    async def _compare(self, blocks: Sequence[Block], finalized: int) -> tuple[list[Block], list[Block]]:
+        """Which of the blocks are final, and which left the canonical chain. What is known of some does not wait for others."""
+        final: list[Block] = []
+        gone: list[Block] = []
+        faults = 0
+        for block in sorted(blocks, key=lambda block: block.block_number):
+            try:
+                canonical = await self._chain.evm.block(block.block_number, self._deadline())
+            except ChainFault as fault:
+                log.warning("block.unknown", block_number=block.block_number, kind=fault.kind, fault=str(fault))
+                faults += 1
+                if faults >= _FAULTS_MAX:
+                    break
+                continue
+            if canonical is not None and canonical.block_hash != block.block_hash:
+                gone.append(block)
+            elif canonical is not None and block.block_number <= finalized:
+                final.append(block)
+        return final, gone
 
 
 def included(proof: Log) -> Ruling:
@@ -486,4 +561,11 @@ def _refused(state: State, reason: Reason, message: str, proof: Log) -> Ruling:
         log=proof,
         tx_hash=proof.tx_hash,
         answer=Answer(success=False, reason=reason.name, message=f"{message} (transaction {proof.tx_hash})", tx_hash=proof.tx_hash),
+    )
+
+
+def _requeued(item: Item) -> Outcome:
+    """Its slot was resolved without it, and there is time left."""
+    return Outcome(
+        settlement_id=item.settlement_id, from_state=State.SUBMITTED, to_state=move(State.SUBMITTED, State.QUEUED), answer=None, phase=None
     )

@@ -39,6 +39,13 @@ class OpenTransaction:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSlotId:
+    """A tx_nonce whose end is not on record."""
+
+    slot_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class OpenItem:
     """A settlement that an open slot carries."""
 
@@ -87,6 +94,11 @@ async def quarantine(db: Db, network: Network, address: Address) -> None:
 async def open_transactions(db: Db, network: Network, relayer: Address) -> list[OpenTransaction]:
     """All signed transactions of open slots, by tx_nonce and attempt."""
     return await db.many(OpenTransaction, QUERIES["open_transactions"], network, relayer)
+
+
+async def open_slots(db: Db, network: Network, relayer: Address) -> list[int]:
+    """Ids of all open slots, by tx_nonce."""
+    return [row.slot_id for row in await db.many(OpenSlotId, QUERIES["open_slots"], network, relayer)]
 
 
 async def open_items(db: Db, network: Network, relayer: Address) -> list[OpenItem]:

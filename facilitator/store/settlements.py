@@ -187,6 +187,8 @@ class Outcome:
     block_hash: BlockHash | None = None
     spend_epoch: int | None = None
     """Epoch of the answer slot that a connected caller of this process holds."""
+    moves: int | None = None
+    """Moves that the judged row had made; None when any row in `from_state` is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,14 +414,15 @@ async def write_ahead(
     )
 
 
-async def list_queued(db: Db, network: Network, limit: int) -> list[Settlement]:
-    """Up to `limit` queued settlements, oldest first."""
-    return await db.many(Settlement, QUERIES["list_queued"], network, limit)
+async def list_queued(db: Db, network: Network, limit: int, put_off: Sequence[UUID] = ()) -> list[Settlement]:
+    """Up to `limit` queued settlements, oldest first, without those put off."""
+    return await db.many(Settlement, QUERIES["list_queued"], network, limit, list(put_off))
 
 
-async def claim_queued(session: Session, settlement_ids: Sequence[UUID]) -> set[UUID]:
-    """Lock those of the settlements that are still queued and that nobody else has locked, until the transaction ends."""
-    return {row.settlement_id for row in await session.many(SettlementId, QUERIES["claim_queued"], list(settlement_ids))}
+async def claim_queued(session: Session, judged: Sequence[Settlement]) -> set[UUID]:
+    """Lock those that are still queued as they were judged and that nobody else has locked, until the transaction ends."""
+    ids, moves = [record.settlement_id for record in judged], [record.moves for record in judged]
+    return {row.settlement_id for row in await session.many(SettlementId, QUERIES["claim_queued"], ids, moves)}
 
 
 async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
@@ -530,6 +533,7 @@ async def resolve(
         [str(cost.effective_gas_price_wei) for cost in costs],
         [None if cost.l1_fee_wei is None else str(cost.l1_fee_wei) for cost in costs],
         delivery_s,
+        [outcome.moves for outcome in outcomes],
     )
 
 

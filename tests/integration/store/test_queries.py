@@ -32,6 +32,7 @@ ROW_OF = {
     "list_relayers": relayers.Relayer,
     "open_transactions": relayers.OpenTransaction,
     "open_items": relayers.OpenItem,
+    "open_slots": relayers.OpenSlotId,
     "our_transactions": relayers.KnownHash,
     "claims_in_blocks": reconciliation.LedgerRow,
     "rows_of_authorizations": reconciliation.LedgerRow,

@@ -4,11 +4,12 @@
 insert into relayer (network, address, next_tx_nonce) values ($1::text, $2::text, $3::bigint)
     on conflict (network, address) do nothing;
 
--- Take the lease when nobody holds it; each taking is a new epoch, which fences the last owner out.
+-- Take the lease when nobody holds it; each taking is a new epoch, which fences the last owner out. A relayer that may not
+-- sign any more is taken too, for somebody has to find out what became of its open slots.
 -- name: take_lease :optional
 update relayer
    set owner = $3::text, epoch = epoch + 1, lease_until = now() + make_interval(secs => $4::double precision)
- where network = $1::text and address = $2::text and status in ('active', 'draining')
+ where network = $1::text and address = $2::text and status in ('active', 'draining', 'quarantined')
    and (owner is null or owner = $3::text or lease_until is null or lease_until < now())
 returning network, address, next_tx_nonce, status, owner, epoch;
 
@@ -35,6 +36,9 @@ select s.slot_id, s.tx_nonce, s.kind, s.opened_at, t.tx_hash, t.attempt, t.purpo
   from relayer_slot s join relayer_transaction t using (slot_id)
  where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
  order by s.tx_nonce, t.attempt;
+
+-- name: open_slots :many
+select slot_id from relayer_slot where network = $1::text and relayer = $2::text and state = 'open' order by tx_nonce;
 
 -- name: open_items :many
 select i.slot_id, i.item_index, i.settlement_id

@@ -141,14 +141,15 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
        true as holder_alive, false as answer_under_way
   from settlement s
- where s.network = $1::text and s.state = 'queued'
+ where s.network = $1::text and s.state = 'queued' and s.settlement_id <> all($3::uuid[])
  order by s.queued_at
  limit $2::integer;
 
+-- As they were judged: what was withdrawn and admitted again meanwhile, perhaps with other terms, is another admission.
 -- name: claim_queued :many
-select s.settlement_id from settlement s
- where s.settlement_id = any($1::uuid[]) and s.state = 'queued'
-   for update skip locked;
+select s.settlement_id from settlement s join unnest($1::uuid[], $2::integer[]) as j (settlement_id, moves) using (settlement_id)
+ where s.state = 'queued' and s.moves = j.moves
+   for update of s skip locked;
 
 -- The write-ahead for settlements that were claimed in this transaction.
 -- name: dispatch_claimed :many
@@ -189,9 +190,9 @@ select slot_id, tx_nonce from slots;
 with judged as (
     select * from unnest(
         $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::bigint[], $9::text[], $10::text[],
-        $11::integer[], $12::text[]
+        $11::integer[], $12::text[], $23::integer[]
     ) as o (settlement_id, from_state, to_state, reason, tx_hash, log_index, block_number, block_hash, answer,
-            spend_epoch, phase)
+            spend_epoch, phase, moves)
 ), resolved as (
     update settlement s
        set state = o.to_state, moves = s.moves + 1, reason = o.reason, tx_hash = coalesce(o.tx_hash, s.tx_hash),
@@ -205,7 +206,7 @@ with judged as (
            answer_due = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch
                              then now() + make_interval(secs => $22::double precision) else s.answer_due end
       from judged o
-     where s.settlement_id = o.settlement_id and s.state = o.from_state
+     where s.settlement_id = o.settlement_id and s.state = o.from_state and s.moves = coalesce(o.moves, s.moves)
     returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
               s.answer_epoch, o.from_state, o.phase
 ), moved as (
@@ -339,7 +340,7 @@ with slots as (
                                          join journal_entry p on p.entry_id = v.resolves
                                         where p.settlement_id = s.settlement_id and p.admission = s.admissions)::integer
       from again a
-     where s.settlement_id = a.settlement_id and s.state in ('preconfirmed', 'included', 'safe', 'failed')
+     where s.settlement_id = a.settlement_id and s.state in ('preconfirmed', 'included', 'safe', 'failed', 'expired', 'external', 'cancelled', 'conflict')
     returning s.settlement_id, s.moves, s.admissions, s.tx_hash, a.slot_id
 ), before as (
     select o.settlement_id, o.state, o.admissions from settlement o join again using (settlement_id)
