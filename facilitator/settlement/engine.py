@@ -109,6 +109,8 @@ class Engine:
             async with asyncio.timeout(max(0.0, grace_s - 1.0)):
                 await self._idle.wait()
         except TimeoutError:
+            for dispatcher in self._dispatchers.values():
+                dispatcher.stop()
             self._admitter.hurry()
             self._board.wake_all()
             try:
@@ -117,7 +119,7 @@ class Engine:
             except TimeoutError:
                 log.warning("engine.callers_left", callers=self._callers)
         for dispatcher in self._dispatchers.values():
-            dispatcher.stopping = True
+            dispatcher.stop()
         await self._background.drain(1.0)
         if self._loops is not None:
             self._loops.cancel()

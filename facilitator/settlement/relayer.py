@@ -145,7 +145,9 @@ class Dispatcher:
         is full or the deadline comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A
         caller that goes away takes its settlement along if it is not recorded yet, else its answer slot is freed.
         """
-        if self.stopping or len(self._queue) >= self._settings.queue_max:
+        if self.stopping:
+            raise _draining()
+        if len(self._queue) >= self._settings.queue_max:
             raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again")
         waiting = _Waiting(admission, asyncio.get_running_loop().create_future(), entered_at=self._clock.monotonic())
         self._queue.append(waiting)
@@ -168,6 +170,12 @@ class Dispatcher:
         """Wait for the write-ahead until the deadline."""
         await asyncio.wait([waiting.done], timeout=max(0.0, deadline - self._clock.monotonic()))
         return waiting.done.done()
+
+    def stop(self) -> None:
+        """No new slots; whoever waits for one is told so: nothing was signed for it."""
+        self.stopping = True
+        while self._queue:
+            _fail(self._queue.popleft(), _draining())
 
     def claim_soon(self) -> None:
         """Look at the queue in Postgres: something was put there."""
@@ -270,6 +278,7 @@ class Dispatcher:
             told = fault if fault.kind == NOT_REACHED else InDoubtFault("in_doubt", str(fault))
             for waiting in group:
                 _fail(waiting, told)
+                self._free(Admitted(settlement_id=waiting.admission.settlement_id, epoch=1, tx_hash=None))  # should it be on record
             return
         STAGE_SECONDS.labels("record").observe(self._clock.monotonic() - started)
         if account is not None and opened:
@@ -288,7 +297,9 @@ class Dispatcher:
             return
         for waiting in group:
             account, room = self._choose()
-            if account is not None and room <= 0:
+            if self.stopping:
+                _fail(waiting, _draining())
+            elif account is not None and room <= 0:
                 waiting.taken = False
                 self._queue.appendleft(waiting)
             else:
@@ -463,6 +474,10 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
 
 class _LeaseLostError(Exception):
     """Rolls the claim back."""
+
+
+def _draining() -> OverloadFault:
+    return OverloadFault("draining", "this replica is stopping and has signed nothing for this payment; ask again")
 
 
 def _fail(waiting: _Waiting, error: Exception) -> None:
