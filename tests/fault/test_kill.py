@@ -121,6 +121,11 @@ async def assert_settled_once(house: House, outcome: Round, settled: int) -> Non
     await house.assert_ledger_is_chain(settled)
 
 
+def assert_told_once(outcome: Round) -> None:
+    """The service lived on and nobody hung up: each payment's one success reached somebody."""
+    assert [outcome.successes(payment) for payment in outcome.payments] == [1] * CLIENTS
+
+
 async def kill_rounds(house: House, seed: int, rounds: int) -> None:
     """Kill the service once in each round, at a random moment."""
     dice = random.Random(seed)  # noqa: S311
@@ -172,6 +177,7 @@ async def test_a_killed_database_loses_and_repeats_nothing(tmp_path: Path, seed:
             pid = service.pid
             outcome = await pay_through(house, random.Random(seed), strike)  # noqa: S311
             await assert_settled_once(house, outcome, settled=CLIENTS)
+            assert_told_once(outcome)
             assert (service.running, service.pid) == (True, pid)
     finally:
         await database.stop()
@@ -188,3 +194,4 @@ async def test_a_chain_that_stands_still_for_three_seconds_loses_and_repeats_not
     outcome = await pay_through(house, random.Random(seed), strike)  # noqa: S311
     await house.mine_at_once()
     await assert_settled_once(house, outcome, settled=CLIENTS)
+    assert_told_once(outcome)
