@@ -17,7 +17,7 @@ from facilitator.protocol import codec
 from facilitator.protocol.codec import Malformed, Refused
 from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
 from facilitator.protocol.reasons import Refusal
-from facilitator.settlement.engine import Caller, IdempotencyConflict
+from facilitator.settlement.engine import Caller, IdempotencyConflict, InDoubtFault
 from facilitator.telemetry import annotate
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -52,6 +52,9 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
     engine = desk.need_engine()
     try:
         answer = await engine.settle(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded, idempotency_key)
+    except InDoubtFault:
+        message = "it is not known whether the payment was recorded; if it was, it is carried out: the same request again gets the truth"
+        raise HttpProblem(503, "in_doubt", message, {"Retry-After": str(desk.settings.retry_after_s)}) from None
     except IdempotencyConflict:
         message = "this Idempotency-Key was used for another payment: use a key of its own for each payment"
         raise HttpProblem(409, "idempotency_conflict", message) from None

@@ -15,12 +15,12 @@ from uuid import UUID
 from facilitator.clock import Clock
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
 from facilitator.domain.states import READMITTABLE, State
-from facilitator.errors import OverloadFault, StoreFault
+from facilitator.errors import Fault, OverloadFault, StoreFault
 from facilitator.metrics import UNDELIVERED_ANSWERS
 from facilitator.protocol.messages import Authorization, Payment, SettleResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.settlement.answers import AnswerBoard, Seat
-from facilitator.settlement.relayer import Admitted, Dispatcher
+from facilitator.settlement.relayer import Admitted, Dispatcher, InDoubtFault
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
 from facilitator.settlement.verification import Judged, Verifier, duplicate
@@ -34,6 +34,10 @@ _LOCAL_POLL_S: Final = 1.0
 """How often a caller reads the record itself while this process watches the settlement anyway."""
 _FOREIGN_POLL_S: Final = 0.25
 """How often it does when another replica watches, should a notification be lost."""
+
+
+_FREE_S: Final = 5.0
+"""How long a delivery that failed waits for its slot to be freed; it goes on without being waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,21 +141,33 @@ class Admitter:
             idempotency_key=idempotency_key,
             deadline=deadline,
         )
+        doubt: InDoubtFault | None = None
         while True:
-            async with self._turn(key_of(judged.authorization), deadline):
-                entered = await self._enter(request, judged)
-            if isinstance(entered, SettleAnswer):
-                return entered
-            if isinstance(entered, Admitted):
-                with self._board.seat(entered.settlement_id) as seat:
-                    seat.tx_hash = entered.tx_hash or seat.tx_hash
-                    answer = await self._hold(request, seat, entered.epoch)
-            elif entered is not None:
-                answer = await self._join(request, entered)
-            else:
-                answer = None
-            if answer is not None:
-                return answer
+            try:
+                if (answer := await self._pass(request, judged)) is not None:
+                    return answer
+                doubt = None
+            except InDoubtFault as fault:
+                doubt = fault
+            except Fault:
+                if doubt is None:
+                    raise
+            if doubt is not None:  # the record tells, once the database answers
+                if self._time_is_up(request):
+                    raise doubt
+                await self._clock.sleep(_FOREIGN_POLL_S)
+
+    async def _pass(self, request: _Request, judged: Judged) -> SettleAnswer | None:
+        """Enter, then wait as holder or behind one. None: look at the record again."""
+        async with self._turn(key_of(request.authorization), request.deadline):
+            entered = await self._enter(request, judged)
+        if isinstance(entered, Admitted):
+            with self._board.seat(entered.settlement_id) as seat:
+                seat.begin(entered.tx_hash)
+                return await self._hold(request, seat, entered.epoch)
+        if isinstance(entered, Settlement):
+            return await self._join(request, entered)
+        return entered
 
     def _verify_deadline(self, deadline: float) -> float:
         return min(deadline, self._clock.monotonic() + self._settings.verify_deadline_s)
@@ -184,12 +200,14 @@ class Admitter:
         A settlement on record is for `_join`. None: look again, somebody was faster.
         """
         record = await self._read_record(request)
-        if record is not None and not self._may_readmit(record):
+        if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
         refusal, head = await self._verifier.judge_chain(judged, self._verify_deadline(request.deadline))
         if refusal is not None:
-            if refusal.reason is Reason.NONCE_USED and record is None and await self._read_record(request) is not None:
-                return None  # another replica admitted and paid it between our two looks
+            if refusal.reason is Reason.NONCE_USED:
+                again = await self._read_record(request)
+                if again is not None and (record is None or again.moves != record.moves):
+                    return None  # another replica admitted and paid it between our two looks
             return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
         assert head is not None
         return await self._admit(request, record, head.number)
@@ -246,6 +264,8 @@ class Admitter:
             if seat.spent_epoch != epoch and not await settlements.spend_answer(
                 self._db, seat.settlement_id, self._replica_id, epoch, self._settings.answer_doubt_s
             ):
+                seat.answer = None  # the slot is lost, or a reorganisation took the outcome back
+                self._free_later(seat.settlement_id, epoch)
                 return None
             self._board.delivery_began(seat.settlement_id, epoch)
             return SettleAnswer(result=self._told(request, seat, answer), ticket=Ticket(settlement_id=seat.settlement_id, epoch=epoch))
@@ -253,10 +273,11 @@ class Admitter:
             UNDELIVERED_ANSWERS.inc()
             self._free_later(seat.settlement_id, epoch)
             raise
-        except StoreFault:
-            self._free_later(seat.settlement_id, epoch)
+        except StoreFault as fault:
             if seat.tx_hash is None:
-                raise
+                self._background.start("withdraw", self._withdraw(seat.settlement_id, epoch))
+                raise InDoubtFault("in_doubt", str(fault)) from fault
+            self._free_later(seat.settlement_id, epoch)
             return SettleAnswer(result=self._unfinished(request, seat))
         finally:
             if seat.holder_epoch == epoch:
@@ -281,24 +302,24 @@ class Admitter:
         """Wait behind the holder. None: the settlement may be admitted again."""
         with self._board.seat(record.settlement_id) as seat:
             seat.tx_hash = record.tx_hash or seat.tx_hash
-            if record.answer_state == "spent":
-                record = await self._board.read(seat)  # it was read without a seat: the slot may have been given back since
-            while True:
-                seen = seat.version
-                if self._may_readmit(record) and not record.answer:
-                    return None
-                if (answer := await self._answer_later(request, seat, record)) is not None:
-                    return answer
-                if self._time_is_up(request):
-                    return self._give_up(request, seat, record)
-                if seat.version == seen:
-                    await self._wait(request, seat)
-                try:
+            try:
+                if record.answer_state == "spent":
+                    record = await self._board.read(seat)  # it was read without a seat: the slot may have been given back since
+                while True:
+                    seen = seat.version
+                    if self._may_readmit(record) and not record.answer:
+                        return None
+                    if (answer := await self._answer_later(request, seat, record)) is not None:
+                        return answer
+                    if self._time_is_up(request):
+                        return self._give_up(request, seat, record)
+                    if seat.version == seen:
+                        await self._wait(request, seat)
                     record = await self._board.read(seat)
-                except StoreFault:
-                    if seat.tx_hash is None or not request.asks_for(record):
-                        raise
-                    return SettleAnswer(result=self._unfinished(request, seat))
+            except StoreFault:
+                if seat.tx_hash is None or not request.asks_for(record):
+                    raise
+                return SettleAnswer(result=self._unfinished(request, seat))
 
     async def _answer_later(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
         """What this record says to a later caller. None: nothing yet."""
@@ -311,7 +332,7 @@ class Admitter:
     async def _share(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
         """The holder's own key: the same answer, byte for byte, for the life of the ledger."""
         if record.answer is None:
-            return await self._take(request, seat, record) if self._is_free(record) else None
+            return await self._take(request, seat, record) if self._is_free(seat, record) else None
         answer = decode_answer(record.answer)
         if not answer.success or record.answer_shared:
             return SettleAnswer(result=_result(record, answer))
@@ -326,7 +347,7 @@ class Admitter:
         """The same tenant and terms: the truth if the slot frees, else a duplicate."""
         if record.answer is not None and not (answer := decode_answer(record.answer)).success:
             return SettleAnswer(result=_result(record, answer))
-        if self._is_free(record):
+        if self._is_free(seat, record):
             return await self._take(request, seat, record)
         if record.answer_state == "spent" and not self._may_be_given_back(record):
             return SettleAnswer(result=_refused(record, duplicate(record)))
@@ -340,9 +361,13 @@ class Admitter:
         del seat
         return SettleAnswer(result=_refused(record, duplicate(record)))
 
-    def _is_free(self, record: Settlement) -> bool:
-        """Free, or held for somebody whose replica is dead. A spent slot is never taken."""
-        return record.answer_state == "free" or (record.answer_state == "held" and not record.holder_alive)
+    def _is_free(self, seat: Seat, record: Settlement) -> bool:
+        """Free, or held by nobody who lives: a dead replica, or a caller of this one whose claim was in doubt. Spent is never free."""
+        if record.answer_state != "held":
+            return record.answer_state == "free"
+        if record.answer_holder != self._replica_id:
+            return not record.holder_alive
+        return not (seat.claims or self._board.delivering(record.settlement_id, record.answer_epoch))
 
     def _may_be_given_back(self, record: Settlement) -> bool:
         """Spent, but it is not known yet whether the answer arrived; another replica finds out until `answer_due`."""
@@ -352,6 +377,7 @@ class Admitter:
 
     async def _take(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer | None:
         """Become the holder; None when somebody else was faster."""
+        seat.claims += 1
         try:
             epoch = await self._claim(
                 record.settlement_id,
@@ -368,6 +394,8 @@ class Admitter:
             if violated.constraint == IDEMPOTENCY_TAKEN:
                 raise IdempotencyConflict from None
             raise
+        finally:
+            seat.claims -= 1
         if epoch is None:
             seat.wake()
             return None
@@ -413,10 +441,20 @@ class Admitter:
         if not claim.cancelled() and claim.exception() is None and (epoch := claim.result()) is not None:
             await self._free(settlement_id, epoch)
 
-    def _free_later(self, settlement_id: UUID, epoch: int) -> None:
+    async def _withdraw(self, settlement_id: UUID, epoch: int) -> None:
+        """Its caller was not told that it is on record: take it back if nothing was signed, once Postgres can be asked."""
+        while True:
+            try:
+                await settlements.withdraw(self._db, settlement_id, self._replica_id, epoch)
+                break
+            except StoreFault:
+                await self._clock.sleep(1.0)
+        await self._free(settlement_id, epoch)
+
+    def _free_later(self, settlement_id: UUID, epoch: int) -> asyncio.Task[None]:
         """Free the slot without keeping anybody; tried again until Postgres has it. Who waits behind it waits for that."""
         self._board.delivery_began(settlement_id, epoch)
-        self._background.start("free_answer", self._free(settlement_id, epoch))
+        return self._background.start("free_answer", self._free(settlement_id, epoch))
 
     async def _free(self, settlement_id: UUID, epoch: int) -> None:
         while True:
@@ -428,8 +466,8 @@ class Admitter:
         self._board.delivery_ended(settlement_id, epoch)
 
     async def undelivered(self, ticket: Ticket) -> None:
-        """The success did not reach its caller: the next one may hear it."""
-        self._free_later(ticket.settlement_id, ticket.epoch)
+        """The success did not reach its caller: the next one may hear it. Freed on return, unless Postgres is away."""
+        await asyncio.wait([self._free_later(ticket.settlement_id, ticket.epoch)], timeout=_FREE_S)
 
     def delivered(self, ticket: Ticket) -> None:
         """The success reached its caller: whoever waits behind it is a duplicate."""

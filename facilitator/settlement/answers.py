@@ -27,11 +27,18 @@ class Seat:
     """Epoch of the answer slot, when a connected caller of this process holds it."""
     spent_epoch: int | None = None
     """Epoch at which the outcome's commit marked the slot spent for that caller."""
+    claims: int = 0
+    """Callers of this process that are about to hold it."""
     callers: int = 0
     version: int = 0
     """Grows whenever something about the settlement may have changed."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _reading: asyncio.Task[Settlement] | None = None
+
+    def begin(self, tx_hash: TxHash | None) -> None:
+        """It was admitted, perhaps again: what an earlier admission came to is not its answer."""
+        self.answer = self.spent_epoch = None
+        self.tx_hash = tx_hash
 
     def wake(self) -> None:
         """Let every caller look again, at what is on record from now on."""
@@ -123,6 +130,6 @@ class AnswerBoard:
             if seat._reading is asyncio.current_task():  # noqa: SLF001
                 seat._reading = None  # noqa: SLF001
         seat.tx_hash = record.tx_hash or seat.tx_hash
-        if record.answer is not None and seat.answer is None:
+        if record.answer is not None and record.resolved_at is not None and seat.answer is None:
             seat.answer = decode_answer(record.answer)
         return record

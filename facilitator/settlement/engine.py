@@ -15,7 +15,7 @@ from facilitator.settlement.admission import Admitter, Caller, IdempotencyConfli
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.recovery import Keeper
-from facilitator.settlement.relayer import Dispatcher
+from facilitator.settlement.relayer import Dispatcher, InDoubtFault
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background, keep_running
 from facilitator.settlement.verification import Verifier
@@ -24,7 +24,7 @@ from facilitator.store import notifications, settlements
 from facilitator.store.db import Db
 from facilitator.units import Network
 
-__all__ = ["Caller", "Engine", "IdempotencyConflict", "SettleAnswer", "Ticket"]
+__all__ = ["Caller", "Engine", "IdempotencyConflict", "InDoubtFault", "SettleAnswer", "Ticket"]
 
 _CHECK_S: Final = 5.0
 """Deadline of a start-up check of one network, and the wait before it is tried again."""

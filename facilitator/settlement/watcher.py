@@ -31,7 +31,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
-from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome
+from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome, decode_answer
 from facilitator.units import Address, BlockHash, TxHash
 
 _RPC_S: Final = 5.0
@@ -335,7 +335,7 @@ class Watcher:
                 inclusion_s=round(took_s, 3),
             )
             if seat := self._board.find(resolved.settlement_id):
-                seat.answer = ruling.answer
+                seat.answer = decode_answer(resolved.answer) if resolved.answer else ruling.answer  # what was told once stays
                 seat.tx_hash = ruling.tx_hash or seat.tx_hash
                 if resolved.answer_state == "spent" and resolved.answer_holder == self._replica_id:
                     seat.spent_epoch = resolved.answer_epoch

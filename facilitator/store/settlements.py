@@ -221,6 +221,7 @@ class Resolved:
     answer_state: str
     answer_holder: str
     answer_epoch: int
+    answer: str | None
     notified: str | None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,11 @@ from facilitator.chain.evm import Settings as EvmSettings
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, transact
+from facilitator.errors import OverloadFault, StoreFault
 from facilitator.protocol.reasons import Reason
+from facilitator.settlement.engine import InDoubtFault
 from facilitator.store import settlements
+from facilitator.store.settlements import Answer
 from tests.integration.settlement.conftest import NETWORK, Rig, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 from tests.integration.settlement.test_outcomes import Bench, bench
@@ -242,3 +246,134 @@ async def test_who_waits_in_postgres_is_served_while_this_replica_has_plenty_of_
     for task in own:
         task.cancel()
     await asyncio.wait(own)
+
+
+# --- answers ---
+
+
+class Doubt:
+    """A statement of the store that the first time loses its answer: done, or not done at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, *, done: bool) -> None:
+        self.times = 0
+        original = getattr(settlements, name)
+
+        async def doubtful(*arguments: Any) -> Any:
+            self.times += 1
+            if self.times > 1:
+                return await original(*arguments)
+            if done:
+                await original(*arguments)
+            raise StoreFault("store_unavailable", "the connection was lost")
+
+        monkeypatch.setattr(settlements, name, doubtful)
+
+
+async def test_a_write_ahead_whose_answer_was_lost_is_found_on_record_by_its_own_caller(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(), await new_buyer(), terms()
+    doubt = Doubt(monkeypatch, "write_ahead", done=True)
+
+    answer = await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
+
+    assert doubt.times == 1
+    assert reason(answer) is None
+    assert await rig.fetch("select state, answer_state from settlement") == [("included", "spent")]
+
+
+async def test_a_write_ahead_that_was_not_done_is_done_again(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(), await new_buyer(), terms()
+    Doubt(monkeypatch, "write_ahead", done=False)
+
+    assert reason(await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)) is None
+
+
+async def test_a_claim_of_the_answer_slot_whose_answer_was_lost_keeps_the_truth_from_nobody(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(deadline_s=3.0), await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    first = await rig.engine.settle(rig.caller(), payment, None)
+    assert first.ticket is not None
+    await rig.engine.undelivered(first.ticket)
+    Doubt(monkeypatch, "take_answer", done=True)
+
+    assert reason(await rig.engine.settle(rig.caller(), payment, None)) is Reason.SETTLEMENT_PENDING
+    assert reason(await rig.engine.settle(rig.caller(), payment, None)) is None
+    assert reason(await rig.engine.settle(rig.caller(), payment, None)) is Reason.DUPLICATE_SETTLEMENT
+
+
+async def test_a_withdrawal_in_doubt_is_said_to_be_and_is_made_good(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+    Doubt(monkeypatch, "withdraw", done=False)
+
+    with pytest.raises(InDoubtFault):
+        await front.engine.settle(front.caller(), decoded(buyer.pay(2, asked), asked), None)
+
+    await until(front, "select state from settlement", "withdrawn")
+
+
+async def test_who_is_admitted_again_does_not_hear_what_the_earlier_admission_came_to(
+    start_engine: StartEngine, new_buyer: NewBuyer
+) -> None:
+    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    with pytest.raises(OverloadFault):
+        await front.engine.settle(front.caller(), payment, None)
+    [row] = await front.fetch("select settlement_id from settlement")
+
+    with front.engine._board.seat(row["settlement_id"]) as seat:  # somebody who waited for the earlier one has not left yet
+        seat.answer = Answer(success=False, reason="INSUFFICIENT_BALANCE")
+        with pytest.raises(OverloadFault):
+            await front.engine.settle(front.caller(), payment, None)
+
+
+async def test_a_success_that_was_reorganised_away_untold_is_told_once_it_is_true_again(bench: Bench) -> None:
+    for _ in range(4):
+        await bench.call("evm_mine")
+    task, _, message = await bench.start_settling()
+    first = await bench.mine_until_done(task)
+    assert first.ticket is not None
+    await bench.rig.engine.undelivered(first.ticket)
+    [row] = await bench.rig.fetch("select block_number from settlement")
+    await bench.call("anvil_reorg", int(await bench.call("eth_blockNumber"), 16) - int(row[0]) + 1, [])
+    await until(bench.rig, "select state from settlement", "submitted")
+
+    again = asyncio.create_task(bench.rig.engine.settle(bench.rig.caller(), message, None))
+    done, _ = await asyncio.wait([again], timeout=2.5)
+
+    assert not done
+    assert reason(await bench.mine_until_done(again)) is None
+
+
+async def test_a_withdrawn_payment_keeps_no_idempotency_key(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
+    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+
+    for _ in range(2):  # signed afresh, as a buyer does when the first is about to expire
+        with pytest.raises(OverloadFault):
+            await front.engine.settle(front.caller(), decoded(buyer.pay(2, asked), asked), "order-7")
+
+
+async def test_a_failure_is_told_again_to_its_own_idempotency_key_though_it_might_be_paid_now(
+    start_engine: StartEngine, new_buyer: NewBuyer, chain: Anvil, token: Token
+) -> None:
+    front = await start_engine(relayers=[], deadline_s=10.0)
+    buyer, asked = await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    first = asyncio.create_task(front.engine.settle(front.caller(), payment, "order-8"))
+    await until(front, "select state from settlement", "queued")
+    await token.set_gas_money(buyer.address, 10**18)
+    away = calldata("transfer(address,uint256)", dev_account("stranger", 8).address, await token.balance_of(buyer.address))
+    await transact(chain.node, buyer.address, BASE_SEPOLIA_USDC, away)
+    owner = await start_engine()
+    failure = await first
+    assert reason(failure) is Reason.INSUFFICIENT_BALANCE
+    await token.fund([buyer.address], amount_atomic=10_000_000)
+
+    assert (await owner.engine.settle(owner.caller(), payment, "order-8")).result == failure.result
+    assert reason(await owner.engine.settle(owner.caller(), payment, "order-9")) is None

@@ -208,7 +208,7 @@ with judged as (
       from judged o
      where s.settlement_id = o.settlement_id and s.state = o.from_state and s.moves = coalesce(o.moves, s.moves)
     returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
-              s.answer_epoch, o.from_state, o.phase
+              s.answer_epoch, s.answer, o.from_state, o.phase
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
     select settlement_id, moves, from_state, state, tx_hash, reason from resolved
@@ -231,15 +231,16 @@ with judged as (
       from unnest($18::text[], $19::bigint[], $20::text[], $21::text[]) as o (tx_hash, gas_used, price, l1_fee)
      where t.tx_hash = o.tx_hash
 )
-select settlement_id, state, answer_state, answer_holder, answer_epoch,
+select settlement_id, state, answer_state, answer_holder, answer_epoch, answer,
        case when answer_holder <> $1::text then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
   from resolved;
 
--- Nothing was signed and the caller's time is up.
+-- Nothing was signed and the caller's time is up. Only final outcomes are kept under an idempotency key.
 -- name: withdraw :optional
 with withdrawn as (
     update settlement s
-       set state = 'withdrawn', moves = s.moves + 1, reason = 'WITHDRAWN', resolved_at = now(), answer_state = 'free'
+       set state = 'withdrawn', moves = s.moves + 1, reason = 'WITHDRAWN', resolved_at = now(), answer_state = 'free',
+           idempotency_key = null
      where s.settlement_id = $1::uuid and s.state = 'queued' and s.answer_holder = $2::text and s.answer_epoch = $3::integer
     returning s.settlement_id, s.moves, s.admissions
 ), moved as (
@@ -253,13 +254,15 @@ with withdrawn as (
 )
 select settlement_id from withdrawn;
 
--- Take the answer slot: it is free, or its holder's replica is dead by database time.
+-- Take the answer slot: it is free, or its holder's replica is dead by database time, or is the taker's own, which knows that
+-- nobody of it holds this epoch.
 -- name: take_answer :optional
 update settlement s
    set answer_state = 'held', answer_holder = $2::text,
        answer_epoch = s.answer_epoch + 1, answer_shared = false, idempotency_key = $3::text
  where s.settlement_id = $1::uuid and s.answer_epoch = $4::integer
    and (s.answer_state = 'free'
+        or (s.answer_state = 'held' and s.answer_holder = $2::text)
         or (s.answer_state = 'held'
             and not exists (select from replica r
                              where r.replica_id = s.answer_holder
