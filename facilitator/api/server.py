@@ -7,6 +7,7 @@ answers by its own deadline.
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator.api import openapi, settlements, x402
@@ -109,6 +111,7 @@ class Server:
             lingering_time=_LINGER_S,
             shutdown_timeout=_LINGER_S,
         )
+        logging.getLogger("aiohttp.server").addFilter(_readable)
         await runner.setup()
         self._runner = runner
         try:
@@ -235,6 +238,16 @@ class Server:
             return HttpProblem(500, fault.kind, "the service is misconfigured; its operator finds the reason in the log")
         message = "cannot serve this now; the same request may succeed later, and nothing was sent to the chain for it"
         return HttpProblem(503, fault.kind, message, {"Retry-After": str(self._desk.settings.retry_after_s)})
+
+
+def _readable(record: logging.LogRecord) -> bool:
+    """What is no HTTP is its sender's fault: the library answers 400 and hangs up; a line and a count stand for its traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    REQUESTS.labels("unreadable", str(error.code)).inc()
+    _log.info("request.unreadable", status=error.code, error=type(error).__name__)
+    return False
 
 
 def _library_problem(answer: web.HTTPException, request: web.Request) -> HttpProblem:
