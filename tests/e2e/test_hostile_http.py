@@ -1,0 +1,173 @@
+"""Requests that no honest client sends, over a running service: refused quickly, quietly, without growth, and it settles on.
+
+The corpus of bodies goes to both routes again and again; beside it stand broken requests on bare sockets, which no HTTP
+library would send.
+"""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import psutil
+import pytest_asyncio
+
+from tests.fixtures.hostile import HostileBody, hostile_bodies
+from tests.fixtures.house import House, client_session, words
+
+QUICK_S: Final = 0.05
+TRIES: Final = 3
+GROWTH_MAX: Final = 20 * 1024 * 1024
+BIG: Final = 1024 * 1024
+PATHS: Final = ("/verify", "/settle")
+CORPUS: Final = tuple(hostile_bodies())
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
+    async with House.open(tmp_path, database_url, server={"body_timeout_s": 3.0, "header_timeout_s": 3.0}) as house:
+        await house.serve()
+        yield house
+
+
+def resident_bytes(house: House) -> int:
+    return int(psutil.Process(house.services[0].pid).memory_info().rss)
+
+
+async def refused_in_s(house: House, session: aiohttp.ClientSession, path: str, hostile: HostileBody) -> float:
+    """Seconds from the request's first byte to the answer's last; the answer is checked."""
+    headers = {"Authorization": f"Bearer {await house.key('test')}", "Content-Type": hostile.content_type}
+    started = time.perf_counter()
+    async with session.post(house.services[0].base_url + path, data=io.BytesIO(hostile.body), headers=headers) as response:
+        text = await response.text()
+        elapsed_s = time.perf_counter() - started
+    assert response.status == hostile.status, (path, hostile.name, response.status, text)
+    problem = json.loads(text)
+    assert {"error", "message", "requestId"} <= problem.keys(), (path, hostile.name)
+    assert problem.get("isValid" if path == "/verify" else "success") is (False if "isValid" in problem or "success" in problem else None)
+    assert "Traceback" not in text
+    return elapsed_s
+
+
+async def assert_unimpressed(house: House, settled: int) -> None:
+    """No traceback, no error, and payments go on as if nothing had been."""
+    (service,) = house.services
+    payments = [house.payment() for _ in range(settled)]
+    async with client_session() as session:
+        answers = await asyncio.gather(*(house.settle(session, payment) for payment in payments))
+    assert words(answers) == {"success": settled}
+    assert service.running
+    assert "Traceback" not in service.logs
+    assert not [event for event in service.log_events if event.get("level") == "error" or "exception" in event]
+    await house.assert_ledger_is_chain(settled=settled)
+
+
+async def test_every_hostile_body_is_refused_within_fifty_milliseconds_without_growth(house: House) -> None:
+    assert len(CORPUS) >= 150
+    best: dict[tuple[str, str], float] = {}
+    async with client_session() as session:
+        for path in PATHS:  # fills caches and pools
+            for hostile in CORPUS:
+                await refused_in_s(house, session, path, hostile)
+        before = resident_bytes(house)
+        for _ in range(TRIES):
+            for path in PATHS:
+                for hostile in CORPUS:
+                    took_s = await refused_in_s(house, session, path, hostile)
+                    best[path, hostile.name] = min(took_s, best.get((path, hostile.name), took_s))
+        grown = resident_bytes(house) - before
+    big = {hostile.name for hostile in CORPUS if len(hostile.body) >= BIG}
+    slow = {key: took_s for key, took_s in best.items() if took_s >= (QUICK_S * 4 if key[1] in big else QUICK_S)}
+    print(  # noqa: T201
+        f"{len(CORPUS)} bodies, slowest {max(took_s for key, took_s in best.items() if key[1] not in big) * 1000:.1f} ms,"
+        f" slowest above 1 MB {max(took_s for key, took_s in best.items() if key[1] in big) * 1000:.1f} ms, grown {grown // 1024} KiB"
+    )
+    assert not slow
+    assert grown < GROWTH_MAX, f"{grown} bytes more after {TRIES * len(PATHS) * len(CORPUS)} hostile bodies"
+    await assert_unimpressed(house, settled=5)
+
+
+async def test_the_corpus_all_at_once_leaves_the_service_settling(house: House) -> None:
+    crowd = [(path, hostile) for path in PATHS for hostile in CORPUS if len(hostile.body) < BIG]
+    before = 0
+    async with client_session() as session:
+        for number in range(TRIES):
+            honest = asyncio.create_task(house.settle(session, house.payment()))
+            await asyncio.gather(*(refused_in_s(house, session, path, hostile) for path, hostile in crowd))
+            assert (await honest).word == "success"
+            before = before if number else resident_bytes(house)  # the first crowd brings as many connections as will ever be
+    assert resident_bytes(house) - before < GROWTH_MAX
+    assert "Traceback" not in house.services[0].logs
+    await house.assert_ledger_is_chain(settled=TRIES)
+
+
+HEAD: Final = b"POST /settle HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %KEY%\r\nContent-Type: application/json\r\n"
+BROKEN: Final[dict[str, tuple[bytes, bool]]] = {
+    # name: what is sent, and whether the sender says that it has finished
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), False),
+    "a body cut short": (HEAD + b'Content-Length: 100\r\n\r\n{"x402Version":', True),
+    "a body that never comes": (HEAD + b"Content-Length: 100\r\n\r\n", False),
+    "a head that never ends": (HEAD, False),
+    "two lengths": (HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", False),
+    "length and chunks": (HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", False),
+    "a negative length": (HEAD + b"Content-Length: -1\r\n\r\n", False),
+    "a length in Arabic digits": (HEAD + "Content-Length: ٢\r\n\r\n{}".encode(), False),
+    "a length beyond any machine": (HEAD + b"Content-Length: 1" + b"0" * 300 + b"\r\n\r\n", False),
+    "a chunk of no size": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", False),
+    "a chunk of endless size": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 4096 + b"\r\n", False),
+    "chunks beyond the limit": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b" " * 0x8000 + b"\r\n" + b"8000\r\n", True),
+    "compressed": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00", False),
+    "a header of a megabyte": (HEAD + b"X-Long: " + b"a" * BIG + b"\r\n\r\n", False),
+    "ten thousand headers": (HEAD + b"".join(b"X-%d: 1\r\n" % number for number in range(10_000)) + b"\r\n", False),
+    "a NUL in a header": (HEAD + b"X-Nul: a\0b\r\nContent-Length: 2\r\n\r\n{}", False),
+    "a line of a megabyte": (b"GET /" + b"a" * BIG + b" HTTP/1.1\r\nHost: x\r\n\r\n", False),
+    "an unknown method": (b"\xff\xfe /settle HTTP/1.1\r\nHost: x\r\n\r\n", False),
+    "a key that is no ASCII": (b"POST /settle HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nContent-Length: 2\r\n\r\n{}", False),
+    "an expectation": (HEAD + b"Expect: the-unexpected\r\nContent-Length: 2\r\n\r\n{}", False),
+}
+
+
+async def exchange(house: House, request: bytes, *, finished: bool) -> bytes:
+    """Send, and read until the service ends the connection or the answer is complete."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.services[0].port)
+    try:
+        writer.write(request.replace(b"%KEY%", (await house.key("test")).encode()))
+        if finished:
+            writer.write_eof()
+        got = b""
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(65536):
+                got += chunk
+                if _whole(got):
+                    break
+    except ConnectionError:
+        return b""  # refused in the middle of what we sent
+    finally:
+        writer.transport.abort()
+    return got
+
+
+def _whole(got: bytes) -> bool:
+    head, found, body = got.partition(b"\r\n\r\n")
+    lengths: list[Any] = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return bool(found) and len(body) >= int(lengths[0] if lengths else 0)
+
+
+async def test_broken_requests_are_refused_or_hung_up_on(house: House) -> None:
+    for name, (request, finished) in BROKEN.items():
+        got = await exchange(house, request, finished=finished)
+        if got:
+            assert got.startswith(b"HTTP/1."), (name, got[:80])
+            assert 400 <= int(got.split(b" ", 2)[1]) < 500, (name, got[:200])
+            assert b"Traceback" not in got, name
+        assert "Traceback" not in house.services[0].logs, name
+    before = resident_bytes(house)
+    for _ in range(2):
+        await asyncio.gather(*(exchange(house, request, finished=finished) for request, finished in BROKEN.values()))
+    assert resident_bytes(house) - before < GROWTH_MAX
+    assert [event for event in house.services[0].log_events if event.get("event") == "request.unreadable"]
+    await assert_unimpressed(house, settled=1)
