@@ -25,11 +25,13 @@ from facilitator.chain.rpc import RpcClient
 from facilitator.clock import SystemClock
 from facilitator.devstack.buyer import Buyer, Json
 from facilitator.devstack.ensemble import NETWORK, SELLER, Ensemble
-from facilitator.devstack.gateway import ROUTES, Exchange, Priced, Version
+from facilitator.devstack.gateway import ROUTES, Priced
 from facilitator.devstack.pay import Bought, buy, demanded, hand_over, new_session
 from facilitator.devstack.token import BASE_SEPOLIA_USDC
 from facilitator.errors import ConfigFault
 from facilitator.finance.reconciliation import Report, reconcile
+from facilitator.gateway.client import Exchange
+from facilitator.protocol.messages import Version
 from facilitator.store.db import Db
 from facilitator.units import Address, Network
 
@@ -134,7 +136,7 @@ class _Demo:
         fact |= {"amount": str(priced.price_atomic), "tookMs": _ms(took_s)}
         fact["demanded"] = {"status": 402, "payTo": terms["payTo"], "asset": terms["asset"], "network": terms["network"]}
         fact["signed"] = bought.payment["payload"]["authorization"]
-        fact["verified"] = None if verified is None else verified.answer | {"tookMs": _ms(verified.took_s)}
+        fact["verified"] = None if verified is None else {**verified.answer, "tookMs": _ms(verified.took_s)}
         fact |= _traces(record, receipt)
         fact["answered"] = {"status": bought.status, "receipt": bought.receipt, "body": bought.body}
         fact["madeOnce"] = (

@@ -25,9 +25,10 @@ import asyncpg
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import BASE_SEPOLIA, Buyer
 from facilitator.devstack.children import Child, StackFault
-from facilitator.devstack.gateway import Exchange, SampleGateway
+from facilitator.devstack.gateway import SampleGateway
 from facilitator.devstack.stack import Stack
 from facilitator.devstack.token import Token, install_token
+from facilitator.gateway.client import Exchange
 from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate

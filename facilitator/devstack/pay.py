@@ -15,8 +15,8 @@ import aiohttp
 
 from facilitator.devstack.buyer import Buyer, Json, payment_header
 from facilitator.devstack.children import StackFault
-from facilitator.devstack.gateway import Version
 from facilitator.errors import Fault
+from facilitator.protocol.messages import Version
 
 _TIMEOUT: aiohttp.ClientTimeout = aiohttp.ClientTimeout(total=60)
 
