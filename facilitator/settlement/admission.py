@@ -359,7 +359,8 @@ class Admitter:
         if record.tx_hash is None and record.answer is None:
             return None
         del seat
-        return SettleAnswer(result=_refused(record, duplicate(record)))
+        # our id of another tenant's settlement is not told; the hash is public
+        return SettleAnswer(result=SettleResult(payer=record.payer, refusal=duplicate(record), tx_hash=record.tx_hash))
 
     def _is_free(self, seat: Seat, record: Settlement) -> bool:
         """Free, or held by nobody who lives: a dead replica, or a caller of this one whose claim was in doubt. Spent is never free."""

@@ -377,3 +377,14 @@ async def test_a_failure_is_told_again_to_its_own_idempotency_key_though_it_migh
 
     assert (await owner.engine.settle(owner.caller(), payment, "order-8")).result == failure.result
     assert reason(await owner.engine.settle(owner.caller(), payment, "order-9")) is None
+
+
+async def test_another_tenant_hears_the_hash_that_paid_but_not_our_id_of_it(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
+    rig, buyer, asked = await start_engine(), await new_buyer(), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    first = await rig.engine.settle(rig.caller(), payment, None)
+
+    other = await rig.engine.settle(rig.caller("globex"), payment, None)
+
+    assert reason(other) is Reason.DUPLICATE_SETTLEMENT
+    assert (other.result.tx_hash, other.result.settlement_id) == (first.result.tx_hash, None)
