@@ -23,6 +23,7 @@ from harness import (
     percentile,
     python_peer,
     running,
+    strangers,
     ts_peer,
 )
 
@@ -58,7 +59,7 @@ ALL: Final = (
         (
             Case(0, 1, 2),
             Case(0, 16, 3),
-            Case(0, 64, 3, rounds=3),
+            Case(0, 64, 3, rounds=2),
             Case(0, 256, 3, rounds=2),
             Case(20, 64, 3),
             Case(0, 100, 4, load="open", only=("ours-1", "ours-32")),
@@ -85,6 +86,8 @@ COLUMNS: Final = (
     ("unanswered", "no answer"),
     ("false", "false"),
     ("cpu_ms", "CPU ms"),
+    ("cpu_python", "python CPU"),
+    ("cpu_ts", "ts CPU"),
     ("postgres_cpu_ms", "PG ms"),
     ("anvil_cpu_ms", "anvil ms"),
     ("rpc_requests", "RPC req"),
@@ -93,6 +96,7 @@ COLUMNS: Final = (
     ("db_commits", "commits"),
     ("gas", "gas"),
     ("tx", "tx"),
+    ("strangers", "strangers"),
 )
 
 
@@ -154,6 +158,7 @@ async def measure(world: World, one: Contestant, case: Case) -> Point:
         "db_wal_fsyncs": per(spent["db_wal_fsyncs"], count, 2) if statements else None,
         "gas": per(verdict.gas, verdict.paid, 0),
         "tx": per(verdict.transactions, verdict.paid),
+        "strangers": strangers(spent),
         "words": words,
     }
 

@@ -23,6 +23,7 @@ from harness import (
     percentile,
     python_peer,
     running,
+    strangers,
     ts_peer,
 )
 
@@ -58,12 +59,15 @@ COLUMNS: Final = (
     ("failed", "failed"),
     ("unanswered", "no answer"),
     ("cpu_ms", "CPU ms"),
+    ("cpu_python", "python CPU"),
+    ("cpu_ts", "ts CPU"),
     ("postgres_cpu_ms", "PG ms"),
     ("anvil_cpu_ms", "anvil ms"),
     ("rpc_requests", "RPC req"),
     ("rpc_calls", "RPC calls"),
     ("db_statements", "SQL"),
     ("rss_mib", "MiB"),
+    ("strangers", "strangers"),
 )
 
 
@@ -111,6 +115,7 @@ def costs(run: LoadRun, spent: dict[str, float], statements: dict[str, float]) -
         "rpc_requests": per(spent["rpc_requests"], count, 2),
         "rpc_calls": per(spent["rpc_calls"], count, 2),
         "db_statements": per(asked, count, 2) if statements else None,
+        "strangers": strangers(spent),
     }
 
 

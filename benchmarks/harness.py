@@ -63,6 +63,10 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _COUNTED: Final = re.compile(r'^facilitator_database_duration_seconds_count\{query="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _NO_STATEMENT: Final = frozenset({"acquire", "release", "connect"})
 
+BASELINE: Final = HERE / "baseline.json"
+KEEP_BASELINE: Final = os.environ.get("BENCH_BASELINE") == "write"
+"""Make this run's medians the committed figures that later runs are held against."""
+
 Point = dict[str, Any]
 """One line of figures."""
 
@@ -225,6 +229,12 @@ class World:
     @property
     def token(self) -> Token:
         return Token.at(self.anvil.rpc_url)
+
+    @property
+    def load_pid(self) -> int:
+        """Process id of the load generator."""
+        assert self._load is not None
+        return self._load.pid
 
     async def _watch_blocks(self) -> None:
         async with aiohttp.ClientSession() as session, session.ws_connect(self.anvil.rpc_url.replace("http", "ws"), max_msg_size=0) as ws:
@@ -562,8 +572,7 @@ async def running(contestants: Sequence[Contestant], *, split: bool = False) -> 
 
 def keep_away(cpus: set[int], world: World) -> None:
     """Put ourselves, the load process, the chain and Postgres on these CPUs, threads and all."""
-    assert world._load is not None  # noqa: SLF001
-    roots = [os.getpid(), world._load.pid, world.anvil.pid, world.postgres.pid]  # noqa: SLF001
+    roots = [os.getpid(), world.load_pid, world.anvil.pid, world.postgres.pid]
     postgres = [child.pid for child in psutil.Process(world.postgres.pid).children(recursive=True)]
     for pid in (*roots, *postgres):
         with contextlib.suppress(OSError):
@@ -575,11 +584,25 @@ def keep_away(cpus: set[int], world: World) -> None:
 # --- measuring ---
 
 
-def _cpu_s(pid: int) -> float:
-    """CPU of a process, its threads and all its children, ended ones included."""
+def strangers(spent: Mapping[str, float]) -> float:
+    """How many CPUs others kept busy meanwhile, the hypervisor included: how far to trust the times."""
+    known = sum(spent[key] for key in ("cpu", "anvil_cpu", "postgres_cpu", "bench_cpu"))
+    return round(max(0.0, spent["machine_cpu"] - known) / max(spent["clock"], 1e-9), 2)
+
+
+def _machine_cpu_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
+
+
+def _cpu_s(pid: int, *, family: bool = True) -> float:
+    """CPU of a process, its threads and, with `family`, all its children, ended ones included."""
     total = 0.0
     try:
         process = psutil.Process(pid)
+        if not family:
+            times = process.cpu_times()
+            return float(times.user + times.system)
         for one in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 times = one.cpu_times()
@@ -602,6 +625,9 @@ class Meter:
             "cpu": _cpu_s(one.pid),
             "anvil_cpu": _cpu_s(world.anvil.pid),
             "postgres_cpu": _cpu_s(world.postgres.pid),
+            "bench_cpu": _cpu_s(os.getpid(), family=False) + _cpu_s(world.load_pid),
+            "machine_cpu": _machine_cpu_s(),
+            "clock": time.monotonic(),
             "rpc_requests": float(one.proxy.requests),
             "rpc_calls": float(one.proxy.calls.total()),
         }
@@ -711,7 +737,8 @@ class Report:
         self._rounds: dict[str, list[Point]] = defaultdict(list)
         self._what: dict[str, Point] = {}
         self.medians: list[Point] = []
-        self.note({"machine": machine(), "versions": versions(), "quick": QUICK})
+        self._head: Point = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine(), "versions": versions(), "quick": QUICK}
+        self.note(self._head)
 
     def note(self, facts: Point) -> None:
         print(json.dumps({"bench": self.bench, **facts}), flush=True)
@@ -732,8 +759,33 @@ class Report:
                 other = next((one for one in self.medians if _same(one, point) and one["who"] == peer), None)
                 if other is not None and point["who"] != peer and other.get(rate) and point.get(rate):
                     point[f"times_{peer}"] = round(point[rate] / other[rate], 1)
+        baseline = read_baseline(self.bench)
+        for point in self.medians:
+            before = next((one for one in baseline if _same(one, point) and one["who"] == point["who"]), {}).get(rate)
+            if before and point.get(rate):
+                point["times_baseline"] = round(point[rate] / before, 2)
             self.note({"median": True, **point})
-        _table(self.bench, self.medians, columns)
+        _table(self.bench, self.medians, (*columns, ("times_baseline", "x baseline")))
+        if KEEP_BASELINE:
+            write_baseline(self.bench, self._head, self.medians)
+
+
+def read_baseline(bench: str) -> list[Point]:
+    """The committed medians of a benchmark."""
+    points: list[Point] = json.loads(BASELINE.read_bytes()).get(bench, {}).get("points", []) if BASELINE.exists() else []
+    return points
+
+
+def write_baseline(bench: str, head: Point, points: Sequence[Point]) -> None:
+    """Replace one benchmark's part of the committed file, a line for each point."""
+    kept = json.loads(BASELINE.read_bytes()) if BASELINE.exists() else {}
+    kept[bench] = head | {"points": [{key: value for key, value in point.items() if key != "times_baseline"} for point in points]}
+    parts = []
+    for name, part in sorted(kept.items()):
+        facts = json.dumps({key: value for key, value in part.items() if key != "points"})[1:-1]
+        lines = ",\n".join("  " + json.dumps(point) for point in part["points"])
+        parts.append(f'{json.dumps(name)}: {{{facts}, "points": [\n{lines}\n]}}')
+    BASELINE.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def _same(one: Point, other: Point) -> bool:
