@@ -759,6 +759,8 @@ class Report:
                 other = next((one for one in self.medians if _same(one, point) and one["who"] == peer), None)
                 if other is not None and point["who"] != peer and other.get(rate) and point.get(rate):
                     point[f"times_{peer}"] = round(point[rate] / other[rate], 1)
+                    if point.get("cpu_ms") and other.get("cpu_ms"):
+                        point[f"cpu_{peer}"] = round(other["cpu_ms"] / point["cpu_ms"], 1)
         baseline = read_baseline(self.bench)
         for point in self.medians:
             before = next((one for one in baseline if _same(one, point) and one["who"] == point["who"]), {}).get(rate)
