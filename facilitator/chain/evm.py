@@ -134,22 +134,33 @@ class EvmClient:
 
         Raises ChainFault when any of them has no answer; a call that reverts is an answer.
         """
-        codes = [question for question in questions if isinstance(question, CodeOf)]
-        calls = [question for question in questions if isinstance(question, Call)]
-        requests = [_HEAD_CALL, *(RpcCall("eth_getCode", (question.address, "latest")) for question in codes)]
-        gas = self._gas_for(len(calls))
-        if self.multicall and calls:
-            requests.append(_eth_call(Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls)), gas))
-        else:
-            requests += (_eth_call(call, gas) for call in calls)
+        (facts,) = await self.answer_each((questions,), deadline)
+        if isinstance(facts, ChainFault):
+            raise facts
+        return facts
+
+    async def answer_each(self, asked: Sequence[Sequence[Question]], deadline: float) -> list[Facts | ChainFault]:
+        """Answer several callers in one HTTP request, each as `answer` would, and one caller's fault is no other's.
+
+        The calls of each caller are an `eth_call` of their own: no caller's contract burns another's gas, and what one
+        payment's simulation moves is not there for the next. Raises ChainFault when the request as a whole has no answer.
+        """
+        codes = dict.fromkeys(question.address for questions in asked for question in questions if isinstance(question, CodeOf))
+        requests = [_HEAD_CALL, *(RpcCall("eth_getCode", (address, "latest")) for address in codes)]
+        parts: list[slice] = []
+        for questions in asked:
+            start = len(requests)
+            requests += self._eth_calls([question for question in questions if isinstance(question, Call)])
+            parts.append(slice(start, len(requests)))
         results = await self.rpc.batch(requests, deadline)
         head = _head(_decode(_BLOCK, _known(results[0], "eth_getBlockByNumber")))
-        code_replies = iter(
-            [Reply(ok=True, data=_bytes(_decode(_TEXT, _known(result, "eth_getCode")))) for result in results[1 : 1 + len(codes)]]
-        )
-        call_replies = iter(self._call_replies(results[1 + len(codes) :], len(calls)))
-        replies = tuple(next(code_replies) if isinstance(question, CodeOf) else next(call_replies) for question in questions)
-        return Facts(head=head, replies=replies)
+        found = dict(zip(codes, results[1:], strict=False))
+        return [self._facts(head, questions, found, results[part]) for questions, part in zip(asked, parts, strict=True)]
+
+    def weigh(self, questions: Sequence[Question]) -> int:
+        """How many JSON-RPC calls these questions add to a request, which carries one more for its head."""
+        calls = sum(isinstance(question, Call) for question in questions)
+        return len(questions) - calls + (min(calls, 1) if self.multicall else calls)
 
     async def head(self, deadline: float) -> Head:
         """The newest block."""
@@ -278,17 +289,31 @@ class EvmClient:
             for call, result in zip(part, results, strict=True)
         ]
 
-    def _gas_for(self, calls: int) -> str:
-        """The gas parameter of an `eth_call` that carries so many calls."""
-        return hex(min(self._settings.call_gas_max, self._settings.call_gas * (calls + 1)))
+    def _eth_calls(self, calls: Sequence[Call]) -> list[RpcCall]:
+        """One caller's calls: bundled by Multicall3 where there is one."""
+        gas = hex(min(self._settings.call_gas_max, self._settings.call_gas * (len(calls) + 1)))
+        if self.multicall and calls:
+            return [_eth_call(Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls)), gas)]
+        return [_eth_call(call, gas) for call in calls]
 
-    def _call_replies(self, results: Sequence[Result | RpcError], count: int) -> list[Reply]:
+    def _facts(
+        self, head: Head, questions: Sequence[Question], codes: Mapping[Address, Result | RpcError], results: Sequence[Result | RpcError]
+    ) -> Facts | ChainFault:
+        """One caller's facts; the fault, when one of its questions has no answer."""
+        try:
+            calls = iter(self._call_replies(results, sum(isinstance(question, Call) for question in questions)))
+            replies = [_code_reply(codes[question.address]) if isinstance(question, CodeOf) else next(calls) for question in questions]
+        except ChainFault as fault:
+            return fault
+        return Facts(head=head, replies=tuple(replies))
+
+    def _call_replies(self, results: Sequence[Result | RpcError], count: int) -> Sequence[Reply]:
         """Replies to the calls: from Multicall3's one result, or from a result each."""
         if count and self.multicall:
             replies = abi.read_aggregate3(_bytes(_decode(_TEXT, _known(results[0], "eth_call"))))
             if replies is None or len(replies) != count:
                 raise ChainFault("bad_answer", "Multicall3 did not answer every call: is it deployed on this chain?", network=self.network)
-            return list(replies)
+            return replies
         return [_call_reply(result) for result in results]
 
 

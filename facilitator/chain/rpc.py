@@ -90,7 +90,10 @@ NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     (r"execution reverted|vm execution error|reverted", NodeError.REVERTED),
     (r"out ?of ?gas|gas required exceeds|gas uint64 overflow", NodeError.OUT_OF_GAS),
     (r"rate.?limit|too many requests|request limit|compute units|capacity|quota|throttl|daily request count", NodeError.RATE_LIMITED),
-    (r"batch (size|limit|too)|too many (requests|calls) in (a |the )?batch|batch of more than", NodeError.BATCH_TOO_LARGE),
+    (
+        r"batch (size|limit|too)|too many (requests|calls) in (a |the )?batch|batch of more than|maximum \d+ calls in (1|one) batch",
+        NodeError.BATCH_TOO_LARGE,
+    ),
     (
         r"block range|query returned more than|too many results|exceed maximum block|log response size|range (is )?too",
         NodeError.RANGE_TOO_LARGE,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from facilitator.chain.evm import EvmClient
+from facilitator.chain.sharing import SharedAnswers
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.facts import Head, Now
@@ -66,6 +67,8 @@ class ServedNetwork:
     def __init__(self, network: Network, evm: EvmClient, signers: Sequence[Signer], head: HeadClock) -> None:
         self.network: Final = network
         self.evm: Final = evm
+        self.answers: Final = SharedAnswers(evm)
+        """Answers to verifications, shared by those that run side by side. Loops that rule alone ask `evm`."""
         self.signers: Final = tuple(signers)
         self.head: Final = head
         self.findings: tuple[str, ...] = ()

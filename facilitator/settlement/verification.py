@@ -97,7 +97,7 @@ class Verifier:
             return refusal
         refusal = scheme.check_signature(authorization)
         if refusal is not None:
-            facts = await chain.evm.answer(scheme.ask_payer_code(authorization), deadline)
+            facts = await chain.answers.answer(scheme.ask_payer_code(authorization), deadline)
             chain.head.observe(facts.head)
             return scheme.judge_payer_code(authorization, facts, refusal)
         return Judged(authorization=authorization, scheme=scheme, chain=chain)
@@ -121,7 +121,7 @@ class Verifier:
             early = judged.scheme.check_time(judged.authorization, now)
             if early is not None and early.reason is Reason.EXPIRED:
                 return early, None
-        facts = await judged.chain.evm.answer(judged.scheme.ask(judged.authorization), deadline)
+        facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
         judged.chain.head.observe(facts.head)
         now = judged.chain.head.now()
         assert now is not None

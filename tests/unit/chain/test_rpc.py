@@ -69,6 +69,7 @@ MESSAGES = [
     (-32007, "50/second request limit reached", NodeError.RATE_LIMITED),
     (-32016, "over rate limit", NodeError.RATE_LIMITED),
     (-32603, "Internal error", NodeError.INTERNAL),
+    (-32014, "maximum 10 calls in 1 batch", NodeError.BATCH_TOO_LARGE),
     (-32000, "something that no node has said before", NodeError.UNKNOWN),
 ]
 
