@@ -252,7 +252,8 @@ async def build_network(network: NetworkSettings, config: Config, clock: Clock) 
     """One chain with its keys, not connected yet. Raises ConfigFault for a secret that is missing or no key."""
     signers = await build_signers(network, config)
     head = HeadClock(network.id, clock, config.settlement.wall_skew_max_s)
-    return ServedNetwork(network.id, build_client(network, config, clock), signers, head)
+    ws_url = network.ws_url.read() if network.ws_url is not None else None
+    return ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url)
 
 
 def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:

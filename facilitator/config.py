@@ -311,7 +311,5 @@ def _warnings(config: Config) -> Iterator[str]:
     if len({network.poll_s for network in config.networks if network.poll_s is not None}) > 1:
         yield "networks have different poll_s: the smallest counts for all of them"
     for index, network in enumerate(config.networks):
-        if network.ws_url is not None:
-            yield f"networks.{index} ({network.id}): ws_url is not used by this release, which polls"
         if len(network.rpc_urls) == 1:
             yield f"networks.{index} ({network.id}): one RPC URL only; a second one keeps payments flowing when it fails"

@@ -245,6 +245,11 @@ class EvmClient:
         """The account's coins."""
         return Wei(_integer(_decode(_TEXT, await self.rpc.call("eth_getBalance", (address, tag), deadline))))
 
+    async def balances(self, addresses: Sequence[Address], deadline: float) -> list[Wei]:
+        """Coins of several accounts, in one request up to the batch limit."""
+        results = await self._batch([RpcCall("eth_getBalance", (address, "latest")) for address in addresses], deadline)
+        return [Wei(_integer(_decode(_TEXT, result))) for result in results]
+
     async def chain_id(self, deadline: float) -> int:
         """The chain id that the endpoint itself names."""
         return _integer(_decode(_TEXT, await self.rpc.call("eth_chainId", (), deadline)))

@@ -5,6 +5,7 @@ load is cut into as few transactions as the limits allow instead of being spread
 """
 
 from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import ceil
 from typing import Final, Generic, TypeVar
@@ -103,6 +104,12 @@ def _cut(ids: Sequence[Id], parts: int, size_max: int) -> list[Batch[Id]]:
         batches.append(Batch(tuple(ids[start:end])))
         start = end
     return batches
+
+
+def without(batches: Sequence[Batch[Id]], gone: AbstractSet[Id]) -> list[Batch[Id]]:
+    """The same batches less some payments; one that is left empty is dropped."""
+    kept = [Batch(tuple(identity for identity in batch.ids if identity not in gone)) for batch in batches]
+    return [batch for batch in kept if batch.ids]
 
 
 class BurnGuard:

@@ -229,7 +229,9 @@ def encode_settle(result: SettleResult, version: Version, wire_network: str) -> 
             payer=_render_address(result.payer),
             error_reason=_word(refusal, version),
             error_message=_message(refusal),
-            extra=v2.Proof(log_index=result.log_index, settlement_id=result.settlement_id) if has_proof else None,
+            extra=v2.Proof(log_index=result.log_index, settlement_id=result.settlement_id, shared_transaction=result.shared_transaction)
+            if has_proof
+            else None,
         )
     )
 

@@ -85,6 +85,8 @@ class SettleResult:
     log_index: int | None = None
     """Index of the token's AuthorizationUsed log in its block: with `tx_hash` the proof of this payment."""
     settlement_id: str | None = None
+    shared_transaction: bool = False
+    """The transaction paid others too: only together with `log_index` is it this payment's proof."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

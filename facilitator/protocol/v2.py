@@ -132,6 +132,7 @@ class Proof(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     log_index: int | None = None
     settlement_id: str | None = None
+    shared_transaction: bool = False
 
 
 class SettleResponse(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -20,7 +20,7 @@ from facilitator.metrics import UNDELIVERED_ANSWERS
 from facilitator.protocol.messages import Authorization, Payment, SettleResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.settlement.answers import AnswerBoard, Seat
-from facilitator.settlement.relayer import Admitted, Dispatcher, InDoubtFault
+from facilitator.settlement.dispatcher import Admitted, Dispatcher, InDoubtFault, RefusedLateError
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
 from facilitator.settlement.verification import Judged, Verifier, duplicate
@@ -232,11 +232,14 @@ class Admitter:
             resource=request.resource,
             idempotency_key=request.idempotency_key,
             admitted_block=head,
+            alone=not request.caller.tenant.shared_transactions,
         )
         try:
             if record is None:
                 return await dispatcher.admit(admission, request.deadline)
             epoch = await self._claim(record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id))
+        except RefusedLateError as late:
+            return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=late.refusal))
         except ConstraintViolated as violated:
             if violated.constraint == IDEMPOTENCY_TAKEN:
                 raise IdempotencyConflict from None
@@ -502,6 +505,7 @@ def _rendered(authorization: Authorization, settlement_id: UUID, answer: Answer)
         tx_hash=TxHash(answer.tx_hash) if answer.tx_hash else None,
         log_index=answer.log_index,
         settlement_id=str(settlement_id),
+        shared_transaction=answer.shared,
     )
 
 

@@ -7,15 +7,19 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from facilitator.chain.heads import follow_heads
 from facilitator.clock import Clock
+from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
 from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, IdempotencyConflict, SettleAnswer, Ticket
 from facilitator.settlement.answers import AnswerBoard
+from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault
+from facilitator.settlement.finality import Finality
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.recovery import Keeper
-from facilitator.settlement.relayer import Dispatcher, InDoubtFault
+from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background, keep_running
 from facilitator.settlement.verification import Verifier
@@ -61,9 +65,14 @@ class Engine:
         self._watchers: dict[Network, Watcher] = {}
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
+        self._finalities: dict[Network, Finality] = {}
         for chain in networks:
-            watcher = Watcher(chain, registry, self._board, db, clock, settings, self.replica_id)
-            dispatcher = Dispatcher(chain, registry, self._verifier, watcher, db, clock, settings, self.replica_id, self._background)
+            resolver = Resolver(chain, registry, db)
+            watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id)
+            dispatcher = Dispatcher(
+                chain, registry, self._verifier, resolver, watcher, db, clock, settings, self.replica_id, self._background
+            )
+            self._finalities[chain.network] = Finality(chain, db, clock, settings)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id)
         self._admitter = Admitter(self._verifier, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background)
@@ -95,7 +104,9 @@ class Engine:
                 watcher, dispatcher, keeper = self._watchers[network], self._dispatchers[network], self._keepers[network]
                 loop("check", lambda chain=chain: self._check(chain))
                 loop("watcher", watcher.run)
-                loop("finality", watcher.run_finality)
+                loop("finality", self._finalities[network].run)
+                if chain.ws_url is not None:
+                    loop("heads", lambda chain=chain, watcher=watcher: self._follow(chain, watcher))
                 loop("dispatcher", dispatcher.run)
                 loop("queue", dispatcher.run_queue)
                 loop("room", dispatcher.wake_when_freed)
@@ -194,6 +205,19 @@ class Engine:
             self._board.poke(UUID(payload))
         elif (dispatcher := self._dispatchers.get(Network(payload))) is not None:
             dispatcher.claim_soon()
+
+    async def _follow(self, chain: ServedNetwork, watcher: Watcher) -> None:
+        """Hear of new blocks by websocket; polling goes on beside it, more rarely."""
+        assert chain.ws_url is not None
+
+        def heard(head: Head) -> None:
+            chain.head.observe(head, pushed=True)
+            watcher.look_soon()
+
+        try:
+            await follow_heads(chain.ws_url, heard)
+        finally:
+            chain.head.pushed = False
 
     async def _check(self, chain: ServedNetwork) -> None:
         """Once the chain answers: is it the right one, and are the tokens what the configuration says?"""

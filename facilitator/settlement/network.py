@@ -35,9 +35,12 @@ class HeadClock:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
         self.newest: Head | None = None
         self.wall_trusted = True
+        self.pushed = False
+        """New heads come by subscription; polling is only the safety net."""
 
-    def observe(self, head: Head) -> None:
-        """Take note of a head that a node answered with."""
+    def observe(self, head: Head, *, pushed: bool = False) -> None:
+        """Take note of a head that a node answered with, or `pushed` to us."""
+        self.pushed = self.pushed or pushed
         if self.newest is not None and head.number <= self.newest.number:
             return
         seen_at, wall = self._clock.monotonic(), self._clock.now()
@@ -50,6 +53,8 @@ class HeadClock:
 
     def next_block_in_s(self) -> float:
         """How long the next block should still take, by the shortest of the last gaps; 0 when it is due or unknown."""
+        if self.pushed:
+            return _GAP_MAX_S
         if not self._gaps:
             return 0.0
         return max(0.0, self._seen_at + min(*self._gaps, _GAP_MAX_S) - self._clock.monotonic())
@@ -64,13 +69,15 @@ class HeadClock:
 class ServedNetwork:
     """A chain, its relayers' keys, and the findings that keep it off the list, if any."""
 
-    def __init__(self, network: Network, evm: EvmClient, signers: Sequence[Signer], head: HeadClock) -> None:
+    def __init__(self, network: Network, evm: EvmClient, signers: Sequence[Signer], head: HeadClock, ws_url: str | None = None) -> None:
         self.network: Final = network
         self.evm: Final = evm
         self.answers: Final = SharedAnswers(evm)
         """Answers to verifications, shared by those that run side by side. Loops that rule alone ask `evm`."""
         self.signers: Final = tuple(signers)
         self.head: Final = head
+        self.ws_url: Final = ws_url
+        """Where to subscribe to new heads; None: poll."""
         self.findings: tuple[str, ...] = ()
         """What start-up found wrong: another chain id, a token without code or with another domain. Empty: serve it."""
 

@@ -4,18 +4,23 @@ Nonces only rise: what the database, the chain or a pool has seen is used. Every
 for byte; every open settlement is found out about by chain facts. Only then may the relayer sign.
 """
 
+from collections.abc import Sequence
+
 import structlog
 
 from facilitator.clock import Clock
 from facilitator.errors import Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
+from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.network import ServedNetwork
-from facilitator.settlement.relayer import Account, Dispatcher
+from facilitator.settlement.relayer import Account
 from facilitator.settlement.settings import Settings
-from facilitator.settlement.watcher import Attempt, Item, OpenSlot, Watcher
+from facilitator.settlement.slots import Attempt, OpenSlot, item_of
+from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Lease
+from facilitator.units import Gas
 
 _RPC_S = 5.0
 
@@ -42,6 +47,7 @@ class Keeper:
         self._clock = clock
         self._settings = settings
         self._replica_id = replica_id
+        self._balances_due = float("-inf")
 
     async def run(self) -> None:
         """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
@@ -51,6 +57,9 @@ class Keeper:
                     await self._keep(account)
                 except Fault as fault:  # the other relayers' leases do not wait for this one
                     log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
+            if self._clock.monotonic() >= self._balances_due:
+                self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
+                await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
             idle = all(account.adopted for account in self._dispatcher.accounts)
             await self._clock.sleep(self._settings.lease_renew_s if idle else min(1.0, self._settings.lease_renew_s))
 
@@ -117,11 +126,21 @@ class Keeper:
         account.adopted = True
         if row.status != "active":
             return
-        balance = await self._chain.evm.balance(account.address, self._chain.evm.deadline_in(_RPC_S))
-        RELAYER_BALANCE.labels(lease.network, lease.relayer).set(balance)
+        await self._read_balances([account])
         account.ready = True
         self._dispatcher.claim_soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
+
+    async def _read_balances(self, accounts: Sequence[Account]) -> None:
+        """Read relayers' coins in one request; more of them, from whoever funded them, make room at once."""
+        if not accounts:
+            return
+        balances = await self._chain.evm.balances([account.address for account in accounts], self._chain.evm.deadline_in(_RPC_S))
+        for account, balance_wei in zip(accounts, balances, strict=True):
+            if account.balance_wei is not None and account.balance_wei < balance_wei:
+                self._watcher.slot_freed.set()
+            account.balance_wei = balance_wei
+            RELAYER_BALANCE.labels(self._chain.network, account.address).set(balance_wei)
 
     async def _used_on_chain(self, account: Account) -> int:
         """The next tx_nonce by the chain's and the pool's word, whichever is higher."""
@@ -163,16 +182,12 @@ class Keeper:
                 slot_id=slot_id,
                 relayer=account.address,
                 tx_nonce=attempts[0].tx_nonce,
-                attempts=[Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw) for attempt in attempts],
-                items=tuple(
-                    Item(
-                        settlement_id=row.settlement_id,
-                        authorization=row.authorization,
-                        admitted_block=row.admitted_block,
-                    )
-                    for row in carried
-                ),
+                attempts=[Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw, fees=attempt.fees) for attempt in attempts],
+                kind=attempts[0].kind,
+                gas=Gas(attempts[0].gas),
+                items=tuple(item_of(row) for row in carried),
                 opened_at=self._clock.monotonic(),
+                sent_block=self._chain.head.newest.number if self._chain.head.newest else 0,
             )
             self._watcher.add(slot)
         self._watcher.look_soon()

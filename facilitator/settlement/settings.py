@@ -22,8 +22,22 @@ class Settings:
     """Settlements admitted or waiting to be admitted in this process; beyond it `/settle` answers 503."""
     group_max: int = 100
     """Settlements in one write-ahead commit."""
+    batch_min: int = 5
+    """Up to this many payments that wait together go in transactions of their own, if there is room."""
+    batch_max: int = 50
+    """Most payments in one transaction."""
+    batch_life_min_s: int = 10
+    """A payment with less life left than this never shares a transaction."""
+    linger_ms: int = 0
+    """How long a group waits for more payments to share with; 0 sends at once."""
+    slots_soft: int = 4
+    """Open transactions of one relayer that the builder takes in the next block."""
     slots_max: int = 16
-    """Open transactions of one relayer."""
+    """Most open transactions of one relayer, in a burst."""
+    relayer_reserve_wei: int = 0
+    """Gas money that a relayer keeps: below it, and what its open transactions may cost, it opens no slot."""
+    balance_poll_s: float = 10.0
+    """How often relayers' coins are read."""
     lease_ttl_s: float = 10.0
     """How long a relayer lease lasts without renewal, on database time."""
     lease_renew_s: float = 3.0
@@ -38,6 +52,8 @@ class Settings:
     """How often the queue in Postgres is looked at without a notification."""
     resend_s: float = 1.0
     """Age at which an unmined transaction is sent again, byte for byte."""
+    bump_blocks: int = 2
+    """Blocks that a relayer's lowest open transaction may miss before it is outbid."""
     finality_poll_s: float = 15.0
     """How often included settlements are held against the safe and finalized blocks."""
     wall_skew_max_s: int = 30

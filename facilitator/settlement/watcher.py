@@ -5,9 +5,8 @@ status does not, an error is never an absence, and without proof a settlement st
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -17,81 +16,31 @@ from facilitator.chain.evm import Receipt
 from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
-from facilitator.domain.abi import Canceled, Log, PaymentProof, UsedOtherwise
-from facilitator.domain.facts import Call, Facts, Head
+from facilitator.domain.abi import PaymentProof
+from facilitator.domain.fees import Fees
 from facilitator.domain.postings import resolution
+from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import State, move
 from facilitator.errors import ChainFault, Fault
 from facilitator.metrics import INCIDENTS, OPEN_SLOTS, SETTLEMENTS, STAGE_SECONDS
-from facilitator.protocol.messages import Authorization
-from facilitator.protocol.reasons import Reason, Refusal
-from facilitator.schemes.scheme import Registry
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
+from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
-from facilitator.store.settlements import Answer, Block, ClosedSlot, Cost, Outcome, decode_answer
-from facilitator.units import Address, BlockHash, TxHash
+from facilitator.store.settlements import ClosedSlot, Cost, Outcome, decode_answer
+from facilitator.units import Address, BlockHash, Wei
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
-_LOG_RANGE: Final = 2000
-"""Blocks asked for in one `eth_getLogs`."""
-_LOOK_BACK: Final = 10
-"""Blocks before admission that are searched too: our head may have been ahead of another node's."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
-
-_FAULTS_MAX: Final = 3
-"""Blocks that could not be read before the comparison with the canonical chain is left for the next time."""
+_BURNED_PERCENT: Final = 95
+"""A batch that used this much of its gas limit ate it: its limit has room for first-time recipients everywhere."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """A settlement in a transaction."""
-
-    settlement_id: UUID
-    authorization: Authorization
-    admitted_block: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One signed transaction of a slot; recorded before it was ever sent."""
-
-    tx_hash: TxHash
-    raw: bytes = field(repr=False)
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class OpenSlot:
-    """A tx_nonce whose end nobody knows yet."""
-
-    slot_id: int
-    relayer: Address
-    tx_nonce: int
-    attempts: list[Attempt]
-    items: tuple[Item, ...]
-    opened_at: float
-    """Monotonic."""
-    sent_at: float = float("-inf")
-    misses: int = 0
-    refused: str | None = None
-    """How the network last refused it; said once, however often it is sent again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """How a settlement ended, by chain facts."""
-
-    state: State
-    answer: Answer
-    reason: Reason | None = None
-    log: Log | None = None
-    tx_hash: TxHash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +50,8 @@ class _Mined:
     slot: OpenSlot
     receipt: Receipt
     rulings: list[tuple[Item, Ruling]]
-
-
-class NoRuling(Enum):
-    """Why the resolver cannot say how a settlement ended."""
-
-    UNUSED = "unused"
-    """By the chain's own word the authorization is unused and would be paid now."""
-    UNTOLD = "untold"
-    """The chain does not tell yet."""
+    unpaid: list[Item]
+    """Failed among others, and would be paid now: each is tried again alone."""
 
 
 class Watcher:
@@ -118,7 +60,7 @@ class Watcher:
     def __init__(
         self,
         chain: ServedNetwork,
-        registry: Registry,
+        resolver: Resolver,
         board: AnswerBoard,
         db: Db,
         clock: Clock,
@@ -126,24 +68,35 @@ class Watcher:
         replica_id: str,
     ) -> None:
         self._chain = chain
-        self._registry = registry
+        self._resolver = resolver
         self._board = board
         self._db = db
         self._clock = clock
         self._settings = settings
         self._replica_id = replica_id
         self._open: dict[int, OpenSlot] = {}
+        self._of_relayer: dict[Address, dict[int, OpenSlot]] = {}
         self._watched: set[UUID] = set()
         self._looked_at: BlockHash | None = None
+        self._bumps = BumpPolicy(resend_s=settings.resend_s, blocks=settings.bump_blocks, max_fee_cap_wei=Wei(settings.max_fee_cap_wei))
         self._look = asyncio.Event()
         self.slot_freed = asyncio.Event()
         """Set whenever a slot closes, for the dispatcher that waits for room."""
+        self.requeued = asyncio.Event()
+        """Set when a settlement went back to the queue in Postgres."""
+        self.outbid: Callable[..., Awaitable[None]] | None = None
+        """How to replace a transaction that is not mined: `Dispatcher.outbid`."""
+        self.quote: Callable[[], Fees] | None = None
+        """What a fresh transaction would bid."""
+        self.batch_burned: Callable[[], None] | None = None
+        """Whom to tell that a batch ate its gas."""
 
     # --- what is watched ---
 
     def add(self, slot: OpenSlot) -> None:
         """Watch a slot that is on record."""
         self._open[slot.slot_id] = slot
+        self._of_relayer.setdefault(slot.relayer, {})[slot.slot_id] = slot
         self._watched.update(item.settlement_id for item in slot.items)
         for item in slot.items:
             if seat := self._board.find(item.settlement_id):
@@ -170,10 +123,16 @@ class Watcher:
 
     def open_slots(self, relayer: Address) -> int:
         """Transactions of this relayer in flight."""
-        return sum(slot.relayer == relayer for slot in self._open.values())
+        return len(self._of_relayer.get(relayer, ()))
+
+    def reserved_wei(self, relayer: Address) -> int:
+        """The most that this relayer's transactions in flight can still cost."""
+        return sum(slot.reserved_wei for slot in self._of_relayer.get(relayer, {}).values())
 
     def _close(self, slot: OpenSlot) -> None:
-        self._open.pop(slot.slot_id, None)
+        if self._open.pop(slot.slot_id, None) is None:
+            return
+        del self._of_relayer[slot.relayer][slot.slot_id]
         self._watched.difference_update(item.settlement_id for item in slot.items)
         self._count(slot.relayer)
         self.slot_freed.set()
@@ -183,11 +142,19 @@ class Watcher:
 
     # --- sending ---
 
-    async def send(self, slot: OpenSlot) -> None:
-        """Hand the slot's newest transaction to the network; any doubt is left to the next look."""
+    async def send(self, slot: OpenSlot, *, fresh: bool = False) -> None:
+        """Hand the slot's newest transaction to the network; any doubt is left to the next look.
+
+        `fresh`: it is sent for the first time, so blocks that it misses count from here.
+        """
         attempt = slot.attempts[-1]
         started = self._clock.monotonic()
         slot.sent_at = started
+        if fresh:
+            slot.sent_block = self._head_number()
+            for item in slot.items:
+                if seat := self._board.find(item.settlement_id):
+                    seat.tx_hash = attempt.tx_hash
         try:
             outcome = await self._chain.evm.send_raw(attempt.raw, self._chain.evm.deadline_in(_RPC_S))
         except ChainFault as fault:
@@ -258,9 +225,12 @@ class Watcher:
         doubtful: list[tuple[OpenSlot, Receipt]] = []
         for slot, receipt in mined:
             proofs = [(item, abi.find_payment(receipt.logs, item.authorization)) for item in slot.items]
-            rulings = [(item, included(proof.log)) for item, proof in proofs if isinstance(proof, PaymentProof)]
+            shared = slot.kind == "batch"
+            rulings = [(item, included(proof.log, shared=shared)) for item, proof in proofs if isinstance(proof, PaymentProof)]
+            if shared and receipt.gas_used * 100 >= slot.gas * _BURNED_PERCENT and self.batch_burned is not None:
+                self.batch_burned()
             if len(rulings) == len(proofs):
-                proven.append(_Mined(slot, receipt, rulings))
+                proven.append(_Mined(slot, receipt, rulings, []))
             else:
                 doubtful.append((slot, receipt))
         await self._close_mined(proven)
@@ -272,16 +242,24 @@ class Watcher:
 
     async def _rule_slot(self, slot: OpenSlot, receipt: Receipt) -> "_Mined | None":
         """What a mined transaction did for each of its items; None while one of them is undecided."""
-        rulings = [(item, await self._rule_mined(item, receipt)) for item in slot.items]
-        decided = [(item, ruling) for item, ruling in rulings if ruling is not None]
-        return _Mined(slot, receipt, decided) if len(decided) == len(rulings) else None
+        rulings = await asyncio.gather(*(self._rule_mined(slot, item, receipt) for item in slot.items))
+        if NoRuling.UNTOLD in rulings:
+            return None
+        found = list(zip(slot.items, rulings, strict=True))
+        return _Mined(
+            slot,
+            receipt,
+            [(item, ruling) for item, ruling in found if isinstance(ruling, Ruling)],
+            [item for item, ruling in found if ruling is NoRuling.UNUSED],
+        )
 
     async def _close_mined(self, mined: Sequence["_Mined"]) -> None:
         """Commit outcomes, slots and costs together."""
         if not mined:
             return
+        requeued = [_requeued(item) for each in mined for item in each.unpaid]
         await self.commit(
-            [self.outcome(item, State.SUBMITTED, ruling) for each in mined for item, ruling in each.rulings],
+            [*(self.outcome(item, State.SUBMITTED, ruling) for each in mined for item, ruling in each.rulings), *requeued],
             [
                 ClosedSlot(
                     slot_id=each.slot.slot_id,
@@ -305,6 +283,8 @@ class Watcher:
         )
         for each in mined:
             self._close(each.slot)
+        if requeued:
+            self.requeued.set()
 
     async def commit(
         self,
@@ -361,93 +341,16 @@ class Watcher:
 
     # --- judging ---
 
-    async def _rule_mined(self, item: Item, receipt: Receipt) -> Ruling | None:
-        """What a mined transaction of ours did for one of its items; None while it cannot be told."""
+    async def _rule_mined(self, slot: OpenSlot, item: Item, receipt: Receipt) -> Ruling | NoRuling:
+        """What a mined transaction of ours did for one of its items; one that only failed among others may try again alone."""
         found = abi.find_payment(receipt.logs, item.authorization)
         if isinstance(found, PaymentProof):
-            return included(found.log)
+            return included(found.log, shared=slot.kind == "batch")
         try:
-            ruling = await self.rule(item, receipt)
+            return await self._resolver.rule(item, receipt, again=slot.kind == "batch")
         except Fault as fault:
             log.warning("settlement.undecided", settlement_id=str(item.settlement_id), kind=fault.kind, fault=str(fault))
-            return None
-        return ruling if isinstance(ruling, Ruling) else None
-
-    async def rule(self, item: Item, mined: Receipt | None) -> Ruling | NoRuling:
-        """The resolver: who used this authorization, if anybody?
-
-        `mined` is a transaction of ours that was mined without paying it; then an unused authorization means *failed*.
-        """
-        authorization = item.authorization
-        found = await self._search(item)
-        if isinstance(found, PaymentProof):
-            if await relayers.our_transactions(self._db, [found.log.tx_hash]):
-                return included(found.log)
-            return _refused(State.EXTERNAL, Reason.SETTLEMENT_EXTERNAL, "another sender executed this authorization", found.log)
-        if isinstance(found, Canceled):
-            return _refused(State.CANCELLED, Reason.AUTHORIZATION_CANCELED, "the payer cancelled this authorization", found.log)
-        if isinstance(found, UsedOtherwise):
-            return _refused(State.CONFLICT, Reason.AUTHORIZATION_CONFLICT, "this nonce was used with other terms", found.log)
-        used, refusal, head = await self._ask(authorization)
-        if used is not False or (mined is not None and head.number < mined.block_number):
-            return NoRuling.UNTOLD  # used, but its log is not to be seen yet; or this node has not come to that block
-        if mined is None and refusal is None:
-            return NoRuling.UNUSED
-        tx_hash = mined.tx_hash if mined else None
-        reason = refusal.reason if refusal else Reason.TRANSACTION_FAILED
-        message = refusal.message if refusal else f"transaction {tx_hash} was mined but did not move the money"
-        return Ruling(
-            state=State.FAILED,
-            reason=reason,
-            tx_hash=tx_hash,
-            answer=Answer(success=False, reason=reason.name, message=message, tx_hash=tx_hash),
-        )
-
-    async def _ask(self, authorization: Authorization) -> tuple[bool | None, Refusal | None, Head]:
-        """Is it used, and would it be paid now? Time alone answers neither here: what has expired may have been used before."""
-        scheme = self._registry.find(authorization.scheme)
-        assert scheme is not None
-        state = Call(to=authorization.asset, data=abi.authorization_state(authorization.payer, authorization.auth_nonce))
-        facts = await self._chain.evm.answer((state, *scheme.ask(authorization)), self._deadline())
-        self._chain.head.observe(facts.head)
-        now = self._chain.head.now()
-        assert now is not None
-        used = abi.read_bool(facts.replies[0].data) if facts.replies[0].ok else None
-        judged = scheme.judge(authorization, Facts(head=facts.head, replies=facts.replies[1:]))
-        return used, scheme.check_time(authorization, now) or judged, facts.head
-
-    async def _search(self, item: Item) -> PaymentProof | UsedOtherwise | Canceled | None:
-        """Look for the authorization's own log since it was admitted; the receipt around it tells what it did.
-
-        Asked by auth nonce: one log at most, however much else the payer moves.
-        """
-        authorization = item.authorization
-        head = await self._chain.evm.head(self._deadline())
-        self._chain.head.observe(head)
-        start = max(0, item.admitted_block - _LOOK_BACK)
-        while start <= head.number:
-            end = min(start + _LOG_RANGE - 1, head.number)
-            logs = await self._chain.evm.logs(
-                self._deadline(),
-                addresses=[authorization.asset],
-                topics=(
-                    (abi.AUTHORIZATION_USED_TOPIC, abi.AUTHORIZATION_CANCELED_TOPIC),
-                    abi.topic_of(authorization.payer),
-                    authorization.auth_nonce,
-                ),
-                from_block=start,
-                to_block=end,
-            )
-            for found in logs:
-                [receipt] = await self._chain.evm.receipts([found.tx_hash], self._deadline())
-                if receipt is None or not receipt.sealed:
-                    raise ChainFault(
-                        "no_receipt", "the node has a log of a transaction whose receipt it does not have", tx_hash=found.tx_hash
-                    )
-                if (proof := abi.find_payment(receipt.logs, authorization)) is not None:
-                    return proof
-            start = end + 1
-        return None
+            return NoRuling.UNTOLD
 
     def _deadline(self) -> float:
         return self._chain.evm.deadline_in(_RPC_S)
@@ -455,11 +358,11 @@ class Watcher:
     # --- what does not get mined ---
 
     async def _nudge(self, late: Sequence[OpenSlot]) -> None:
-        """Send again, byte for byte; and notice a tx_nonce that somebody else used."""
+        """Send again, byte for byte, or outbid the lowest; and notice a tx_nonce that somebody else used."""
         for relayer in {slot.relayer for slot in late}:
             used = await self._chain.evm.transaction_count(relayer, "latest", self._deadline())
             unsent = [slot for slot in late if slot.relayer == relayer and slot.tx_nonce >= used]
-            await asyncio.gather(*(self.send(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
+            await asyncio.gather(*(self._push(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
             for slot in [slot for slot in late if slot.relayer == relayer and slot.tx_nonce < used]:
                 slot.misses += 1
                 slot.sent_at = self._clock.monotonic()
@@ -470,9 +373,35 @@ class Watcher:
                 except ChainFault as fault:
                     log.warning("slot.undecided", slot_id=slot.slot_id, kind=fault.kind, fault=str(fault))
 
+    async def _push(self, slot: OpenSlot) -> None:
+        """Do what the pure ruling says about one transaction that is not mined."""
+        head, others = self._chain.head.newest, self._of_relayer.get(slot.relayer, {}).values()
+        if head is None or self.quote is None or self.outbid is None:
+            return
+        sent = Sent(
+            attempts=[attempt.fees for attempt in slot.attempts],
+            idle_s=self._clock.monotonic() - slot.sent_at,
+            blocks_missed=head.number - slot.sent_block,
+            lowest=all(other.tx_nonce >= slot.tx_nonce for other in others),
+            blocks_others=any(other.tx_nonce > slot.tx_nonce for other in others),
+            dead=all(item.authorization.valid_before <= head.timestamp for item in slot.items),
+        )
+        match rule(sent, self.quote(), self._bumps):
+            case Bump(fees):
+                await self.outbid(slot, fees, noop=False)
+            case Replace(fees):
+                await self.outbid(slot, fees, noop=True)
+            case Rebroadcast():
+                await self.send(slot)
+            case Wait():
+                pass
+
+    def _head_number(self) -> int:
+        return self._chain.head.newest.number if self._chain.head.newest else 0
+
     async def _lost(self, slot: OpenSlot) -> None:
         """Its tx_nonce is used and no transaction of ours did it: somebody else has the key."""
-        found = [(item, await self.rule(item, None)) for item in slot.items]
+        found = [(item, await self._resolver.rule(item, None)) for item in slot.items]
         own = {attempt.tx_hash for attempt in slot.attempts}
         if any(ruling is NoRuling.UNTOLD or (isinstance(ruling, Ruling) and ruling.tx_hash in own) for _, ruling in found):
             return  # mined after all, or used by nobody knows whom: not lost while the chain does not tell
@@ -493,75 +422,7 @@ class Watcher:
         rulings = {item.settlement_id: (item, ruling, slot.opened_at) for item, ruling in found if isinstance(ruling, Ruling)}
         await self.commit(outcomes, [closed], [], rulings)
         self._close(slot)
-
-    # --- finality ---
-
-    async def run_finality(self) -> None:
-        """Hold included blocks against the chain's safe and finalized ones, every `finality_poll_s`."""
-        while True:
-            await self.check_finality()
-            await self._clock.sleep(self._settings.finality_poll_s)
-
-    async def check_finality(self) -> None:
-        """Finalize what is final; open again what a reorganisation took away."""
-        head = await self._chain.evm.head(self._deadline())
-        self._chain.head.observe(head)
-        blocks = await settlements.unfinal_blocks(self._db, self._chain.network, head.number)
-        if not blocks:
-            return
-        try:
-            finalized = (await self._chain.evm.block_at("finalized", self._deadline())).number
-        except ChainFault as fault:
-            if fault.kind != "no_block":
-                raise
-            finalized = -1
-        final, gone = await self._compare(blocks, finalized)
-        if final:
-            await settlements.finalize(self._db, self._chain.network, final)
-        if gone:
-            reopened = await settlements.reopen(self._db, self._chain.network, gone)
-            INCIDENTS.labels("reorganised").inc(len(reopened))
-            log.error("block.reorganised", blocks=[block.block_number for block in gone], settlements=len(reopened))
-
-    async def _compare(self, blocks: Sequence[Block], finalized: int) -> tuple[list[Block], list[Block]]:
-        """Which of the blocks are final, and which left the canonical chain. What is known of some does not wait for others."""
-        final: list[Block] = []
-        gone: list[Block] = []
-        faults = 0
-        for block in sorted(blocks, key=lambda block: block.block_number):
-            try:
-                canonical = await self._chain.evm.block(block.block_number, self._deadline())
-            except ChainFault as fault:
-                log.warning("block.unknown", block_number=block.block_number, kind=fault.kind, fault=str(fault))
-                faults += 1
-                if faults >= _FAULTS_MAX:
-                    break
-                continue
-            if canonical is not None and canonical.block_hash != block.block_hash:
-                gone.append(block)
-            elif canonical is not None and block.block_number <= finalized:
-                final.append(block)
-        return final, gone
-
-
-def included(proof: Log) -> Ruling:
-    """Our transaction paid: the log is the proof."""
-    return Ruling(
-        state=State.INCLUDED,
-        log=proof,
-        tx_hash=proof.tx_hash,
-        answer=Answer(success=True, tx_hash=proof.tx_hash, log_index=proof.log_index),
-    )
-
-
-def _refused(state: State, reason: Reason, message: str, proof: Log) -> Ruling:
-    return Ruling(
-        state=state,
-        reason=reason,
-        log=proof,
-        tx_hash=proof.tx_hash,
-        answer=Answer(success=False, reason=reason.name, message=f"{message} (transaction {proof.tx_hash})", tx_hash=proof.tx_hash),
-    )
+        self.requeued.set()
 
 
 def _requeued(item: Item) -> Outcome:

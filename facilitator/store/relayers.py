@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from facilitator.domain.fees import Fees
 from facilitator.store.db import Db, load_queries
-from facilitator.units import Address, Network, TxHash
+from facilitator.store.settlements import Lease
+from facilitator.units import Address, Gas, Network, TxHash, Wei
 
 QUERIES: Final = load_queries("relayers")
 
@@ -36,6 +38,14 @@ class OpenTransaction:
     attempt: int
     purpose: str
     raw: bytes
+    gas: int
+    max_fee_wei: int
+    max_priority_fee_wei: int
+
+    @property
+    def fees(self) -> Fees:
+        """What it bids."""
+        return Fees(Wei(self.max_fee_wei), Wei(self.max_priority_fee_wei))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,29 @@ async def open_slots(db: Db, network: Network, relayer: Address) -> list[int]:
 async def open_items(db: Db, network: Network, relayer: Address) -> list[OpenItem]:
     """What the open slots carry."""
     return await db.many(OpenItem, QUERIES["open_items"], network, relayer)
+
+
+async def record_attempt(
+    db: Db, lease: Lease, slot_id: int, attempt: int, purpose: str, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees
+) -> bool:
+    """Record another transaction for an open slot; False when the lease is lost or the slot is not open any more."""
+    recorded = await db.optional(
+        KnownHash,
+        QUERIES["record_attempt"],
+        lease.network,
+        lease.relayer,
+        lease.owner,
+        lease.epoch,
+        slot_id,
+        attempt,
+        purpose,
+        tx_hash,
+        raw,
+        gas,
+        str(fees.max_fee_wei),
+        str(fees.max_priority_fee_wei),
+    )
+    return recorded is not None
 
 
 async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:

@@ -62,6 +62,8 @@ class Settlement:
     answer_shared: bool
     idempotency_key: str | None
     answer: str | None
+    alone: bool
+    """It never shares a transaction: its tenant's rule, or a batch failed it."""
     holder_alive: bool
     answer_under_way: bool
     """Spent, and its holder's replica may still find out that the answer was lost."""
@@ -96,6 +98,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str | None = None
     tx_hash: str | None = None
     log_index: int | None = None
+    shared: bool = False
+    """The transaction paid others too: only with `log_index` it proves this payment."""
 
 
 def decode_answer(text: str) -> Answer:
@@ -120,6 +124,8 @@ class Admission:
     idempotency_key: str | None
     admitted_block: int
     """Newest block when it was judged: its logs are looked for from there."""
+    alone: bool = False
+    """Its tenant does not share transactions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,6 +418,7 @@ async def write_ahead(
         [entry.credit for entry in entries],
         [entry.asset for entry in entries],
         *_slot_columns(slots),
+        [admission.alone for admission in admissions],
     )
 
 

@@ -156,7 +156,7 @@ async def test_past_the_deadline_the_caller_hears_pending_with_the_hash_and_the_
 
 
 async def test_settlements_on_one_relayer_do_not_wait_for_each_others_receipts(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    rig, buyer = await start_engine(), await new_buyer()
+    rig, buyer = await start_engine(batching="off"), await new_buyer()
     asked = terms(amount_atomic=100)
     payments = [decoded(buyer.pay(2, asked), asked) for _ in range(40)]
 

@@ -79,7 +79,9 @@ async def bench(start_chain: Callable[..., Awaitable[Anvil]], start_engine: Star
     await token.set_gas_money(relayer.address, 10**19)
     await token.set_gas_money(dev_account("stranger").address, 10**19)
     buyer = await new_buyer(token=token)
-    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], resend_s=0.2, finality_poll_s=0.2, deadline_s=15.0)
+    rig = await start_engine(
+        rpc_url=anvil.rpc_url, relayers=[relayer], resend_s=0.2, bump_blocks=1000, finality_poll_s=0.2, deadline_s=15.0
+    )
     return Bench(anvil, token, rig, buyer)
 
 

@@ -64,7 +64,7 @@ async def test_a_slot_that_another_replica_opened_again_is_taken_up_by_its_owner
     await here.call("evm_mine")
     await here.call("evm_mine")
 
-    await other.engine._watchers[NETWORK].check_finality()
+    await other.engine._finalities[NETWORK].check()
 
     await until(owner, "select state from settlement", "included", mine=here)
 
@@ -233,7 +233,7 @@ async def test_who_waits_in_postgres_is_served_while_this_replica_has_plenty_of_
     token = Token.at(anvil.rpc_url)
     relayer = dev_account("relayer", 1)
     await token.set_gas_money(relayer.address, 10**19)
-    owner = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], slots_max=2, deadline_s=12.0)
+    owner = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], slots_soft=2, slots_max=2, batching="off", deadline_s=12.0)
     front = await start_engine(rpc_url=anvil.rpc_url, relayers=[], deadline_s=8.0)
     buyer, asked = await new_buyer(token=token), terms(amount_atomic=100)
     own = [asyncio.create_task(owner.engine.settle(owner.caller(), decoded(buyer.pay(2, asked), asked), None)) for _ in range(40)]

@@ -45,6 +45,7 @@ create table settlement (
     fingerprint    bytea not null check (octet_length(fingerprint) = 32),
     tenant_id      text collate "C" not null references tenant,
     request_id     text not null,
+    alone          boolean not null default false, -- never shares a transaction: its tenant's rule, or a batch failed it
     resource       text,
 
     state          text collate "C" not null check (state in (

@@ -32,7 +32,8 @@ returning network, address, next_tx_nonce, status, owner, epoch;
 update relayer set status = 'quarantined' where network = $1::text and address = $2::text;
 
 -- name: open_transactions :many
-select s.slot_id, s.tx_nonce, s.kind, s.opened_at, t.tx_hash, t.attempt, t.purpose, t.raw
+select s.slot_id, s.tx_nonce, s.kind, s.opened_at, t.tx_hash, t.attempt, t.purpose, t.raw, t.gas, t.max_fee_wei,
+       t.max_priority_fee_wei
   from relayer_slot s join relayer_transaction t using (slot_id)
  where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
  order by s.tx_nonce, t.attempt;
@@ -45,6 +46,24 @@ select i.slot_id, i.item_index, i.settlement_id
   from relayer_slot s join slot_item i using (slot_id)
  where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
  order by i.slot_id, i.item_index;
+
+-- Another transaction for an open slot, recorded before it is sent; the payments in it are told its hash from here on.
+-- name: record_attempt :optional
+with fenced as (
+    select s.slot_id from relayer_slot s join relayer r on (r.network, r.address) = (s.network, s.relayer)
+     where r.network = $1::text and r.address = $2::text and r.owner = $3::text and r.epoch = $4::bigint
+       and r.lease_until > now() and s.slot_id = $5::bigint and s.state = 'open'
+       for update of s
+), told as (
+    update settlement t set tx_hash = $8::text
+      from slot_item i join fenced using (slot_id)
+     where t.settlement_id = i.settlement_id and i.unresolved and t.state = 'submitted' and $7::text <> 'noop'
+), recorded as (
+    insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
+    select $8::text, f.slot_id, $6::integer, $7::text, $9::bytea, $10::bigint, $11::text::numeric, $12::text::numeric from fenced f
+    returning tx_hash
+)
+select tx_hash from recorded;
 
 -- name: our_transactions :many
 select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);

@@ -5,7 +5,7 @@
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
@@ -16,7 +16,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
        coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
@@ -27,7 +27,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
        true as holder_alive, false as answer_under_way
   from settlement s
  where ($1::text is null or s.tenant_id = $1::text)
@@ -62,10 +62,10 @@ with offered as (
     select * from unnest(
         $7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
         $16::bytea[], $17::bytea[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[], $23::text[],
-        $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[]
+        $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[], $36::boolean[]
     ) as o (settlement_id, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
             signature, fingerprint, tenant_id, request_id, resource, admitted_block, idempotency_key, tx_hash,
-            tx_nonce, item_index, debit, credit, entry_asset)
+            tx_nonce, item_index, debit, credit, entry_asset, alone)
 ), reserved as (
     update relayer set next_tx_nonce = next_tx_nonce + $6::integer
      where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
@@ -74,12 +74,12 @@ with offered as (
 ), admitted as (
     insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after,
                             valid_before, signature, fingerprint, tenant_id, request_id, resource, state, moves,
-                            admitted_block, tx_hash, answer_holder, idempotency_key)
+                            admitted_block, tx_hash, answer_holder, idempotency_key, alone)
     select o.settlement_id, $1::text, o.asset, o.payer, o.auth_nonce, o.scheme, o.pay_to, o.amount_atomic::numeric,
            o.valid_after::numeric, o.valid_before::numeric, o.signature, o.fingerprint, o.tenant_id, o.request_id,
            o.resource, case when exists (select from reserved) then 'submitted' else 'queued' end,
            case when exists (select from reserved) then 1 else 0 end, o.admitted_block,
-           case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key
+           case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key, o.alone
       from offered o
     returning settlement_id
 ), moved as (
@@ -116,7 +116,7 @@ with readmitted as (
            resource = $12::text, admitted_block = $13::bigint, idempotency_key = $14::text, reason = null, tx_hash = null,
            log_index = null, block_number = null, block_hash = null, resolved_at = null, answer = null,
            answer_state = 'held', answer_holder = $2::text, answer_epoch = s.answer_epoch + 1, answer_shared = false,
-           queued_at = now()
+           queued_at = now(), alone = true
      where s.settlement_id = $1::uuid and s.state in ('withdrawn', 'failed')
        and not exists (select from slot_item i join relayer_slot r using (slot_id)
                         where i.settlement_id = s.settlement_id and r.state <> 'finalized')
@@ -138,7 +138,7 @@ select pg_notify('facilitator_queue', $1::text);
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
        true as holder_alive, false as answer_under_way
   from settlement s
  where s.network = $1::text and s.state = 'queued' and s.settlement_id <> all($3::uuid[])
@@ -195,7 +195,8 @@ with judged as (
             spend_epoch, phase, moves)
 ), resolved as (
     update settlement s
-       set state = o.to_state, moves = s.moves + 1, reason = o.reason, tx_hash = coalesce(o.tx_hash, s.tx_hash),
+       set state = o.to_state, moves = s.moves + 1, alone = s.alone or o.to_state = 'queued', reason = o.reason,
+           tx_hash = coalesce(o.tx_hash, s.tx_hash),
            log_index = o.log_index, block_number = o.block_number, block_hash = o.block_hash,
            resolved_at = case when o.to_state in ('queued', 'submitted') then null else coalesce(s.resolved_at, now()) end,
            answer = coalesce(s.answer, o.answer::jsonb),

@@ -1,0 +1,571 @@
+"""Gets admitted payments onto the chain: choose a relayer, share transactions under load, sign, record, then send.
+
+Nothing is sent that the write-ahead did not return. One write-ahead per network is in flight at a time; whatever
+arrived meanwhile forms the next group, so that commits are shared under load and immediate when idle.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from facilitator.clock import Clock
+from facilitator.domain.batching import SINGLE_GAS, Batch, BurnGuard, Candidate, Limits, plan, without
+from facilitator.domain.fees import Fees
+from facilitator.domain.identity import key_of
+from facilitator.domain.states import State
+from facilitator.errors import ChainFault, OverloadFault, StoreFault
+from facilitator.metrics import QUEUE_DEPTH, QUEUE_LIMIT, STAGE_SECONDS
+from facilitator.protocol.messages import Authorization
+from facilitator.protocol.reasons import Refusal
+from facilitator.schemes.scheme import Registry
+from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.relayer import Account, Composer
+from facilitator.settlement.resolver import Resolver
+from facilitator.settlement.settings import Settings
+from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
+from facilitator.settlement.tasks import Background
+from facilitator.settlement.verification import Judged, Verifier
+from facilitator.settlement.watcher import Watcher
+from facilitator.store import relayers, settlements
+from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
+from facilitator.store.settlements import Admission, OpenedSlot, Settlement, SignedSlot
+from facilitator.units import Gas, TxHash, Wei
+
+_RECORD_S: Final = 2.0
+"""How much longer than its deadline a caller waits for a write-ahead that is under way."""
+_PUT_OFF_S: Final = 5.0
+"""How long a queued settlement that cannot be judged or claimed now lets others go first."""
+log = structlog.get_logger(__name__)
+
+
+class RefusedLateError(Exception):
+    """Nothing was recorded: the chain would refuse the payment by now."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class InDoubtFault(StoreFault):
+    """It is unknown whether a settlement was recorded: if it was, it will be sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A settlement is on record, and its admitter holds the answer slot."""
+
+    settlement_id: UUID
+    epoch: int
+    tx_hash: TxHash | None
+    """None while it is queued."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A settlement on its way into the write-ahead."""
+
+    admission: Admission
+    done: asyncio.Future[Admitted]
+    taken: bool = False
+    """It is in a write-ahead: from here on nobody can say that nothing was recorded."""
+    abandoned: bool = False
+    entered_at: float = field(default=0.0)
+
+
+class Dispatcher:
+    """One network's way out."""
+
+    def __init__(
+        self,
+        chain: ServedNetwork,
+        registry: Registry,
+        verifier: Verifier,
+        resolver: Resolver,
+        watcher: Watcher,
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+        replica_id: str,
+        background: Background,
+    ) -> None:
+        self._chain = chain
+        self._registry = registry
+        self._verifier = verifier
+        self._resolver = resolver
+        self._watcher = watcher
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._replica_id = replica_id
+        self._background = background
+        self._queue: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._claim_due = asyncio.Event()
+        self._claim_due.set()
+        self._left_queued = False
+        self._put_off: dict[UUID, float] = {}
+        self._writing = asyncio.Lock()
+        self._composer = Composer(chain, registry, settings)
+        self._guard = BurnGuard(settings.batch_max)
+        self.accounts: tuple[Account, ...] = tuple(Account(signer) for signer in chain.signers)
+        self.stopping = False
+        """Set on shutdown: no new slots."""
+        QUEUE_LIMIT.labels(chain.network).set(settings.queue_max)
+        watcher.outbid, watcher.quote, watcher.batch_burned = self.outbid, self._composer.quote, self._burned
+
+    # --- in ---
+
+    async def admit(self, admission: Admission, deadline: float) -> Admitted:
+        """Put a settlement on record, signed if a relayer is ours, else queued for whoever owns one.
+
+        Raises ConstraintViolated when the authorization or the idempotency key is taken, OverloadFault when the queue
+        is full or the deadline comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A
+        caller that goes away takes its settlement along if it is not recorded yet, else its answer slot is freed.
+        """
+        if self.stopping:
+            raise _draining()
+        if len(self._queue) >= self._settings.queue_max:
+            raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again")
+        waiting = _Waiting(admission, asyncio.get_running_loop().create_future(), entered_at=self._clock.monotonic())
+        self._queue.append(waiting)
+        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+        self._wake.set()
+        try:
+            if await self._done_by(waiting, deadline) or (waiting.taken and await self._done_by(waiting, deadline + _RECORD_S)):
+                return waiting.done.result()
+        except asyncio.CancelledError:
+            waiting.abandoned = True
+            if waiting.done.done() and not waiting.done.cancelled() and waiting.done.exception() is None:
+                self._free(waiting.done.result())
+            raise
+        waiting.abandoned = True
+        if waiting.taken:
+            raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
+        raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again")
+
+    async def _done_by(self, waiting: _Waiting, deadline: float) -> bool:
+        """Wait for the write-ahead until the deadline."""
+        await asyncio.wait([waiting.done], timeout=max(0.0, deadline - self._clock.monotonic()))
+        return waiting.done.done()
+
+    def stop(self) -> None:
+        """No new slots; whoever waits for one is told so: nothing was signed for it."""
+        self.stopping = True
+        while self._queue:
+            _fail(self._queue.popleft(), _draining())
+
+    def claim_soon(self) -> None:
+        """Look at the queue in Postgres: something was put there."""
+        self._claim_due.set()
+
+    def watches(self, settlement_id: UUID) -> bool:
+        """Does this process find out about this settlement by itself?"""
+        return self._watcher.watches(settlement_id)
+
+    def _free(self, admitted: Admitted) -> None:
+        self._background.start("free_answer", _free(self._db, self._clock, self._replica_id, admitted.settlement_id, admitted.epoch))
+
+    # --- out ---
+
+    async def run(self) -> None:
+        """Dispatch what arrives."""
+        while True:
+            await _set_within(self._wake, self._settings.queue_poll_s)
+            if self._queue and self._settings.linger_ms:
+                await self._clock.sleep(self._settings.linger_ms / 1000)
+            while self._queue and not self.stopping:
+                async with self._writing:
+                    if not await self._dispatch_group():
+                        break
+
+    async def run_queue(self) -> None:
+        """Look at the queue in Postgres when told, when there is room again, and every `queue_poll_s`.
+
+        A loop of its own, for it asks the chain: what arrives here does not wait for that.
+        """
+        while True:
+            await _set_within(self._claim_due, self._settings.queue_poll_s)
+            if not self.stopping:
+                await self._dispatch_queued()
+
+    async def wake_when_freed(self) -> None:
+        """A loop of its own: room in a relayer is a reason to look again."""
+        while True:
+            await self._watcher.slot_freed.wait()
+            self._watcher.slot_freed.clear()
+            self._wake.set()
+            if self._left_queued or self._watcher.requeued.is_set():
+                self._watcher.requeued.clear()
+                self._claim_due.set()
+
+    def _room(self, account: Account) -> int:
+        """Slots this account may open now; 0 when its lease is not to be trusted any more, or its money would not do.
+
+        Up to `slots_soft` the builder takes them in the next block; from there to `slots_max` is room for a burst.
+        """
+        if not account.ready or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
+            return 0
+        if self._chain.head.newest is None or self._spare_wei(account) < SINGLE_GAS * self._composer.quote().max_fee_wei:
+            return 0
+        taken = self._watcher.open_slots(account.address)
+        return (self._settings.slots_soft if taken < self._settings.slots_soft else self._settings.slots_max) - taken
+
+    def _spare_wei(self, account: Account) -> int:
+        """Gas money that no open slot may need, above the reserve."""
+        if account.balance_wei is None:
+            return 0
+        return account.balance_wei - self._watcher.reserved_wei(account.address) - self._settings.relayer_reserve_wei
+
+    def _choose(self) -> tuple[Account | None, int]:
+        """The account with the most room. (None, 0) when no relayer is ours: then settlements are queued for others."""
+        ready = [account for account in self.accounts if account.ready]
+        if not ready:
+            return None, 0
+        rooms = [(self._watcher.open_slots(account.address) < self._settings.slots_soft, self._room(account)) for account in ready]
+        best = max(range(len(ready)), key=lambda index: (rooms[index][1] > 0, *rooms[index]))
+        return ready[best], rooms[best][1]
+
+    def _limits(self) -> Limits:
+        """What bounds a batch now."""
+        together = self._settings.batching == "adaptive" and self._chain.evm.multicall
+        batch_max = self._guard.limit(self._clock.monotonic()) if together else 1
+        return Limits(batch_min=self._settings.batch_min, batch_max=batch_max, life_min_s=self._settings.batch_life_min_s)
+
+    def _plan(self, payments: Sequence[tuple[UUID, Authorization, bool]], account: Account, room: int) -> tuple[Batch[UUID], ...]:
+        """Cut payments into transactions that the account has room and money for."""
+        head = self._chain.head.newest
+        assert head is not None
+        candidates = [
+            Candidate(id=identity, payer=authorization.payer, alone=alone, life_s=authorization.valid_before - head.timestamp)
+            for identity, authorization, alone in payments
+        ]
+        batches = plan(candidates, room, self._limits())
+        spare_wei, max_fee_wei = self._spare_wei(account), self._composer.quote().max_fee_wei
+        while batches and sum(batch.gas for batch in batches) * max_fee_wei > spare_wei:
+            batches = batches[:-1]
+        return batches
+
+    async def _payable_together(
+        self, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
+    ) -> tuple[list[Batch[UUID]], list[UUID]]:
+        """Simulate what shares a transaction, all in one call and in order, so that a payer's running balance counts.
+
+        Returns the batches without the payments that would fail, and those payments. Raises ChainFault.
+        """
+        shared = [identity for batch in batches if batch.kind == "batch" for identity in batch.ids]
+        if not shared:
+            return list(batches), []
+        calls = [self._composer.payment(authorizations[identity]) for identity in shared]
+        facts = await self._chain.evm.answer(calls, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+        self._chain.head.observe(facts.head)
+        failing = {identity for identity, reply in zip(shared, facts.replies, strict=True) if not reply.ok}
+        return without(batches, failing), [identity for identity in shared if identity in failing]
+
+    async def _dispatch_group(self) -> bool:
+        """Record and send one group. False: no room, or nothing to do."""
+        account, room = self._choose()
+        if account is not None and self._left_queued:
+            room -= 1  # for those who wait in Postgres
+        if account is not None and room <= 0:
+            return False
+        size = min(self._settings.group_max, room * self._limits().items_max) if account else self._settings.group_max
+        group: list[_Waiting] = []
+        while self._queue and len(group) < size:
+            waiting = self._queue.popleft()
+            if not waiting.abandoned:
+                waiting.taken = True
+                group.append(waiting)
+        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+        try:
+            if account is not None and group:
+                return await self._dispatch_planned(account, room, group)
+            if group:
+                await self._record(None, group, [])
+        except BaseException as error:
+            for waiting in group:
+                _fail(waiting, error if isinstance(error, Exception) else InDoubtFault("in_doubt", "stopped while recording"))
+            raise
+        return True
+
+    async def _dispatch_planned(self, account: Account, room: int, group: Sequence[_Waiting]) -> bool:
+        """Plan, simulate what is shared, record. What found no room goes back to the head of the queue."""
+        by_id = {waiting.admission.settlement_id: waiting for waiting in group}
+        authorizations = {identity: waiting.admission.authorization for identity, waiting in by_id.items()}
+        payments = [(identity, authorizations[identity], waiting.admission.alone) for identity, waiting in by_id.items()]
+        batches: Sequence[Batch[UUID]] = self._plan(payments, account, room)
+        planned = {identity for batch in batches for identity in batch.ids}
+        self._put_back([waiting for identity, waiting in by_id.items() if identity not in planned])
+        try:
+            batches, failing = await self._payable_together(batches, authorizations)
+        except ChainFault as fault:
+            for identity in planned:
+                _fail(by_id[identity], fault)
+            return True
+        for identity in failing:
+            self._background.start("judge_alone", self._judge_alone(by_id[identity]))
+        if batches:
+            await self._record(account, [by_id[identity] for batch in batches for identity in batch.ids], batches)
+        return bool(planned)
+
+    def _put_back(self, left: Sequence[_Waiting]) -> None:
+        """To the head of the queue, in their order."""
+        for waiting in reversed(left):
+            waiting.taken = False
+            self._queue.appendleft(waiting)
+        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+
+    async def _judge_alone(self, waiting: _Waiting) -> None:
+        """It failed among others: judge it afresh, and let it go alone if it would pay."""
+        authorization = waiting.admission.authorization
+        scheme = self._registry.find(authorization.scheme)
+        assert scheme is not None
+        judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
+        try:
+            refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+        except ChainFault as fault:
+            _fail(waiting, fault)
+            return
+        if refusal is not None:
+            _fail(waiting, RefusedLateError(refusal))
+        elif waiting.admission.alone or self.stopping:
+            _fail(waiting, _draining() if self.stopping else OverloadFault("not_sent", "the simulations disagree; ask again"))
+        else:
+            waiting.admission = replace(waiting.admission, alone=True)
+            self._put_back([waiting])
+            self._wake.set()
+
+    async def _record(self, account: Account | None, group: Sequence[_Waiting], batches: Sequence[Batch[UUID]]) -> None:
+        """Sign and write ahead. A group that cannot be stored is taken one by one, so that only the guilty one hears it."""
+        started = self._clock.monotonic()
+        group = sorted(group, key=lambda waiting: key_of(waiting.admission.authorization))  # replicas that wait for each other: one order
+        admissions = [waiting.admission for waiting in group]
+        authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
+        slots = await self._composer.sign(account, batches, authorizations) if account else []
+        try:
+            opened = await settlements.write_ahead(
+                self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
+            )
+        except ConstraintViolated as violated:
+            await self._record_singly(group, violated)
+            return
+        except StoreFault as fault:
+            if fault.kind == ROLLED_BACK:
+                await self._record_singly(group, fault)
+                return
+            if fault.kind != NOT_REACHED and account is not None:
+                account.lose()  # it is unknown whether its tx_nonces were taken: adopt it afresh
+            told = fault if fault.kind == NOT_REACHED else InDoubtFault("in_doubt", str(fault))
+            for waiting in group:
+                _fail(waiting, told)
+                self._free(Admitted(settlement_id=waiting.admission.settlement_id, epoch=1, tx_hash=None))  # should it be on record
+            return
+        STAGE_SECONDS.labels("record").observe(self._clock.monotonic() - started)
+        if account is not None and opened:
+            account.next_tx_nonce += len(slots)
+            self._launch(account, slots, opened, {admission.settlement_id: item_of(admission) for admission in admissions})
+        else:
+            if account is not None:
+                self._lease_lost(account)
+            self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
+        self._tell(group, slots if opened else [])
+
+    async def _record_singly(self, group: Sequence[_Waiting], error: Exception) -> None:
+        """Nothing was stored: one write-ahead each; the only one hears why. What finds no room goes back to the head of the queue."""
+        if len(group) == 1:
+            _fail(group[0], error)
+            return
+        for waiting in group:
+            account, room = self._choose()
+            if self.stopping:
+                _fail(waiting, _draining())
+            elif account is not None and room <= 0:
+                waiting.taken = False
+                self._queue.appendleft(waiting)
+            else:
+                await self._record(account, [waiting], [Batch((waiting.admission.settlement_id,))])
+
+    def _tell(self, group: Sequence[_Waiting], slots: Sequence[SignedSlot]) -> None:
+        """Tell the callers that they are on record; a caller who is gone gives its answer slot back."""
+        hash_of = {settlement_id: slot.tx_hash for slot in slots for settlement_id in slot.settlement_ids}
+        for waiting in group:
+            settlement_id = waiting.admission.settlement_id
+            admitted = Admitted(settlement_id=settlement_id, epoch=1, tx_hash=hash_of.get(settlement_id))
+            STAGE_SECONDS.labels("admission").observe(self._clock.monotonic() - waiting.entered_at)
+            if waiting.abandoned:
+                self._free(admitted)
+            elif not waiting.done.done():
+                waiting.done.set_result(admitted)
+
+    def _lease_lost(self, account: Account) -> None:
+        log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
+        account.lose()
+
+    def _launch(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], items: dict[UUID, Item]) -> None:
+        """What is on record may be watched and sent."""
+        id_of = {slot.tx_nonce: slot.slot_id for slot in opened}
+        for slot in slots:
+            watched = OpenSlot(
+                slot_id=id_of[slot.tx_nonce],
+                relayer=account.address,
+                tx_nonce=slot.tx_nonce,
+                attempts=[Attempt(tx_hash=slot.tx_hash, raw=slot.raw, fees=Fees(Wei(slot.max_fee_wei), Wei(slot.max_priority_fee_wei)))],
+                kind=slot.kind,
+                gas=Gas(slot.gas),
+                items=tuple(items[settlement_id] for settlement_id in slot.settlement_ids),
+                opened_at=self._clock.monotonic(),
+            )
+            self._watcher.add(watched)
+            self._background.start("send", self._watcher.send(watched, fresh=True))
+
+    # --- what is not mined ---
+
+    async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> None:
+        """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature."""
+        account = next((account for account in self.accounts if account.address == slot.relayer), None)
+        if account is None or account.lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
+            return
+        signed, gas = await self._composer.sign_again(account, slot, fees, noop=noop)
+        attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees)
+        number, purpose = len(slot.attempts), "noop" if noop else "bump"
+        if not await relayers.record_attempt(
+            self._db, account.lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees
+        ):
+            return
+        slot.attempts.append(attempt)
+        log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)
+        await self._watcher.send(slot, fresh=True)
+
+    def _burned(self) -> None:
+        """A batch ate its gas: the next ones are smaller, should it happen again soon."""
+        self._guard.burned(self._clock.monotonic())
+
+    # --- the queue in Postgres ---
+
+    async def _dispatch_queued(self) -> None:
+        """Take what others queued: judge it afresh, then claim, sign and record in one transaction, then send."""
+        account, room = self._choose()
+        self._left_queued = account is not None and room <= 0
+        if account is None or room <= 0:
+            return
+        now = self._clock.monotonic()
+        self._put_off = {settlement_id: until for settlement_id, until in self._put_off.items() if until > now}
+        size = min(room * self._limits().items_max, self._settings.group_max)
+        queued = await settlements.list_queued(self._db, self._chain.network, size, list(self._put_off))
+        verdicts = await asyncio.gather(*(self._still_payable(record) for record in queued))
+        payable = [record for record, verdict in zip(queued, verdicts, strict=True) if verdict]
+        if payable:
+            async with self._writing:
+                await self._claim(payable)
+        if len(queued) >= size:
+            self._claim_due.set()
+
+    async def _claim(self, payable: Sequence[Settlement]) -> None:
+        """Claim, sign, record, send. Settlements that cannot be stored together are taken one by one."""
+        account, room = self._choose()
+        if account is None or account.lease is None or room <= 0:
+            self._left_queued = account is not None
+            return
+        by_id = {record.settlement_id: record for record in payable}
+        authorizations = {identity: record.authorization for identity, record in by_id.items()}
+        payments = [(identity, authorizations[identity], record.alone) for identity, record in by_id.items()]
+        batches, failing = await self._payable_together(self._plan(payments, account, room), authorizations)
+        for identity in failing:
+            self._let_others_go_first(by_id[identity])
+        planned = [by_id[identity] for batch in batches for identity in batch.ids]
+        try:
+            async with self._db.transaction() as session:
+                claimed = await settlements.claim_queued(session, planned) if planned else set()
+                kept = without(batches, {record.settlement_id for record in planned} - claimed)
+                if not kept:
+                    return
+                slots = await self._composer.sign(account, kept, authorizations)
+                opened = await settlements.dispatch_claimed(session, account.lease, slots)
+                if not opened:
+                    raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)
+        except _LeaseLostError:
+            self._lease_lost(account)
+        except ConstraintViolated as violated:
+            await self._claim_singly(planned, violated)
+        except StoreFault as fault:
+            if fault.kind not in {NOT_REACHED, ROLLED_BACK}:
+                account.lose()
+            raise
+        else:
+            account.next_tx_nonce += len(slots)
+            self._launch(account, slots, opened, {record.settlement_id: item_of(record) for record in planned})
+
+    async def _claim_singly(self, payable: Sequence[Settlement], violated: ConstraintViolated) -> None:
+        """Nothing was stored: each alone; the guilty one lets the others go first."""
+        if len(payable) == 1:
+            log.error("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
+            self._let_others_go_first(payable[0])
+            return
+        for record in payable:
+            await self._claim([record])
+
+    def _let_others_go_first(self, record: Settlement) -> None:
+        self._put_off[record.settlement_id] = self._clock.monotonic() + _PUT_OFF_S
+
+    async def _still_payable(self, record: Settlement) -> bool:
+        """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts.
+
+        One that the chain does not tell about keeps nobody else from being paid.
+        """
+        scheme = self._registry.find(record.scheme)
+        assert scheme is not None
+        judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain)
+        item = item_of(record)
+        try:
+            refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+            if refusal is None:
+                return True
+            ruling = await self._resolver.rule(item, None)
+        except ChainFault as fault:
+            log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
+            ruling = NoRuling.UNTOLD
+        if not isinstance(ruling, Ruling):
+            self._let_others_go_first(record)
+            return False
+        outcome = self._watcher.outcome(item, State.QUEUED, ruling, record.moves)
+        await self._watcher.commit([outcome], [], [], {record.settlement_id: (item, ruling, self._clock.monotonic())})
+        return False
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the event, that long at most, and clear it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()
+
+
+class _LeaseLostError(Exception):
+    """Rolls the claim back."""
+
+
+def _draining() -> OverloadFault:
+    return OverloadFault("draining", "this replica is stopping and has signed nothing for this payment; ask again")
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.done.done():
+        waiting.done.set_exception(error)
+        if waiting.abandoned:
+            waiting.done.exception()  # marks it as heard: nobody is left
+
+
+async def _free(db: Db, clock: Clock, replica_id: str, settlement_id: UUID, epoch: int) -> None:
+    """Free an answer slot whose caller is gone; tried again until Postgres has it."""
+    while True:
+        try:
+            await settlements.free_answer(db, settlement_id, replica_id, epoch)
+            return
+        except StoreFault:
+            await clock.sleep(1.0)

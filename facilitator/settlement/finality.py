@@ -1,0 +1,82 @@
+"""Holds included work against the canonical chain until it is final, and opens again what a reorganisation took away."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from facilitator.clock import Clock
+from facilitator.errors import ChainFault
+from facilitator.metrics import INCIDENTS
+from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.settings import Settings
+from facilitator.store import settlements
+from facilitator.store.db import Db
+from facilitator.store.settlements import Block
+
+_RPC_S: Final = 5.0
+"""Deadline of one look at the chain."""
+_FAULTS_MAX: Final = 3
+"""Blocks that could not be read before the comparison with the canonical chain is left for the next time."""
+
+log = structlog.get_logger(__name__)
+
+
+class Finality:
+    """One network's way from included to finalized."""
+
+    def __init__(self, chain: ServedNetwork, db: Db, clock: Clock, settings: Settings) -> None:
+        self._chain = chain
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Hold included blocks against the chain's safe and finalized ones, every `finality_poll_s`."""
+        while True:
+            await self.check()
+            await self._clock.sleep(self._settings.finality_poll_s)
+
+    async def check(self) -> None:
+        """Finalize what is final; open again what a reorganisation took away."""
+        head = await self._chain.evm.head(self._deadline())
+        self._chain.head.observe(head)
+        blocks = await settlements.unfinal_blocks(self._db, self._chain.network, head.number)
+        if not blocks:
+            return
+        try:
+            finalized = (await self._chain.evm.block_at("finalized", self._deadline())).number
+        except ChainFault as fault:
+            if fault.kind != "no_block":
+                raise
+            finalized = -1
+        final, gone = await self._compare(blocks, finalized)
+        if final:
+            await settlements.finalize(self._db, self._chain.network, final)
+        if gone:
+            reopened = await settlements.reopen(self._db, self._chain.network, gone)
+            INCIDENTS.labels("reorganised").inc(len(reopened))
+            log.error("block.reorganised", blocks=[block.block_number for block in gone], settlements=len(reopened))
+
+    async def _compare(self, blocks: Sequence[Block], finalized: int) -> tuple[list[Block], list[Block]]:
+        """Which of the blocks are final, and which left the canonical chain. What is known of some does not wait for others."""
+        final: list[Block] = []
+        gone: list[Block] = []
+        faults = 0
+        for block in sorted(blocks, key=lambda block: block.block_number):
+            try:
+                canonical = await self._chain.evm.block(block.block_number, self._deadline())
+            except ChainFault as fault:
+                log.warning("block.unknown", block_number=block.block_number, kind=fault.kind, fault=str(fault))
+                faults += 1
+                if faults >= _FAULTS_MAX:
+                    break
+                continue
+            if canonical is not None and canonical.block_hash != block.block_hash:
+                gone.append(block)
+            elif canonical is not None and block.block_number <= finalized:
+                final.append(block)
+        return final, gone
+
+    def _deadline(self) -> float:
+        return self._chain.evm.deadline_in(_RPC_S)
