@@ -281,7 +281,13 @@ def _bad_networks(config: Config) -> Iterator[str]:
 
 def _bad_bounds(config: Config) -> Iterator[str]:
     """Times and bounds are positive, whatever package they belong to."""
-    may_be_zero = {"server.drain_delay_s", "settlement.priority_fee_wei", "settlement.max_fee_floor_wei"}
+    may_be_zero = {
+        "server.drain_delay_s",
+        "settlement.priority_fee_wei",
+        "settlement.max_fee_floor_wei",
+        "settlement.linger_ms",
+        "settlement.relayer_reserve_wei",
+    }
     for path, value in _numbers("", config):
         if value < 0 or (value == 0 and path not in may_be_zero and not path.endswith("decimals")):
             yield f"{path} = {value} must be above zero"
