@@ -36,7 +36,7 @@ _SCALARS: Final = {
     bool: "true or false",
     str: "text",
 }
-_UNITS: Final = (("_per_s", "per second"), ("_s", "seconds"), ("_wei", "wei"), ("bytes_max", "bytes"))
+_UNITS: Final = (("_per_s", "per second"), ("_ms", "milliseconds"), ("_s", "seconds"), ("_wei", "wei"), ("bytes_max", "bytes"))
 
 _MEANINGS: Final = {
     "log.level": "Least important lines that are written.",
