@@ -29,7 +29,7 @@ from facilitator.units import Address, Network, Wei
 
 NETWORK = Network("eip155:84532")
 USDC = Token(network=NETWORK, address=Address(BASE_SEPOLIA_USDC.lower()), name="USDC", version="2", decimals=6)
-FAST = {"lease_ttl_s": 2.0, "lease_renew_s": 0.3, "lease_trust_s": 1.5, "poll_s": 0.05, "queue_poll_s": 0.2}
+FAST = {"lease_ttl_s": 2.0, "lease_renew_s": 0.3, "lease_trust_s": 1.5, "poll_s": 0.05, "queue_poll_s": 0.2, "answer_doubt_s": 1.0}
 
 
 class Rig:

@@ -72,11 +72,9 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     assert reason(answer) is None
     assert await writes(rig) - before == 2
     new_block = ("eth_getBlockByNumber",)  # asked once for all payments in flight
-    assert [calls for calls in counter.rpc if calls != new_block] == [
-        ("eth_getBlockByNumber", "eth_getCode", "eth_call"),
-        ("eth_sendRawTransaction",),
-        ("eth_getTransactionReceipt",),
-    ]
+    own = [calls for calls in counter.rpc if calls != new_block]
+    assert own[:2] == [("eth_getBlockByNumber", "eth_getCode", "eth_call"), ("eth_sendRawTransaction",)]
+    assert set(own[2:]) == {("eth_getTransactionReceipt",)}
     assert counter.sql == ["own_record", "write_ahead", "resolve"]
 
 
