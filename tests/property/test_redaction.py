@@ -1,0 +1,41 @@
+"""Redaction looks for each secret only where one can be: that must change no text."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facilitator import telemetry
+from facilitator.telemetry import REDACTED, redact_text
+
+PIECES = (
+    *("fk_", "fk_abcdefghijkl_", "FK_abcdefghijkl_x", "s" * 43, "://", "https://", "wss://user:", "@", "/", "?key=", "rpc.example"),
+    *(
+        "bearer",
+        "Bearer ",
+        "BASIC  ",
+        "dXNlcjpwYXNz",
+        " ",
+        "\t",
+        "\u00a0",
+        "\n",
+        ".",
+        "_",
+        "-",
+        "'",
+        '"',
+        "0x",
+        "ab" * 32,
+        "5b" * 32,
+        "f",
+        "g",
+    ),
+)
+texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=12).map("".join)
+
+
+@given(texts)
+def test_a_text_is_redacted_as_by_all_patterns_one_after_the_other(text: str) -> None:
+    redacted = telemetry._OUR_KEY.sub(r"fk_\1_" + REDACTED, text)
+    redacted = telemetry._URL.sub(telemetry._shorten_url, redacted)
+    redacted = telemetry._BEARER.sub(rf"\1 {REDACTED}", redacted)
+    redacted = telemetry._LONG_HEX.sub(REDACTED, redacted)
+    assert redact_text(text) == redacted
