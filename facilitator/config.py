@@ -130,7 +130,7 @@ KNOWN_TOKENS: Final = (
     _usdc(42161, "0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin"),
     _usdc(421614, "0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USDC"),
 )
-"""Circle's native USDC with its EIP-712 domain (x402-protocol §2.7). The chain is asked at start-up whether it agrees."""
+"""Circle's native USDC with its EIP-712 domain. The chain is asked at start-up whether it agrees."""
 
 
 # ---- loading

@@ -52,7 +52,7 @@ def parse_bytes32(text: str) -> str:
 def parse_uint256(text: str) -> int:
     """Read a canonical ASCII decimal below 2**256: no sign, no leading zero, no exponent, no space.
 
-    Raises ValueError that says what was expected. (design.md decision 12)
+    Raises ValueError that says what was expected. (docs/architecture.md decision 12)
     """
     if not _DECIMAL.fullmatch(text):
         raise ValueError("expected a decimal integer without sign or leading zero")

@@ -1,7 +1,7 @@
 """Who asks, and may they? API keys to tenant and scope, from memory; the rate of one key's requests.
 
 Known keys are read again in the background, so a request costs no query and a revoked key ends within `refresh_s`.
-When the store is away they are believed for `stale_max_s` after the last contact, and not longer (design.md decision 9).
+When the store is away they are believed for `stale_max_s` after the last contact, and not longer (docs/architecture.md decision 9).
 A key must never be logged, not even a wrong one: its id may be.
 """
 

@@ -1,6 +1,6 @@
 """Did an answer reach the caller's machine? Its TCP acknowledges every byte, or the answer counts as undelivered.
 
-One payment has one delivered success (design.md decision 5), so the slot of an answer that nobody received is given to
+One payment has one delivered success (docs/architecture.md decision 5), so the slot of an answer that nobody received is given to
 the next caller. Linux tells how many bytes of a connection were acknowledged (`TCP_INFO`); that covers a closed
 connection, a caller that stopped reading and one that vanished without a FIN. Elsewhere only the transport's state is
 looked at: a connection that was lost with bytes unsent. It must never hold back the answer or the next request.

@@ -78,7 +78,7 @@ class AccessSettings:
     refresh_s: float = 5.0
     """How often known keys are read again: a revoked key works at most this much longer."""
     stale_max_s: float = 60.0
-    """How long known keys are believed after the last contact with the store (design.md decision 9)."""
+    """How long known keys are believed after the last contact with the store (docs/architecture.md decision 9)."""
     keys_max: int = 10_000
     """Keys kept in memory; the one unused for longest goes first."""
     unknown_ttl_s: float = 2.0

@@ -59,7 +59,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A transaction is in a block. Its success proves no payment: only its logs do (design.md decision 4)."""
+    """A transaction is in a block. Its success proves no payment: only its logs do (docs/architecture.md decision 4)."""
 
     tx_hash: TxHash
     succeeded: bool

@@ -332,7 +332,7 @@ class PaymentTerms(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentProof:
-    """The payment happened: AuthorizationUsed with its matching Transfer right behind (design.md decision 4)."""
+    """The payment happened: AuthorizationUsed with its matching Transfer right behind (docs/architecture.md decision 4)."""
 
     log: Log
     """The AuthorizationUsed log: its transaction hash and log index are the proof."""

@@ -63,7 +63,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Now:
-    """The time a payment is judged at (design.md decision 8)."""
+    """The time a payment is judged at (docs/architecture.md decision 8)."""
 
     head: UnixSeconds
     """Timestamp of the newest block."""

@@ -1,4 +1,4 @@
-"""Which payment is this? The identity of an authorization and the fingerprint of its terms (design.md decisions 1, 5)."""
+"""Which payment is this? The identity of an authorization and the fingerprint of its terms (docs/architecture.md decision 1, 5)."""
 
 import hashlib
 from dataclasses import dataclass

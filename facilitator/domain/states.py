@@ -1,7 +1,7 @@
 """The life of a settlement: which states there are, and which moves are allowed.
 
 The table is the law. The SQL `CHECK` on `settlement.state` and the diagram in `docs/states.md` are tested against it.
-Only chain facts end a settlement; a state never changes because an RPC call failed (design.md decisions 3 and 4).
+Only chain facts end a settlement; a state never changes because an RPC call failed (docs/architecture.md decision 3 and 4).
 """
 
 from collections.abc import Mapping

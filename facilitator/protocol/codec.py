@@ -3,7 +3,7 @@
 A request becomes a `Payment`, a `Malformed` (the bytes are no request: HTTP 400, 413 or 415) or a `Refused` (a
 well-formed request that we cannot serve: HTTP 200 with a code). Nothing here raises for what a stranger sent, and
 nothing lets a value through in two readings: duplicate keys, NaN, lone surrogates, NUL, other digits than ASCII's and
-lenient numbers are refused (design decision 12). It must never judge a payment: that is the scheme's.
+lenient numbers are refused (docs/architecture.md decision 12). It must never judge a payment: that is the scheme's.
 """
 
 import base64
@@ -72,7 +72,6 @@ def decode_request(body: bytes) -> Payment | Refused | Malformed:
 
     The version is `paymentPayload.x402Version`. `payload` is the scheme's own part and is passed on unread, but for the
     rules that hold in any JSON. Unknown keys are tolerated at every level, null stands for an absent optional.
-    (x402-protocol §1.2, §2)
     """
     if len(body) > BODY_BYTES_MAX:
         return Malformed(message=f"expected at most {BODY_BYTES_MAX} bytes, got {len(body)}", fault="too_large")
@@ -83,7 +82,7 @@ def decode_request(body: bytes) -> Payment | Refused | Malformed:
 
 
 def decode_header(value: str) -> bytes | Malformed:
-    """Read a `PAYMENT-SIGNATURE` or `X-PAYMENT` header, standard base64 with its padding (x402-protocol §5.1), into bytes."""
+    """Read a `PAYMENT-SIGNATURE` or `X-PAYMENT` header, standard base64 with its padding, into bytes."""
     text = value.strip(" \t")
     if len(text) > HEADER_CHARS_MAX:
         return Malformed(message=f"expected a header of at most {HEADER_CHARS_MAX} characters, got {len(text)}", fault="too_large")
@@ -199,7 +198,7 @@ _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
 def encode_verify(result: VerifyResult, version: Version) -> bytes:
-    """Render the answer of `/verify` (x402-protocol §1.3), the same bytes for the same result."""
+    """Render the answer of `/verify`, the same bytes for the same result."""
     refusal = result.refusal
     return _ENCODER.encode(
         v2.VerifyResponse(
@@ -212,7 +211,7 @@ def encode_verify(result: VerifyResult, version: Version) -> bytes:
 
 
 def encode_settle(result: SettleResult, version: Version, wire_network: str) -> bytes:
-    """Render the answer of `/settle` (x402-protocol §1.3), the same bytes for the same result.
+    """Render the answer of `/settle`, the same bytes for the same result.
 
     A success and a `settlement_pending` carry the hash: without one they would be a claim that nobody can check, so
     that is a bug (AssertionError).
@@ -237,7 +236,7 @@ def encode_settle(result: SettleResult, version: Version, wire_network: str) -> 
 
 
 def encode_supported(supported: Supported) -> bytes:
-    """Render the answer of `/supported` (x402-protocol §1.3): each kind for v2, then again for v1 where v1 can name its network."""
+    """Render the answer of `/supported`: each kind for v2, then again for v1 where v1 can name its network."""
     kinds = [_kind_of(kind, 2, v2.render_network(kind.network)) for kind in supported.kinds]
     for kind in supported.kinds:
         nickname = v1.render_network(kind.network)

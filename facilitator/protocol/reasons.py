@@ -1,7 +1,7 @@
 """Why a payment is refused: one Reason per cause, in order of precedence, and its word in each protocol version.
 
 A refusal is a value, never an exception. Schemes and loops name a `Reason`; only the codecs turn it into a wire word,
-so that a rule is written once for v1 and v2. Words follow x402-protocol §3.9 and the profile in §9.
+so that a rule is written once for v1 and v2. Words follow docs/protocol.md.
 """
 
 from dataclasses import dataclass, field

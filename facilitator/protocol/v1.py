@@ -1,7 +1,7 @@
 """The wire of x402 version 1: its structs, its spelling of networks, and where in a request each thing stands.
 
 It must never judge a payment: it says where v1 puts a value, `codec` checks the value. A network without a nickname
-does not exist in v1 and is not listed for it. (x402-protocol §2.1, §2.2, §2.6)
+does not exist in v1 and is not listed for it.
 """
 
 from typing import ClassVar, Final
@@ -101,7 +101,7 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def amount(self) -> str:
-        """The seller's price: exact, although v1 calls it a maximum (design decision 7)."""
+        """The seller's price: exact, although v1 calls it a maximum (docs/architecture.md decision 7)."""
         return self.payment_requirements.max_amount_required
 
     @property

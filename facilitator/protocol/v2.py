@@ -1,7 +1,7 @@
 """The wire of x402 version 2: its structs, its spelling of networks, and where in a request each thing stands.
 
 It must never judge a payment: it says where v2 puts a value, `codec` checks the value. v1 answers with the same shapes,
-so the answers stand here only. (x402-protocol §1.3, §2.1, §2.2)
+so the answers stand here only.
 """
 
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ class VerifyResponse(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
 
 
 class Proof(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Which payment of a shared transaction this is, and where to ask about it (design decision 11)."""
+    """Which payment of a shared transaction this is, and where to ask about it (docs/architecture.md decision 11)."""
 
     log_index: int | None = None
     settlement_id: str | None = None

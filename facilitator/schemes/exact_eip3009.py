@@ -1,7 +1,7 @@
 """Scheme `exact` over EIP-3009: the payer signs TransferWithAuthorization, a relayer sends it, the token moves the amount.
 
-Rules and words follow x402-protocol §3 and the profile in its §9. It must never believe a request where configuration
-knows better: which contract is the token, and what its EIP-712 domain is (design.md decision 7). Payers with code are
+Rules and words follow docs/protocol.md. It must never believe a request where configuration
+knows better: which contract is the token, and what its EIP-712 domain is (docs/architecture.md decision 7). Payers with code are
 refused until contract signatures are judged.
 """
 
@@ -128,7 +128,7 @@ class ExactEip3009:
         return _refuse_smart_wallet(authorization, code) or refusal
 
     def check_time(self, authorization: Authorization, now: Now) -> Refusal | None:
-        """The validity window against the later of chain and wall time (design.md decision 8)."""
+        """The validity window against the later of chain and wall time (docs/architecture.md decision 8)."""
         latest = now.latest
         if authorization.valid_before < latest + TIME_MARGIN_S:
             expected = f"at least {latest + TIME_MARGIN_S} (now {latest} and {TIME_MARGIN_S} s)"

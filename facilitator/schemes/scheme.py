@@ -1,7 +1,7 @@
 """What a payment scheme is: it reads a payload, asks the chain's questions, judges, and says which call pays.
 
 The one seam between the engine and the rules of a scheme. A scheme is pure: no I/O, no clock, no log. The engine calls
-the methods in the order in which they stand here, which is the order of judgement (design.md decision 5).
+the methods in the order in which they stand here, which is the order of judgement (docs/architecture.md decision 5).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from facilitator.units import Address, Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A token that the operator serves. Configured, never believed from a request (design.md decision 7)."""
+    """A token that the operator serves. Configured, never believed from a request (docs/architecture.md decision 7)."""
 
     network: Network
     address: Address

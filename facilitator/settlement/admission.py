@@ -1,6 +1,6 @@
 """The way in for /settle: each authorization is admitted once, and its one success is told once.
 
-A caller either admits the payment and holds its answer slot, or waits behind the holder (design.md decision 5).
+A caller either admits the payment and holds its answer slot, or waits behind the holder (docs/architecture.md decision 5).
 Nothing here signs or sends; the dispatcher records and sends, the watcher finds out. A caller's disconnect frees its
 slot and changes nothing about the payment.
 """

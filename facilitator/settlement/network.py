@@ -21,7 +21,7 @@ _GAP_MAX_S: Final = 2.0
 
 
 class HeadClock:
-    """The newest block ever seen here, and the time that payments are judged at (design.md decision 8).
+    """The newest block ever seen here, and the time that payments are judged at (docs/architecture.md decision 8).
 
     A node that lags never turns the clock back. The wall clock is not believed while it runs more than
     `wall_skew_max_s` from a head that moves; an idle chain that mines on demand does not move.

@@ -1,4 +1,4 @@
-"""Would this payment settle? The order of judgement, for /verify and for admission alike (design.md decision 5).
+"""Would this payment settle? The order of judgement, for /verify and for admission alike (docs/architecture.md decision 5).
 
 Shape → static terms → signature → own record → time → chain facts → simulation. Nonce, payer and terms are public once
 used, so nobody learns anything from our record before the signature is judged.

@@ -1,6 +1,6 @@
 """Finds out what became of sent transactions, and commits it: state, entries, answer and cost together.
 
-It believes chain facts only (design.md decisions 3 and 4): the log pair in a sealed block proves a payment; a receipt's
+It believes chain facts only (docs/architecture.md decision 3 and 4): the log pair in a sealed block proves a payment; a receipt's
 status does not, an error is never an absence, and without proof a settlement stays where it is.
 """
 

@@ -34,9 +34,9 @@ class Tenant:
     shared_transactions: bool = True
     """Whether its payments may share a transaction with others'."""
     accept_external: bool = False
-    """Whether a payment executed by another sender is answered as success (design.md decision 6)."""
+    """Whether a payment executed by another sender is answered as success (docs/architecture.md decision 6)."""
     trust_payment_identifier: bool = False
-    """Whether the buyer's `payment-identifier` may stand for an Idempotency-Key (design.md decision 5)."""
+    """Whether the buyer's `payment-identifier` may stand for an Idempotency-Key (docs/architecture.md decision 5)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ asked_payments = st.builds(
 
 
 def spell_v1(asked: Asked, *, extra_as_text: bool) -> Tree:
-    """An encoder of our own for v1, written from x402-protocol §2 and sharing nothing with the codec."""
+    """An encoder of our own for v1, written from docs/protocol.md and sharing nothing with the codec."""
     return {
         "x402Version": 1,
         "paymentPayload": {"x402Version": 1, "scheme": asked.scheme, "network": asked.nickname, "payload": asked.payload},

@@ -1,4 +1,4 @@
-"""The token's and Multicall3's codecs against Appendices A and B of x402-protocol, eth-abi, and what real contracts return."""
+"""The token's and Multicall3's codecs against known-good vectors, eth-abi, and what real contracts return."""
 
 import pytest
 from eth_abi.abi import encode

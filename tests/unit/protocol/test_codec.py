@@ -1,4 +1,4 @@
-"""Requests and answers on the wire of both versions, against the examples of x402-protocol §1.3 and §2.5."""
+"""Requests and answers on the wire of both versions, against the examples of docs/protocol.md"""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Digests, spellings and recovery of payers' signatures, against Appendix A of x402-protocol."""
+"""Digests, spellings and recovery of payers' signatures, against known-good vectors."""
 
 import importlib
 import sys
