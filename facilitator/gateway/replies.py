@@ -55,11 +55,11 @@ def pending(payment: Payment, settled: Settled, retry_after_s: int) -> web.Respo
 
 
 def unavailable(fault: FacilitatorFault, *, settling: bool, retry_after_s: int) -> web.Response:
-    """502: the facilitator cannot be asked. Says whether the payment may have been made all the same."""
+    """502: the facilitator cannot be asked. Says whether this request may have made the payment all the same."""
     if settling and fault.payment_may_happen:
         error, payment, message = "settlement_unknown", "open", f"It is not known whether the payment was made. {SAME_PAYMENT}"
     else:
-        error, payment, message = "facilitator_unavailable", "not_made", f"The payment was not made. {SAME_PAYMENT}"
+        error, payment, message = "facilitator_unavailable", "untouched", f"This request did nothing with the payment. {SAME_PAYMENT}"
     return json_response(502, {"error": error, "message": message, "payment": payment}, {hdrs.RETRY_AFTER: str(retry_after_s)})
 
 
@@ -71,7 +71,7 @@ def busy(retry_after_s: int) -> web.Response:
 
 def buyer_gone() -> web.Response:
     """For the access log: nobody reads it, and nothing was charged."""
-    return json_response(503, {"error": "buyer_gone", "payment": "not_made"}, {})
+    return json_response(503, {"error": "buyer_gone", "payment": "untouched"}, {})
 
 
 def paid(whole: Whole, payment: Payment, settled: Settled) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from aiohttp import hdrs, web
+from aiohttp.http import StreamWriter
 
 from facilitator.clock import Clock
 from facilitator.gateway import replies
@@ -114,6 +115,8 @@ class Seller:
     async def withhold(self, request: web.Request, _: web.StreamResponse) -> None:
         """Before any response goes out: while a handler works for a payment, none does."""
         if request.get(_WITHHELD):
+            if isinstance(request.writer, StreamWriter):  # the error answer must not inherit what the stream had set
+                request.writer.chunked, request.writer.length = False, None
             raise RuntimeError("a paid handler must return its response, not send it: it is not paid yet")
 
     @web.middleware
