@@ -44,9 +44,7 @@ LONG_FUNCTIONS: Final[dict[str, str]] = {}
 BANNED_NAMES: Final = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "service", "base", "misc"})
 LIBRARY_EVENTS: Final = frozenset({"library.logged"})
 """Events that are not written by a call: `telemetry` gives this one to lines of libraries."""
-NEVER_RETURNED: Final = {
-    "TRANSFER_EVENT_MISMATCH": "an official word; a token that moves otherwise than authorized is AUTHORIZATION_CONFLICT here",
-}
+NEVER_RETURNED: Final[dict[str, str]] = {}
 """Reasons that no code gives, and why they are kept."""
 
 

@@ -154,7 +154,7 @@ _LOCKED: Final[Json] = {
     "401": _json("no API key, or one that is unknown, expired or revoked", "Problem"),
     "403": _json("the key lacks the scope", "Problem"),
     "429": _json("too many requests with this key", "Problem", _RETRY),
-    "503": _json("cannot serve this now; nothing was sent to the chain for it", "Problem", _RETRY),
+    "503": _json("cannot serve this now; the same payment may be sent again", "Problem", _RETRY),
 }
 _BODY: Final[Json] = {
     "400": _json("the body is no x402 request", "Problem"),

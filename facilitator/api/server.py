@@ -236,7 +236,7 @@ class Server:
         """A Fault's words name hosts and queries of ours, so callers hear its kind only."""
         if not fault.retryable:
             return HttpProblem(500, fault.kind, "the service is misconfigured; its operator finds the reason in the log")
-        message = "cannot serve this now; the same request may succeed later, and nothing was sent to the chain for it"
+        message = "cannot serve this now; send the same payment again later, never a fresh one: it is made once at most"
         return HttpProblem(503, fault.kind, message, {"Retry-After": str(self._desk.settings.retry_after_s)})
 
 

@@ -282,6 +282,9 @@ class Admitter:
                 raise InDoubtFault("in_doubt", str(fault)) from fault
             self._free_later(seat.settlement_id, epoch)
             return SettleAnswer(result=self._unfinished(request, seat))
+        except Exception:
+            self._free_later(seat.settlement_id, epoch)  # what went wrong here must not keep the truth from the next caller
+            raise
         finally:
             if seat.holder_epoch == epoch:
                 seat.holder_epoch = None
@@ -471,6 +474,7 @@ class Admitter:
 
     async def undelivered(self, ticket: Ticket) -> None:
         """The success did not reach its caller: the next one may hear it. Freed on return, unless Postgres is away."""
+        UNDELIVERED_ANSWERS.inc()
         await asyncio.wait([self._free_later(ticket.settlement_id, ticket.epoch)], timeout=_FREE_S)
 
     def delivered(self, ticket: Ticket) -> None:

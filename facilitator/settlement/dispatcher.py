@@ -129,6 +129,8 @@ class Dispatcher:
         """
         if self.stopping:
             raise _draining()
+        if self._watcher.halted():
+            raise OverloadFault("chain_halted", "no block came for a while although transactions wait; ask again")
         if len(self._queue) >= self._settings.queue_max:
             raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again")
         waiting = _Waiting(admission, asyncio.get_running_loop().create_future(), entered_at=self._clock.monotonic())

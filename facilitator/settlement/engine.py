@@ -66,6 +66,7 @@ class Engine:
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
         self._finalities: dict[Network, Finality] = {}
+        self._with_keys = tuple(chain.network for chain in networks if chain.signers)
         for chain in networks:
             resolver = Resolver(chain, registry, db)
             watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id)
@@ -87,7 +88,7 @@ class Engine:
 
     async def start(self) -> None:
         """Say that this replica lives, then start every loop. Raises StoreFault when Postgres cannot be reached."""
-        await settlements.heartbeat(self._db, self.replica_id)
+        await settlements.heartbeat(self._db, self.replica_id, self._with_keys)
         self._loops = asyncio.create_task(self._run(), name="engine")
         self._started = True
         log.info("engine.started", replica_id=self.replica_id, networks=list(self._networks))
@@ -194,7 +195,7 @@ class Engine:
 
     async def _beat(self) -> None:
         while True:
-            await settlements.heartbeat(self._db, self.replica_id)
+            await settlements.heartbeat(self._db, self.replica_id, self._with_keys)
             await self._clock.sleep(self._settings.lease_renew_s)
 
     async def _listen(self) -> None:

@@ -37,6 +37,7 @@ class HeadClock:
         self.wall_trusted = True
         self.pushed = False
         """New heads come by subscription; polling is only the safety net."""
+        HEAD_AGE_SECONDS.labels(network).set_function(self._age_s)
 
     def observe(self, head: Head, *, pushed: bool = False) -> None:
         """Take note of a head that a node answered with, or `pushed` to us."""
@@ -49,7 +50,15 @@ class HeadClock:
         if self.newest is not None:
             self._gaps.append((seen_at - self._seen_at) / (head.number - self.newest.number))
         self.newest, self._seen_at = head, seen_at
-        HEAD_AGE_SECONDS.labels(self._network).set(wall - head.timestamp)
+
+    def _age_s(self) -> float:
+        """Wall time less the newest block's timestamp, as the metric reads it."""
+        return float("nan") if self.newest is None else float(self._clock.now() - self.newest.timestamp)
+
+    @property
+    def silent_s(self) -> float:
+        """How long no new block has been seen; an idle chain that mines on demand is silent too."""
+        return self._clock.monotonic() - self._seen_at
 
     def next_block_in_s(self) -> float:
         """How long the next block should still take, by the shortest of the last gaps; 0 when it is due or unknown."""

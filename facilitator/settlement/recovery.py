@@ -5,6 +5,8 @@ for byte; every open settlement is found out about by chain facts. Only then may
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
+from math import ceil
 
 import structlog
 
@@ -52,27 +54,49 @@ class Keeper:
     async def run(self) -> None:
         """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
         while True:
-            for account in self._dispatcher.accounts:
+            share = await self._share()
+            for account in self._in_order():
                 try:
-                    await self._keep(account)
+                    await self._keep(account, share)
                 except Fault as fault:  # the other relayers' leases do not wait for this one
                     log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
             if self._clock.monotonic() >= self._balances_due:
                 self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
                 await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
-            idle = all(account.adopted for account in self._dispatcher.accounts)
-            await self._clock.sleep(self._settings.lease_renew_s if idle else min(1.0, self._settings.lease_renew_s))
+            settled = self._held() >= share and all(account.adopted for account in self._dispatcher.accounts if account.lease)
+            await self._clock.sleep(self._settings.lease_renew_s if settled else min(1.0, self._settings.lease_renew_s))
+
+    async def _share(self) -> int:
+        """How many relayers this replica should hold, so that each live one has its part."""
+        live = await relayers.live_replicas(self._db, self._chain.network, self._settings.lease_ttl_s)
+        return ceil(len(self._dispatcher.accounts) / max(1, live))
+
+    def _held(self) -> int:
+        return sum(account.lease is not None for account in self._dispatcher.accounts)
+
+    def _in_order(self) -> list[Account]:
+        """Those it holds first, then by an order of this replica's own, so that two do not reach for the same."""
+        return sorted(
+            self._dispatcher.accounts,
+            key=lambda account: (account.lease is None, sha256(f"{self._replica_id}{account.address}".encode()).digest()),
+        )
 
     async def release(self) -> None:
         """Give every lease back; open slots stay on record for the next owner."""
         for account in self._dispatcher.accounts:
-            if (lease := account.lease) is not None:
-                account.lose()
-                await relayers.release_lease(self._db, lease.network, lease.relayer, lease.owner, lease.epoch)
+            await self._give_back(account)
 
-    async def _keep(self, account: Account) -> None:
+    async def _give_back(self, account: Account) -> None:
+        """Release the lease: another replica may take it at once."""
+        if (lease := account.lease) is not None:
+            account.lose()
+            await relayers.release_lease(self._db, lease.network, lease.relayer, lease.owner, lease.epoch)
+
+    async def _keep(self, account: Account, share: int) -> None:
         network, address = self._chain.network, account.address
         asked_at = self._clock.monotonic()
+        if account.lease is None and self._held() >= share:
+            return
         if account.lease is not None:
             renewed = await relayers.renew_lease(
                 self._db, network, address, self._replica_id, account.lease.epoch, self._settings.lease_ttl_s
@@ -83,6 +107,9 @@ class Keeper:
                 self._watcher.drop_relayer(address)
                 return
             account.renewed_at = asked_at
+            if self._held() > share and not self._watcher.open_slots(address):
+                await self._give_back(account)
+                return
             account.ready = account.adopted and renewed.status == "active"
         elif not await self._take(account, asked_at):
             return

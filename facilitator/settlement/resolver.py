@@ -47,6 +47,10 @@ class Resolver:
             return refused(State.EXTERNAL, Reason.SETTLEMENT_EXTERNAL, "another sender executed this authorization", found.log)
         if isinstance(found, Canceled):
             return refused(State.CANCELLED, Reason.AUTHORIZATION_CANCELED, "the payer cancelled this authorization", found.log)
+        if isinstance(found, UsedOtherwise) and await relayers.our_transactions(self._db, [found.log.tx_hash]):
+            return refused(
+                State.CONFLICT, Reason.TRANSFER_EVENT_MISMATCH, "the token did not move the money that it was told to", found.log
+            )
         if isinstance(found, UsedOtherwise):
             return refused(State.CONFLICT, Reason.AUTHORIZATION_CONFLICT, "this nonce was used with other terms", found.log)
         used, refusal, head = await self._ask(authorization)
@@ -57,8 +61,9 @@ class Resolver:
         tx_hash = mined.tx_hash if mined else None
         reason = refusal.reason if refusal else Reason.TRANSACTION_FAILED
         message = refusal.message if refusal else f"transaction {tx_hash} was mined but did not move the money"
+        expired = mined is None and reason is Reason.EXPIRED and await self._finally_past(authorization)
         return Ruling(
-            state=State.FAILED,
+            state=State.EXPIRED if expired else State.FAILED,
             reason=reason,
             tx_hash=tx_hash,
             answer=Answer(success=False, reason=reason.name, message=message, tx_hash=tx_hash),
@@ -76,6 +81,16 @@ class Resolver:
         used = abi.read_bool(facts.replies[0].data) if facts.replies[0].ok else None
         judged = scheme.judge(authorization, Facts(head=facts.head, replies=facts.replies[1:]))
         return used, scheme.check_time(authorization, now) or judged, facts.head
+
+    async def _finally_past(self, authorization: Authorization) -> bool:
+        """Is its time over by a block that cannot be reorganised away?"""
+        try:
+            final = await self._chain.evm.block_at("finalized", self._deadline())
+        except ChainFault as fault:
+            if fault.kind != "no_block":
+                raise
+            return False
+        return final.timestamp >= authorization.valid_before
 
     async def _search(self, item: Item) -> PaymentProof | UsedOtherwise | Canceled | None:
         """Look for the authorization's own log since it was admitted; the receipt around it tells what it did.

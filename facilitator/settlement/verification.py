@@ -108,7 +108,7 @@ class Verifier:
         if state in {State.WITHDRAWN, State.FAILED}:
             return None
         same = record.tenant_id == tenant_id and record.fingerprint == fingerprint(authorization)
-        if state in {State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT} and record.answer:
+        if same and state in {State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT} and record.answer:
             return recorded_refusal(record)
         if same and record.answer_state != "spent":
             return True

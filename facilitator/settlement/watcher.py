@@ -121,6 +121,13 @@ class Watcher:
         """Does this process find out about this settlement by itself?"""
         return settlement_id in self._watched
 
+    def halted(self) -> bool:
+        """No block came for `max_head_age_s` while a transaction of ours waited as long: take no more work."""
+        patience_s = self._settings.max_head_age_s
+        if self._chain.head.silent_s <= patience_s:
+            return False
+        return any(self._clock.monotonic() - slot.opened_at > patience_s for slot in self._open.values())
+
     def open_slots(self, relayer: Address) -> int:
         """Transactions of this relayer in flight."""
         return len(self._of_relayer.get(relayer, ()))

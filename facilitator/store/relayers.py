@@ -65,6 +65,13 @@ class OpenItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """A count of replicas."""
+
+    live: int
+
+
+@dataclass(frozen=True, slots=True)
 class KnownHash:
     """A transaction hash of ours."""
 
@@ -142,6 +149,11 @@ async def record_attempt(
 async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:
     """Which of these transactions we signed."""
     return {row.tx_hash for row in await db.many(KnownHash, QUERIES["our_transactions"], list(tx_hashes))}
+
+
+async def live_replicas(db: Db, network: Network, ttl_s: float) -> int:
+    """How many replicas with relayer keys for this network live."""
+    return (await db.one(Live, QUERIES["live_replicas"], network, ttl_s)).live
 
 
 async def list_relayers(db: Db, network: Network) -> list[Relayer]:

@@ -26,7 +26,9 @@ from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.tenants import Tenant
 from facilitator.units import Address, Network, Wei
+from tests.fixtures.base_sim.fixtures import start_sim
 
+__all__ = ["start_sim"]
 NETWORK = Network("eip155:84532")
 USDC = Token(network=NETWORK, address=Address(BASE_SEPOLIA_USDC.lower()), name="USDC", version="2", decimals=6)
 FAST = {"lease_ttl_s": 2.0, "lease_renew_s": 0.3, "lease_trust_s": 1.5, "poll_s": 0.05, "queue_poll_s": 0.2, "answer_doubt_s": 1.0}
@@ -65,7 +67,9 @@ async def start_engine(
     """Start an engine: `await start_engine(deadline_s=…, relayers=[…])`; several of them share database and chain."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, rpc_url: str | None = None, relayers: list[Any] | None = None, ready: bool = True, **changes: Any) -> Rig:
+        async def start(
+            *, rpc_url: str | None = None, ws_url: str | None = None, relayers: list[Any] | None = None, ready: bool = True, **changes: Any
+        ) -> Rig:
             settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
             clock = SystemClock()
             db = await Db.connect(database_url)
@@ -78,7 +82,7 @@ async def start_engine(
             keys = relayers if relayers is not None else [await new_relayer()]
             limits = SigningLimits(chain_id=84532, max_fee_max_wei=Wei(settings.max_fee_cap_wei))
             signers = [load_signer(key.key.hex(), limits) for key in keys]
-            served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s))
+            served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url)
             registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
             engine = Engine(settings, [served], registry, db, clock)
             await engine.start()

@@ -11,6 +11,7 @@ from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, transact
+from facilitator.domain.abi import AUTHORIZATION_USED_TOPIC
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.engine import SettleAnswer
 from tests.integration.settlement.conftest import Rig, decoded
@@ -108,6 +109,16 @@ async def test_used_with_other_terms_is_a_conflict(bench: Bench) -> None:
     await bench.execute_elsewhere(other)
 
     assert reason(await bench.mine_until_done(task)) is Reason.AUTHORIZATION_CONFLICT
+    assert await bench.state() == "conflict"
+
+
+async def test_a_token_that_says_used_but_moves_nothing_is_a_transfer_event_mismatch(bench: Bench) -> None:
+    task, _, _ = await bench.start_settling()
+    # log3(AuthorizationUsed, payer, nonce) of the calldata, and no Transfer
+    says_used = f"0x60a4356004357f{AUTHORIZATION_USED_TOPIC[2:]}60006000a300"
+    await bench.call("anvil_setCode", BASE_SEPOLIA_USDC, says_used)
+
+    assert reason(await bench.mine_until_done(task)) is Reason.TRANSFER_EVENT_MISMATCH
     assert await bench.state() == "conflict"
 
 

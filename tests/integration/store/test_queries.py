@@ -34,6 +34,8 @@ ROW_OF = {
     "open_items": relayers.OpenItem,
     "open_slots": relayers.OpenSlotId,
     "our_transactions": relayers.KnownHash,
+    "live_replicas": relayers.Live,
+    "record_attempt": relayers.KnownHash,
     "claims_in_blocks": reconciliation.LedgerRow,
     "rows_of_authorizations": reconciliation.LedgerRow,
     "claimless_in_blocks": reconciliation.LedgerRow,

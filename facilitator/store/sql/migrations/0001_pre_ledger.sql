@@ -26,6 +26,7 @@ create index api_key_tenant on api_key (tenant_id);
 -- A running process. Its death, judged by database time, frees the answer slots it held.
 create table replica (
     replica_id text collate "C" primary key,
+    networks   text[] not null default '{}', -- where it has relayer keys
     started_at timestamptz not null default now(),
     seen_at    timestamptz not null default now()
 );

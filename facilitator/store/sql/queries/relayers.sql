@@ -68,5 +68,10 @@ select tx_hash from recorded;
 -- name: our_transactions :many
 select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);
 
+-- How many replicas with keys for this network said lately that they live.
+-- name: live_replicas :one
+select count(*)::integer as live from replica
+ where $1::text = any(networks) and seen_at > now() - make_interval(secs => $2::double precision);
+
 -- name: list_relayers :many
 select network, address, next_tx_nonce, status, owner, epoch from relayer where network = $1::text order by address;

@@ -290,8 +290,11 @@ update settlement set answer_shared = true
 returning answer_epoch, answer_state;
 
 -- name: heartbeat :execute
-insert into replica (replica_id) values ($1::text)
-    on conflict (replica_id) do update set seen_at = now();
+with gone as (
+    delete from replica r where r.seen_at < now() - interval '1 day' and r.replica_id <> $1::text
+)
+insert into replica (replica_id, networks) values ($1::text, $2::text[])
+    on conflict (replica_id) do update set seen_at = now(), networks = excluded.networks;
 
 -- name: retire_replica :execute
 update replica set seen_at = '-infinity' where replica_id = $1::text;
