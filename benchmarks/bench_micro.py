@@ -197,7 +197,7 @@ class Ledger:
     async def open(cls, db: Db) -> "Ledger":
         relayer = Address(dev_account("bench-micro").address.lower())
         await create_tenant(db, Tenant(tenant_id=TENANT))
-        await settlements.heartbeat(db, OWNER)
+        await settlements.heartbeat(db, OWNER, [NETWORK])
         await relayers.register(db, NETWORK, relayer, 0)
         taken = await relayers.take_lease(db, NETWORK, relayer, OWNER, 3600.0)
         assert taken is not None
