@@ -1,0 +1,185 @@
+"""Death at every I/O: a settlement is run once to count its I/O, then once for each of them and each side of it.
+
+An engine dies before an I/O happens, or after it happened and before its result is seen; another takes over on the same
+database and the same chain, and clients ask again until they have a final answer. Each run ends in the oracle. Here every point
+of one payment's and a share of the other scenes'; `FACILITATOR_SEED` says which, and `make prove` runs them all.
+"""
+
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from facilitator.devstack.accounts import dev_account
+from facilitator.devstack.buyer import Buyer, requirements
+from facilitator.devstack.stack import Anvil, Postgres
+from facilitator.devstack.token import Token
+from facilitator.protocol.messages import Payment
+from facilitator.protocol.reasons import Reason
+from tests.fixtures.crash import Io, Point, own_tasks
+from tests.fixtures.oracle import assert_ledger_is_chain
+from tests.fixtures.succession import Succession, decoded, finalized, prepare
+
+AMOUNT = 1_000
+AGAIN_MAX = 3
+"""How often a point is tried whose I/O did not come: polls come or not, as the clock has it."""
+RIVAL = dev_account("rival").address
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is settled while engines die."""
+
+    name: str
+    payments: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    early: bool = False
+    """The payment comes before its relayer is ready: by the queue in Postgres."""
+    beaten: bool = False
+    """Somebody else uses the authorization just before our transaction reaches the chain."""
+    first: Point | None = None
+    """Another engine died here before."""
+
+
+SINGLE = Scene("single")
+QUEUED = Scene("queued", early=True)
+BEATEN = Scene("beaten", beaten=True)
+RECOVERY = Scene("recovery", first=Point(Io("write_ahead", 1), "after"))
+BATCH = Scene("batch", payments=8, settings={"batch_min": 1, "linger_ms": 30})
+BATCH_RECOVERY = Scene("batch_recovery", payments=8, settings=BATCH.settings, first=RECOVERY.first)
+SCENES = {scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY)}
+
+
+@dataclass(slots=True)
+class Theatre:
+    """Where scenes are played: one chain, and a database and accounts of its own for each run."""
+
+    anvil: Anvil
+    token: Token
+    postgres: Postgres
+    template: str
+    runs: int = 0
+
+    async def play(self, scene: Scene, *fuses: Point) -> Succession:
+        """Play a scene to its end, and ask the oracle."""
+        self.runs += 1
+        number = os.getpid() * 10_000 + self.runs
+        relayer, pay_to = dev_account("crash-relayer", number), dev_account("crash-seller", number).address
+        await self.token.set_gas_money(relayer.address, 10**19)
+        payments, raw = await self._payments(scene, number, pay_to)
+        name = f"crash_{number}"
+        database_url = await self.postgres.create_database(name, self.template)
+        try:
+            await prepare(database_url)
+            succession = Succession(
+                database_url,
+                self.anvil.rpc_url,
+                relayer,
+                ([scene.first] if scene.first else []) + list(fuses),
+                settings=scene.settings,
+                wait_until_ready=not scene.early,
+                before_send=self._rival(raw[0]) if scene.beaten else None,
+            )
+
+            async def final(engine: Any) -> bool:
+                await self.anvil.node.call("anvil_mine", "0x4")
+                return await finalized(engine)
+
+            await succession.settle(payments, final)
+            await self._judge(scene, succession, database_url, pay_to)
+        finally:
+            await self.postgres.drop_database(name)
+        return succession
+
+    async def _payments(self, scene: Scene, number: int, pay_to: str) -> tuple[list[Payment], list[dict[str, Any]]]:
+        buyer = Buyer(dev_account("crash-buyer", number))
+        await self.token.mint(buyer.address, scene.payments * AMOUNT)
+        terms = requirements(2, pay_to=pay_to, amount_atomic=AMOUNT)
+        raw = [buyer.pay(2, terms) for _ in range(scene.payments)]
+        return [decoded(payment, terms) for payment in raw], raw
+
+    def _rival(self, payment: dict[str, Any]) -> Callable[[str], Awaitable[None]]:
+        """Use the authorization once, when the first transaction is about to be sent."""
+        signed, signature = payment["payload"]["authorization"], payment["payload"]["signature"]
+        numbers = [int(signed[name]) for name in ("value", "validAfter", "validBefore")]
+        arguments = [signed["from"], signed["to"], *numbers, bytes.fromhex(signed["nonce"][2:]), bytes.fromhex(signature[2:])]
+
+        async def use(_: str) -> None:
+            if not await self.token.authorization_used(signed["from"], signed["nonce"]):
+                await self.token.set_gas_money(RIVAL, 10**19)
+                await self.token.transact(
+                    RIVAL, "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)", *arguments
+                )
+
+        return use
+
+    async def _judge(self, scene: Scene, succession: Succession, database_url: str, pay_to: str) -> None:
+        """Paid once or truthfully failed, told so, nothing lost."""
+        assert len(succession.heard) == scene.payments
+        assert await self.token.balance_of(pay_to) == scene.payments * AMOUNT
+        reasons = Counter(result.refusal.reason if result.refusal else None for result in succession.heard)
+        assert set(reasons) <= ({Reason.SETTLEMENT_EXTERNAL} if scene.beaten else {None, Reason.DUPLICATE_SETTLEMENT}), reasons
+        assert all(result.tx_hash for result in succession.heard)
+        settled = 0 if scene.beaten else scene.payments
+        report = await assert_ledger_is_chain(database_url, self.anvil.rpc_url, settled=settled)
+        assert report.transfers == settled
+
+    async def points(self, scene: Scene) -> list[Point]:
+        """Every point of a scene, from a run in which nobody (else) dies."""
+        succession = await self.play(scene)
+        if scene.payments > 1:
+            assert len({result.tx_hash for result in succession.heard}) == 1, "no batch"
+        found = [Point(io, moment) for io in succession.seen for moment in ("before", "after")]
+        kinds = Counter(io.name for io in succession.seen)
+        print(f"{scene.name}: {len(found) // 2} I/Os, {len(found)} points: {dict(kinds)}")  # noqa: T201
+        return found
+
+    async def die_at(self, scene: Scene, points: list[Point]) -> None:
+        """Play the scene once for each point. Fails when one fails, after the others."""
+        started, missed, failed = time.monotonic(), [], []
+        for point in points:
+            for _ in range(AGAIN_MAX):
+                try:
+                    succession = await self.play(scene, point)
+                except Exception as error:  # noqa: BLE001 - told below, with its point
+                    failed.append(f"{point}: {type(error).__name__}: {error}")
+                    break
+                if not succession.unburnt:
+                    break
+            else:
+                missed.append(str(point))
+        print(  # noqa: T201
+            f"{scene.name}: {len(points)} points, {len(failed)} failed, {len(missed)} whose I/O did not come again {missed},"
+            f" {time.monotonic() - started:.0f} s"
+        )
+        assert failed == [], "\n".join(failed)
+        assert len(missed) <= len(points) // 10, missed
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    """Printed when a test fails, and on demand with -s."""
+    seed = int(os.environ.get("FACILITATOR_SEED") or secrets.randbelow(2**32))
+    print(f"FACILITATOR_SEED={seed}")  # noqa: T201
+    return seed
+
+
+@pytest_asyncio.fixture
+async def theatre(start_chain: Callable[..., Awaitable[Anvil]], postgres: Postgres, database_template: str) -> AsyncIterator[Theatre]:
+    anvil = await start_chain(slots_in_an_epoch=1)
+    with own_tasks():
+        yield Theatre(anvil, Token.at(anvil.rpc_url), postgres, database_template)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("single", 1), ("queued", 3), ("beaten", 3), ("recovery", 2), ("batch", 3), ("batch_recovery", 5)]
+)
+async def test_an_engine_that_dies_at_an_io_loses_and_repeats_nothing(theatre: Theatre, seed: int, name: str, share: int) -> None:
+    points = await theatre.points(SCENES[name])
+    await theatre.die_at(SCENES[name], points[seed % share :: share])
