@@ -321,19 +321,19 @@ async def measure_statements(report: Report, db: Db) -> None:
     looks = []
     for _ in range(STATEMENTS * 5):
         began = time.perf_counter()
-        await settlements.own_record(db, key_of(unknown), TENANT, None, 10.0)
+        await settlements.own_records(db, [(key_of(unknown), TENANT, None)], 10.0)
         looks.append(time.perf_counter() - began)
-    add(report, "own_record of an unknown payment", sorted(looks)[len(looks) // 2] * 1e6)
+    add(report, "own_records of an unknown payment", sorted(looks)[len(looks) // 2] * 1e6)
     began = time.perf_counter()
     count = STATEMENTS * 20
     left = iter(range(count))
 
     async def look() -> None:
         for _ in left:
-            await settlements.own_record(db, key_of(unknown), TENANT, None, 10.0)
+            await settlements.own_records(db, [(key_of(unknown), TENANT, None)], 10.0)
 
     await asyncio.gather(*(look() for _ in range(16)))
-    add(report, "own_record, 16 side by side", (time.perf_counter() - began) / count * 1e6)
+    add(report, "own_records, 16 side by side", (time.perf_counter() - began) / count * 1e6)
 
 
 async def main() -> None:

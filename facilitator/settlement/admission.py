@@ -21,6 +21,7 @@ from facilitator.protocol.messages import Authorization, Payment, SettleResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.settlement.answers import AnswerBoard, Seat
 from facilitator.settlement.dispatcher import Admitted, Dispatcher, InDoubtFault, RefusedLateError
+from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
 from facilitator.settlement.verification import Judged, Verifier, duplicate
@@ -98,6 +99,7 @@ class Admitter:
     def __init__(
         self,
         verifier: Verifier,
+        records: RecordReader,
         dispatchers: Mapping[Network, Dispatcher],
         board: AnswerBoard,
         db: Db,
@@ -107,6 +109,7 @@ class Admitter:
         background: Background,
     ) -> None:
         self._verifier = verifier
+        self._records = records
         self._dispatchers = dispatchers
         self._board = board
         self._db = db
@@ -214,9 +217,7 @@ class Admitter:
 
     async def _read_record(self, request: _Request) -> Settlement | None:
         """Our record of this authorization. Raises IdempotencyConflict when the key is bound to another payment."""
-        record, bound = await settlements.own_record(
-            self._db, key_of(request.authorization), request.tenant_id, request.idempotency_key, self._settings.lease_ttl_s
-        )
+        record, bound = await self._records.read(key_of(request.authorization), request.tenant_id, request.idempotency_key)
         if bound is not None and bound.fingerprint != request.fingerprint:
             raise IdempotencyConflict
         return record

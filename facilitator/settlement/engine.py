@@ -18,6 +18,7 @@ from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.records import RecordReader
 from facilitator.settlement.recovery import Keeper
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
@@ -61,7 +62,8 @@ class Engine:
         self._clock = clock
         self._background = Background()
         self._board = AnswerBoard(db, settings.lease_ttl_s)
-        self._verifier = Verifier(registry, self._networks, db, clock, settings)
+        records = RecordReader(db, settings.lease_ttl_s)
+        self._verifier = Verifier(registry, self._networks, records, clock, settings)
         self._watchers: dict[Network, Watcher] = {}
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
@@ -76,7 +78,9 @@ class Engine:
             self._finalities[chain.network] = Finality(chain, db, clock, settings)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id)
-        self._admitter = Admitter(self._verifier, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background)
+        self._admitter = Admitter(
+            self._verifier, records, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background
+        )
         self._loops: asyncio.Task[None] | None = None
         self._callers = 0
         self._idle = asyncio.Event()

@@ -17,9 +17,8 @@ from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry, Scheme
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
-from facilitator.store import settlements
-from facilitator.store.db import Db
 from facilitator.store.settlements import Settlement, decode_answer
 from facilitator.units import Network
 
@@ -40,13 +39,13 @@ class Verifier:
         self,
         registry: Registry,
         networks: Mapping[Network, ServedNetwork],
-        db: Db,
+        records: RecordReader,
         clock: Clock,
         settings: Settings,
     ) -> None:
         self._registry = registry
         self._networks = networks
-        self._db = db
+        self._records = records
         self._clock = clock
         self._settings = settings
 
@@ -66,7 +65,7 @@ class Verifier:
             return VerifyResult(payer=None, refusal=judged)
         authorization = judged.authorization
         try:
-            record, _ = await settlements.own_record(self._db, key_of(authorization), tenant_id, None, self._settings.lease_ttl_s)
+            record, _ = await self._records.read(key_of(authorization), tenant_id, None)
         except StoreFault:
             UNRECORDED_VERIFICATIONS.inc()
             record = None

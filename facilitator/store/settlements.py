@@ -288,29 +288,32 @@ def new_id(now_ms: int) -> UUID:
     return UUID(int=now_ms << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
 
 
-async def own_record(
-    db: Db, key: AuthKey, tenant_id: str, idempotency_key: str | None, holder_ttl_s: float
-) -> tuple[Settlement | None, Settlement | None]:
-    """What is on record for this authorization, and which settlement this tenant bound the idempotency key to."""
+async def own_records(
+    db: Db, asked: Sequence[tuple[AuthKey, str, str | None]], holder_ttl_s: float
+) -> list[tuple[Settlement | None, Settlement | None]]:
+    """For each (authorization, tenant, idempotency key): its record, and which settlement the tenant bound the key to."""
+    keys = {key for key, _, _ in asked}
+    bindings = {(tenant_id, idempotency_key) for _, tenant_id, idempotency_key in asked if idempotency_key is not None}
     rows = await db.many(
         Settlement,
-        QUERIES["own_record"],
-        key.network,
-        key.asset,
-        key.payer,
-        key.auth_nonce,
-        tenant_id,
-        idempotency_key,
+        QUERIES["own_records"],
+        [key.network for key in keys],
+        [key.asset for key in keys],
+        [key.payer for key in keys],
+        [key.auth_nonce for key in keys],
+        [tenant_id for tenant_id, _ in bindings],
+        [idempotency_key for _, idempotency_key in bindings],
         holder_ttl_s,
     )
-    by_key = next((row for row in rows if row.key == key), None)
-    bound = next((row for row in rows if idempotency_key and (row.tenant_id, row.idempotency_key) == (tenant_id, idempotency_key)), None)
-    return by_key, bound
+    by_key = {row.key: row for row in rows}
+    bound: dict[tuple[str, str | None], Settlement] = {(row.tenant_id, row.idempotency_key): row for row in rows if row.idempotency_key}
+    return [(by_key.get(key), bound.get((tenant_id, idempotency_key))) for key, tenant_id, idempotency_key in asked]
 
 
 async def find(db: Db, key: AuthKey) -> Settlement | None:
     """The settlement of this authorization."""
-    return (await own_record(db, key, "", None, 0.0))[0]
+    [(record, _)] = await own_records(db, [(key, "", None)], 0.0)
+    return record
 
 
 async def records(db: Db, settlement_ids: Sequence[UUID], holder_ttl_s: float) -> list[Settlement]:

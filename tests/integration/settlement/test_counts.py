@@ -56,7 +56,7 @@ async def test_a_verification_is_one_request_to_the_chain_and_one_query(
     assert (await rig.engine.verify(rig.caller(), payment)).refusal is None
 
     assert counter.rpc == [("eth_getBlockByNumber", "eth_getCode", "eth_call")]
-    assert counter.sql == ["own_record"]
+    assert counter.sql == ["own_records"]
 
 
 async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
@@ -75,7 +75,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     own = [calls for calls in counter.rpc if calls != new_block]
     assert own[:2] == [("eth_getBlockByNumber", "eth_getCode", "eth_call"), ("eth_sendRawTransaction",)]
     assert set(own[2:]) == {("eth_getTransactionReceipt",)}
-    assert counter.sql == ["own_record", "write_ahead", "resolve"]
+    assert counter.sql == ["own_records", "write_ahead", "resolve"]
 
 
 async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engine: StartEngine, new_buyer: NewBuyer) -> None:

@@ -7,7 +7,7 @@ from facilitator.store import reconciliation, relayers, settlements, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
-    "own_record": settlements.Settlement,
+    "own_records": settlements.Settlement,
     "records": settlements.Settlement,
     "page": settlements.Settlement,
     "list_queued": settlements.Settlement,

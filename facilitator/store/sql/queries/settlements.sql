@@ -1,16 +1,26 @@
 -- Settlements: one row per authorization that was ever admitted.
 
--- The record of this authorization, and the one this tenant bound the idempotency key to, which may be another.
--- name: own_record :many
+-- The records of these authorizations, and the ones to which tenants bound these idempotency keys.
+-- name: own_records :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
-  from settlement s left join replica r on r.replica_id = s.answer_holder
- where (s.network = $1::text and s.asset = $2::text and s.payer = $3::text and s.auth_nonce = $4::text)
-    or (s.tenant_id = $5::text and s.idempotency_key = $6::text);
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as a (network, asset, payer, auth_nonce)
+  join settlement s on s.network = a.network and s.asset = a.asset and s.payer = a.payer and s.auth_nonce = a.auth_nonce
+  left join replica r on r.replica_id = s.answer_holder
+union all
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
+       s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
+  from unnest($5::text[], $6::text[]) as a (tenant_id, idempotency_key)
+  join settlement s on s.tenant_id = a.tenant_id and s.idempotency_key = a.idempotency_key
+  left join replica r on r.replica_id = s.answer_holder;
 
 -- name: records :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
