@@ -42,8 +42,8 @@ bench: setup $(VENV)/.conformance-packages ## the benchmarks, figures as JSON li
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit; done
 
 lock: setup ## resolve all locks anew
-	$(UV_COMPILE) --output-file requirements/runtime.txt
-	$(UV_COMPILE) --extra dev --group test --group lint --group build --constraint requirements/runtime.txt \
+	$(UV_COMPILE) --extra service --output-file requirements/runtime.txt
+	$(UV_COMPILE) --extra service --extra dev --extra gateway --group test --group lint --group build --constraint requirements/runtime.txt \
 		--output-file requirements/dev.txt
 	cd facilitator/devstack/npm && $(NPM_LOCK)
 	cd $(CONFORMANCE) && $(NPM_LOCK)

@@ -298,3 +298,19 @@ async def test_a_v1_buyer_of_another_network_is_told_so(opened: Callable[..., Aw
     name, value = payment_header(Buyer.numbered(3).pay(1, terms))
     response = await shop.session.get(shop.url, headers={name: value})
     assert (response.status, (await response.json())["error"]) == (402, "invalid_payment_requirements")
+
+
+async def test_the_example_in_the_documentation_sells_in_ten_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sellers.md").read_text("utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    assert len(example.splitlines()) == 10
+    run: list[web.Application] = []
+    monkeypatch.setattr(web, "run_app", lambda app, **_: run.append(app))
+    async with TestServer(Model().application()) as facilitator:
+        for name, value in {"FACILITATOR_URL": str(facilitator.make_url("")), "FACILITATOR_KEY": "k", "PAY_TO": SELLER}.items():
+            monkeypatch.setenv(name, value)
+        exec(compile(example, "sellers.md", "exec"), {})  # noqa: S102 (our own page)
+        async with TestServer(run[0]) as server, aiohttp.ClientSession() as session:
+            name, value = payment_header(BUYER.pay(2, requirements(2, pay_to=SELLER, amount_atomic=10_000)))
+            response = await session.get(server.make_url("/report"), headers={name: value})
+            assert (response.status, await response.json()) == (200, {"report": "sunny"})
