@@ -87,9 +87,14 @@ async def service(tmp_path: Path, database_url: str, chain: Anvil, new_relayer: 
 
 
 def run_client(directory: Path, name: str, buyer: Buyer, url: str) -> dict[str, Any]:
-    """Run an official client's program once, beside the installed packages."""
-    program = directory / CLIENTS[name][1]
-    program.write_bytes((CONFORMANCE / "clients" / program.name).read_bytes())
+    """Run an official client's program once."""
+    return run_program(directory, CONFORMANCE / "clients" / CLIENTS[name][1], buyer, url)
+
+
+def run_program(directory: Path, source: Path, buyer: Buyer, url: str) -> dict[str, Any]:
+    """Run a program that buys, beside the installed packages."""
+    program = directory / source.name
+    program.write_bytes(source.read_bytes())
     if not (directory / "node_modules").exists():
         (directory / "node_modules").symlink_to(CONFORMANCE / "npm" / "node_modules", target_is_directory=True)
     own = {"RESOURCE_URL": url, "EVM_PRIVATE_KEY": "0x" + bytes(buyer.account.key).hex()}
@@ -115,6 +120,22 @@ async def test_official_clients_of_both_versions_pay_an_aiohttp_server(
             assert poor["status"] == 402
             assert poor["error"] in {"insufficient_funds", "invalid_exact_evm_insufficient_balance"}, name
     await assert_ledger_is_chain(database_url, chain.rpc_url, settled=len(CLIENTS))
+
+
+async def test_the_page_for_browsers_pays_with_the_browsers_wallet(
+    service: ServeProcess, new_buyer: NewBuyer, tmp_path: Path, database_url: str, chain: Anvil
+) -> None:
+    async with Till(service) as till:
+        buyer = await new_buyer(amount_atomic=PRICE_ATOMIC)
+        program = Path(__file__).with_name("paywall_browser.mjs")
+        told = await asyncio.to_thread(run_program, tmp_path, program, buyer, till.url())
+        wallet = ["eth_requestAccounts", "eth_chainId", "wallet_switchEthereumChain", "eth_signTypedData_v4"]
+        assert told == {"offered": True, "asked": wallet, "status": "Paid.", "result": '{"work": "done"}', "button": None}
+        poor = await asyncio.to_thread(run_program, tmp_path, program, buyer, till.url())
+        assert poor["result"] is None
+        assert "expected a balance of at least 1000" in poor["status"]
+        assert poor["button"] == "Try again"
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
 
 
 async def test_one_header_twenty_times_at_once_at_two_routes_and_two_replicas_of_the_shop_is_one_paid_response(
