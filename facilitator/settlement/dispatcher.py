@@ -440,7 +440,7 @@ class Dispatcher:
             return
         slot.attempts.append(attempt)
         log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)
-        await self._watcher.send(slot, fresh=True)
+        self._background.start("send", self._watcher.send(slot, fresh=True))
 
     def _burned(self) -> None:
         """A batch ate its gas: the next ones are smaller, should it happen again soon."""

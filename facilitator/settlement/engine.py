@@ -71,7 +71,7 @@ class Engine:
         self._with_keys = tuple(chain.network for chain in networks if chain.signers)
         for chain in networks:
             resolver = Resolver(chain, registry, db)
-            watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id)
+            watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id, self._background)
             dispatcher = Dispatcher(
                 chain, registry, self._verifier, resolver, watcher, db, clock, settings, self.replica_id, self._background
             )

@@ -16,6 +16,8 @@ _MOVING_S: Final = 10.0
 """Two blocks seen within this time mean that the head moves by itself."""
 _GAPS: Final = 8
 """Gaps between blocks that are remembered."""
+_EARLY: Final = 0.75
+"""Part of a gap after which to look: a block is seen a little late, and waiting a whole gap from there would stay late."""
 _GAP_MAX_S: Final = 2.0
 """Never wait longer than this for a block without looking."""
 
@@ -66,7 +68,7 @@ class HeadClock:
             return _GAP_MAX_S
         if not self._gaps:
             return 0.0
-        return max(0.0, self._seen_at + min(*self._gaps, _GAP_MAX_S) - self._clock.monotonic())
+        return max(0.0, self._seen_at + _EARLY * min(*self._gaps, _GAP_MAX_S) - self._clock.monotonic())
 
     def now(self) -> Now | None:
         """The time to judge at; None before the first block was seen."""

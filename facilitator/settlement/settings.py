@@ -18,7 +18,7 @@ class Settings:
     """Longest time a verification may take, chain included."""
     batching: Literal["off", "adaptive"] = "adaptive"
     """Whether several payments may share a transaction under load."""
-    queue_max: int = 5000
+    queue_max: int = 2000
     """Settlements admitted or waiting to be admitted in this process; beyond it `/settle` answers 503."""
     group_max: int = 100
     """Settlements in one write-ahead commit."""

@@ -53,6 +53,10 @@ class OpenSlot:
     sent_block: int = 0
     """Newest block when its newest attempt was first sent."""
     sent_at: float = float("-inf")
+    sent_head: int = -1
+    """Newest block when something was last sent for it."""
+    resending: bool = False
+    """The same bytes are on their way once more."""
     misses: int = 0
     refused: str | None = None
     """How the network last refused it; said once, however often it is sent again."""

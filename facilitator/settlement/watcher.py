@@ -28,6 +28,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included
+from facilitator.settlement.tasks import Background
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import ClosedSlot, Cost, Outcome, decode_answer
@@ -37,6 +38,8 @@ _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
+_HALT_FACTOR: Final = 5
+"""Without a new block a transaction is sent again this many times more rarely: it has missed nothing yet."""
 _BURNED_PERCENT: Final = 95
 """A batch that used this much of its gas limit ate it: its limit has room for first-time recipients everywhere."""
 
@@ -66,6 +69,7 @@ class Watcher:
         clock: Clock,
         settings: Settings,
         replica_id: str,
+        background: Background,
     ) -> None:
         self._chain = chain
         self._resolver = resolver
@@ -74,12 +78,14 @@ class Watcher:
         self._clock = clock
         self._settings = settings
         self._replica_id = replica_id
+        self._background = background
         self._open: dict[int, OpenSlot] = {}
         self._of_relayer: dict[Address, dict[int, OpenSlot]] = {}
         self._watched: set[UUID] = set()
         self._looked_at: BlockHash | None = None
         self._bumps = BumpPolicy(resend_s=settings.resend_s, blocks=settings.bump_blocks, max_fee_cap_wei=Wei(settings.max_fee_cap_wei))
         self._look = asyncio.Event()
+        self._opened = asyncio.Event()
         self.slot_freed = asyncio.Event()
         """Set whenever a slot closes, for the dispatcher that waits for room."""
         self.requeued = asyncio.Event()
@@ -96,6 +102,7 @@ class Watcher:
     def add(self, slot: OpenSlot) -> None:
         """Watch a slot that is on record."""
         self._open[slot.slot_id] = slot
+        self._opened.set()
         self._of_relayer.setdefault(slot.relayer, {})[slot.slot_id] = slot
         self._watched.update(item.settlement_id for item in slot.items)
         for item in slot.items:
@@ -156,7 +163,7 @@ class Watcher:
         """
         attempt = slot.attempts[-1]
         started = self._clock.monotonic()
-        slot.sent_at = started
+        slot.sent_at, slot.sent_head = started, self._head_number()
         if fresh:
             slot.sent_block = self._head_number()
             for item in slot.items:
@@ -183,14 +190,14 @@ class Watcher:
     async def run(self) -> None:
         """While anything is open: look at each new block, when something was sent, and at what is late."""
         while True:
-            if not self._open:
-                await self._look.wait()
-            else:
-                try:
-                    async with asyncio.timeout(max(self._settings.poll_s, self._chain.head.next_block_in_s())):
-                        await self._look.wait()
-                except TimeoutError:
-                    pass
+            if not self._open:  # a send that never returns must not keep us asleep, so the slot itself wakes us
+                self._opened.clear()
+                await self._opened.wait()
+            try:
+                async with asyncio.timeout(max(self._settings.poll_s, self._chain.head.next_block_in_s())):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
             self._look.clear()
             if await self._new_block() or self._late():
                 await self.look()
@@ -202,9 +209,13 @@ class Watcher:
         return head.block_hash != self._looked_at
 
     def _late(self) -> list[OpenSlot]:
-        """Slots that were sent long enough ago to be sent again."""
-        now = self._clock.monotonic()
-        return [slot for slot in self._open.values() if now - slot.sent_at >= self._settings.resend_s]
+        """Slots that a block passed by since they were sent, or that were sent very long ago."""
+        now, head, patience_s = self._clock.monotonic(), self._head_number(), self._settings.resend_s
+        return [
+            slot
+            for slot in self._open.values()
+            if now - slot.sent_at >= (patience_s if head > slot.sent_head else _HALT_FACTOR * patience_s)
+        ]
 
     async def look(self) -> None:
         """One look at the chain: receipts of everything open, in one request; then outcomes, in one commit."""
@@ -398,10 +409,20 @@ class Watcher:
                 await self.outbid(slot, fees, noop=False)
             case Replace(fees):
                 await self.outbid(slot, fees, noop=True)
+            case Rebroadcast() if not slot.resending:
+                slot.resending, slot.sent_at = True, self._clock.monotonic()
+                self._background.start("resend", self._resend(slot))
             case Rebroadcast():
-                await self.send(slot)
+                pass
             case Wait():
                 pass
+
+    async def _resend(self, slot: OpenSlot) -> None:
+        """Send again beside the loop: a node that does not answer sends must not keep us from looking."""
+        try:
+            await self.send(slot)
+        finally:
+            slot.resending = False
 
     def _head_number(self) -> int:
         return self._chain.head.newest.number if self._chain.head.newest else 0
