@@ -1,0 +1,217 @@
+"""Failure modes of what lies between us and the chain: lost answers, errors, lies, lagging nodes. Numbers as in docs/faults.md."""
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from facilitator.errors import Fault
+from facilitator.protocol.reasons import Reason
+from tests.fault.conftest import StartScene
+from tests.fixtures.base_sim import (
+    Absent,
+    Call,
+    Duplicate,
+    Flipped,
+    ForwardThenDrop,
+    ForwardThenHang,
+    Garbage,
+    HttpError,
+    NodeSays,
+    NoLogs,
+    Stale,
+    Truncated,
+    rate_limited,
+)
+from tests.fixtures.base_sim import Fault as Planned
+from tests.fixtures.scene import Scene, reason
+
+SEND = "eth_sendRawTransaction"
+RECEIPT = "eth_getTransactionReceipt"
+
+
+async def test_mode_5_an_answer_lost_after_the_node_took_the_transaction(scene: Scene) -> None:
+    rig = await scene.engine()
+    lost = scene.sim.fail(SEND, with_=ForwardThenDrop(), times=2)
+
+    answer = await scene.answer(await scene.settle_pooled(rig))
+
+    assert lost.struck >= 1
+    assert reason(answer) is None
+    assert len(scene.sent()) == 1
+    await scene.finish(settled=1)
+
+
+async def test_mode_5_a_crash_before_the_answer_of_the_send_was_read(scene: Scene) -> None:
+    rig = await scene.engine()
+    scene.sim.fail(SEND, with_=ForwardThenHang(), times=1)
+    payment = scene.payment()
+    await scene.settle_pooled(rig, payment)
+    await scene.crash(rig)
+    scene.sim.release()
+
+    heir = await scene.engine()
+
+    assert reason(await scene.answer(scene.settle(heir, payment))) is None
+    assert len(scene.sent()) == 1
+    await scene.finish(settled=1)
+
+
+async def test_mode_8_the_transaction_arrives_and_every_send_runs_into_its_timeout(scene: Scene) -> None:
+    rig = await scene.engine()
+    scene.sim.fail(SEND, with_=ForwardThenHang(), times=None)
+
+    answers = await scene.answers([await scene.settle_pooled(rig) for _ in range(2)])
+
+    assert [reason(answer) for answer in answers] == [None, None]
+    assert {sent.tx_nonce for sent in scene.sent()} == {0, 1}
+    assert len(scene.sent()) == 2
+    scene.sim.release()
+    await scene.finish(settled=2)
+
+
+async def test_mode_9_rate_limits_server_errors_garbage_and_cut_bodies(scene: Scene, seed: int) -> None:
+    rig = await scene.engine()
+    dice = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    payments = [scene.payment() for _ in range(6)]
+
+    async def insist(payment: Any) -> None:
+        """Ask until told something, as the official SDKs do."""
+        while True:
+            try:
+                if reason(await scene.settle(rig, payment)) is not Reason.SETTLEMENT_PENDING:
+                    return
+            except Fault:
+                await asyncio.sleep(0.05)
+
+    faults: list[Planned] = [
+        rate_limited(chance=0.04),
+        HttpError(503, forward=True, chance=0.04),
+        HttpError(500, chance=0.04),
+        Garbage(chance=0.04),
+        Truncated(chance=0.04),
+        NodeSays(-32603, "internal error", forward=True, chance=0.04),
+    ]
+    dice.shuffle(faults)
+    async with scene.sim.faults(*faults) as planted:
+        insisting = asyncio.gather(*(insist(payment) for payment in payments))
+        await scene.until(insisting.done, "everybody to be told", mine=True, within_s=40)
+        await insisting
+        assert sum(each.struck for each in planted) > 10
+    assert [reason(answer) for _, answer in scene.told].count(None) == 6
+    await scene.finish(settled=6)
+
+
+async def test_mode_10_already_known_is_as_good_as_accepted(scene: Scene) -> None:
+    rig = await scene.engine(resend_s=60.0)
+    scene.sim.fail(SEND, with_=Duplicate(answer="last"))
+
+    task = await scene.settle_pooled(rig)
+    [slot] = rig.engine._watchers[scene.network]._open.values()
+
+    assert reason(await scene.answer(task)) is None
+    assert slot.refused is None
+    assert len(scene.sim.sent) == 1
+    await scene.finish(settled=1)
+
+
+async def test_mode_36_a_node_that_lags_lowers_no_tx_nonce_and_hides_no_payment(scene: Scene) -> None:
+    rig = await scene.engine()
+    for _ in range(3):
+        assert reason(await scene.answer(scene.settle(rig))) is None
+    await scene.crash(rig)
+
+    async with scene.sim.faults(Stale(4)):
+        heir = await scene.engine()
+        [account] = heir.engine._dispatchers[scene.network].accounts
+        assert account.next_tx_nonce == 3
+        task = await scene.settle_pooled(heir)
+        assert reason(await scene.answer(task)) is None
+
+    assert [sent.tx_nonce for sent in scene.sent()] == [0, 1, 2, 3]
+    await scene.finish(settled=4)
+
+
+@pytest.mark.parametrize("lie", [Flipped(), NoLogs(), Absent(method=RECEIPT)], ids=["status", "logs", "absence"])
+async def test_mode_37_lying_receipts_fail_no_payment_and_cost_no_relayer(scene: Scene, lie: Planned) -> None:
+    rig = await scene.engine()
+    task = await scene.settle_pooled(rig)
+    lying = scene.sim.plant(lie)
+    believed = isinstance(lie, Flipped)  # logs prove a payment, a status proves nothing
+
+    def lied() -> bool:
+        return task.done() if believed else scene.sim.calls["eth_getLogs"] >= 3
+
+    await scene.until(lied, "lies to be told", mine=True)
+    assert lying.struck > 0
+    assert task.done() is believed
+    assert await scene.states() == ["included" if believed else "submitted"]
+    scene.sim.uproot(lying)
+
+    assert reason(await scene.answer(task)) is None
+    assert [row["status"] for row in await scene.rows("select status from relayer")] == ["active"]
+    assert len(scene.sent()) == 1
+    await scene.finish(settled=1)
+
+
+async def test_mode_38_receipts_that_cannot_be_had_are_not_receipts_that_are_not_there(scene: Scene) -> None:
+    rig = await scene.engine(deadline_s=1.5)
+    payment = scene.payment()
+    task = await scene.settle_pooled(rig, payment)
+    refused = scene.sim.fail(RECEIPT, with_=NodeSays(-32603, "internal error"), times=None)
+
+    answer = await scene.answer(task)
+
+    assert refused.struck > 0
+    assert (reason(answer), answer.result.tx_hash) == (Reason.SETTLEMENT_PENDING, scene.sent()[0].tx_hash)
+    assert await scene.states() == ["submitted"]
+    scene.sim.uproot(refused)
+    assert reason(await scene.answer(scene.settle(rig, payment))) is None
+    assert len(scene.sent()) == 1
+    await scene.finish(settled=1)
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+async def test_mode_37_a_log_index_behind_the_chain_decides_nothing(scene: Scene, behind: int) -> None:
+    rig = await scene.engine()
+    task = await scene.settle_pooled(rig)
+
+    def emptied(call: Call) -> bool:
+        return call.method == RECEIPT
+
+    async with scene.sim.faults(NoLogs(where=emptied), Stale(behind, method="eth_getLogs")) as (empty, _):
+        await scene.until(lambda: empty.struck >= 3, "receipts without logs", mine=True)
+    assert reason(await scene.answer(task)) is None
+    await scene.finish(settled=1)
+
+
+async def test_mode_43_notifications_that_never_come(scene: Scene) -> None:
+    owner = await scene.engine()
+    front = await scene.engine(relayers=[])
+    killed = await scene.rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'facilitator-listen'")
+    assert len(killed) >= 2
+
+    task = await scene.settle_pooled(front)
+
+    assert owner.engine.replica_id != front.engine.replica_id
+    assert reason(await scene.answer(task)) is None
+    await scene.finish(settled=1)
+
+
+async def test_mode_2_a_replica_that_dies_with_a_payment_queued(start_scene: StartScene) -> None:
+    scene = await start_scene()
+    front = await scene.engine(relayers=[])
+    payment = scene.payment()
+    scene.settle(front, payment)
+    await scene.until(lambda: _queued(scene), "the payment on record")
+    await scene.crash(front)
+
+    owner = await scene.engine()
+
+    assert reason(await scene.answer(scene.settle(owner, payment))) is None
+    await scene.finish(settled=1)
+
+
+async def _queued(scene: Scene) -> bool:
+    return await scene.states() == ["queued"]
