@@ -26,6 +26,7 @@ from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
 from facilitator.errors import ConfigFault, Fault
+from facilitator.operate import STATUSES, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store import tenants
 from facilitator.store.db import Db
@@ -35,6 +36,7 @@ from facilitator.store.tenants import SCOPES, ApiKey, Scope, Tenant
 DONE: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
+UNEXPLAINED: Final = 2
 NOT_NOW: Final = 3
 
 _DATABASE: Final = "facilitator"
@@ -95,6 +97,22 @@ def _parser() -> argparse.ArgumentParser:
     revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
     revoke.add_argument("key_id", metavar="ID")
     revoke.set_defaults(run=_keys_revoke)
+
+    check = command("reconcile", _reconcile, "ledger against chain; exit 2 while something is unexplained")
+    check.add_argument("--network", required=True, metavar="ID")
+    check.add_argument("--from-block", type=int, default=0, metavar="N")
+    check.add_argument("--to-block", type=int, default=None, metavar="N", help="the newest block by default")
+    check.add_argument("--json", action="store_true")
+
+    pool = commands.add_parser("relayers", help="relayer accounts, with transactions in flight").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    pool.add_parser("list", parents=[with_config], help="all on record").set_defaults(run=_relayers_list)
+    for name in STATUSES:
+        change = pool.add_parser(name, parents=[with_config], help=f"make one {STATUSES[name]}")
+        change.add_argument("--network", required=True, metavar="ID")
+        change.add_argument("address", metavar="ADDRESS")
+        change.set_defaults(run=_relayers_change, change=name)
 
     config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
     config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
@@ -385,6 +403,40 @@ def _devstack(name: str) -> Callable[..., int]:
         raise ConfigFault(
             "no_devstack", f"the local stack needs `make setup`, or `pip install facilitator[dev]` ({error.name} is missing)"
         ) from None
+
+
+def _reconcile(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            report = await reconcile_network(config, db, parsed.network, parsed.from_block, parsed.to_block)
+        print("\n".join(report_lines(report, as_json=parsed.json)))
+        return DONE if report.balanced else UNEXPLAINED
+
+    return _run(run())
+
+
+def _relayers_list(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            print("\n".join(await relayer_lines(config, db)) or "no relayer was used yet")
+        return DONE
+
+    return _run(run())
+
+
+def _relayers_change(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            print(await set_relayer_status(config, db, parsed.network, parsed.address, parsed.change))
+        return DONE
+
+    return _run(run())
 
 
 def _doctor(parsed: argparse.Namespace) -> int:

@@ -103,6 +103,11 @@ async def raise_tx_nonce(db: Db, network: Network, address: Address, owner: str,
     return await db.optional(Relayer, QUERIES["raise_tx_nonce"], network, address, owner, epoch, floor)
 
 
+async def set_status(db: Db, network: Network, address: Address, status: str) -> bool:
+    """Take a relayer in or out of use; False when it was never used."""
+    return await db.execute(QUERIES["set_status"], network, address, status) == 1
+
+
 async def quarantine(db: Db, network: Network, address: Address) -> None:
     """No new slots for this relayer until a person looks: somebody else uses its key."""
     await db.execute(QUERIES["quarantine"], network, address)

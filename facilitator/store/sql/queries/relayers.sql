@@ -28,6 +28,9 @@ update relayer set next_tx_nonce = greatest(next_tx_nonce, $5::bigint)
  where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
 returning network, address, next_tx_nonce, status, owner, epoch;
 
+-- name: set_status :execute
+update relayer set status = $3::text where network = $1::text and address = $2::text;
+
 -- name: quarantine :execute
 update relayer set status = 'quarantined' where network = $1::text and address = $2::text;
 
