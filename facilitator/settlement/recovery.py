@@ -97,15 +97,15 @@ class Keeper:
         asked_at = self._clock.monotonic()
         if account.lease is None and self._held() >= share:
             return
-        if account.lease is not None:
-            renewed = await relayers.renew_lease(
-                self._db, network, address, self._replica_id, account.lease.epoch, self._settings.lease_ttl_s
-            )
+        if (lease := account.lease) is not None:
+            renewed = await relayers.renew_lease(self._db, network, address, self._replica_id, lease.epoch, self._settings.lease_ttl_s)
             if renewed is None:
                 log.warning("relayer.lease_lost", relayer=address, network=network)
                 account.lose()
                 self._watcher.drop_relayer(address)
                 return
+            if account.lease is not lease:
+                return  # the dispatcher gave it up meanwhile: it is taken afresh
             account.renewed_at = asked_at
             if self._held() > share and not self._watcher.open_slots(address):
                 await self._give_back(account)
@@ -148,12 +148,18 @@ class Keeper:
             return
         if used > account.next_tx_nonce:
             await self._report_gap(account, used)
+        if account.lease is not lease:
+            return  # a write-ahead of an earlier lease gave it up meanwhile: it is taken afresh
         account.next_tx_nonce = row.next_tx_nonce
         await self._take_up(account)
+        if account.lease is not lease:
+            return
         account.adopted = True
         if row.status != "active":
             return
         await self._read_balances([account])
+        if account.lease is not lease:
+            return
         account.ready = True
         self._dispatcher.claim_soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
