@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ class Theatre:
         raw = [buyer.pay(2, terms) for _ in range(scene.payments)]
         return [decoded(payment, terms) for payment in raw], raw
 
-    def _rival(self, payment: dict[str, Any]) -> Callable[[str], Awaitable[None]]:
+    def _rival(self, payment: dict[str, Any]) -> Callable[[str], Coroutine[Any, Any, None]]:
         """Use the authorization once, when the first transaction is about to be sent."""
         signed, signature = payment["payload"]["authorization"], payment["payload"]["signature"]
         numbers = [int(signed[name]) for name in ("value", "validAfter", "validBefore")]
