@@ -21,7 +21,9 @@ IN_POOL_MAX = 16
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
-    async with House.open(tmp_path, database_url, server={"stop_grace_s": GRACE_S, "drain_delay_s": DRAIN_S}) as house:
+    async with House.open(
+        tmp_path, database_url, settlement={"batching": "off", "slots_soft": 16}, server={"stop_grace_s": GRACE_S, "drain_delay_s": DRAIN_S}
+    ) as house:
         await house.serve()
         yield house
 

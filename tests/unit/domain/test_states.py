@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 SCHEMA = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "facilitator/store/sql/migrations").glob("*.sql")))
 DOCUMENT = (ROOT / "docs/states.md").read_text("utf-8")
 ALL = frozenset(State)
-MOVES = [(current, target) for current, targets in TRANSITIONS.items() for target in targets]
+MOVES = [(current, target) for current, targets in TRANSITIONS.items() for target in sorted(targets)]
 
 
 def quoted(sql: str) -> frozenset[str]:
