@@ -9,6 +9,9 @@ UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --no-annotate --quiet
 NPM_LOCK := npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps --ignore-scripts --no-audit --no-fund
 
+# Test processes; tests of one file stay together.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint format prove bench lock clean
 
@@ -20,8 +23,8 @@ setup: $(VENV)/.packages $(VENV)/.node-packages ## .venv with hash-locked depend
 demo: setup ## x402 payments end to end on a local chain with Circle's USDC code
 	$(BIN)/facilitator demo
 
-test: setup $(VENV)/.conformance-packages ## the whole test suite
-	$(BIN)/python -m pytest
+test: setup $(VENV)/.conformance-packages ## the whole test suite, in two processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup lint test ## what CI runs: format, lint, types, import rules, tests
 
