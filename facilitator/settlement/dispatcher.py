@@ -429,14 +429,13 @@ class Dispatcher:
     async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> None:
         """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature."""
         account = next((account for account in self.accounts if account.address == slot.relayer), None)
-        if account is None or account.lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
+        lease = account.lease if account is not None else None
+        if account is None or lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
             return
         signed, gas = await self._composer.sign_again(account, slot, fees, noop=noop)
         attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees)
         number, purpose = len(slot.attempts), "noop" if noop else "bump"
-        if not await relayers.record_attempt(
-            self._db, account.lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees
-        ):
+        if not await relayers.record_attempt(self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees):
             return
         slot.attempts.append(attempt)
         log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)
@@ -469,7 +468,8 @@ class Dispatcher:
     async def _claim(self, payable: Sequence[Settlement]) -> None:
         """Claim, sign, record, send. Settlements that cannot be stored together are taken one by one."""
         account, room = self._choose()
-        if account is None or account.lease is None or room <= 0:
+        lease = account.lease if account is not None else None
+        if account is None or lease is None or room <= 0:
             self._left_queued = account is not None
             return
         by_id = {record.settlement_id: record for record in payable}
@@ -486,7 +486,7 @@ class Dispatcher:
                 if not kept:
                     return
                 slots = await self._composer.sign(account, kept, authorizations)
-                opened = await settlements.dispatch_claimed(session, account.lease, slots)
+                opened = await settlements.dispatch_claimed(session, lease, slots)
                 if not opened:
                     raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)
         except _LeaseLostError:
