@@ -208,9 +208,20 @@ class EvmClient:
 
         None is no proof of absence: another node, or the next block, may have it.
         """
+        receipts = []
+        for receipt in await self.receipts_each(tx_hashes, deadline):
+            if isinstance(receipt, ChainFault):
+                raise receipt
+            receipts.append(receipt)
+        return receipts
+
+    async def receipts_each(self, tx_hashes: Sequence[TxHash], deadline: float) -> list[Receipt | ChainFault | None]:
+        """As `receipts`, but a receipt that cannot be had is a fault of its own and hides no other.
+
+        Raises ChainFault when a request as a whole has no answer.
+        """
         requests = [RpcCall("eth_getTransactionReceipt", (tx_hash,)) for tx_hash in tx_hashes]
-        results = await self._batch(requests, deadline)
-        return [None if wire is None else _receipt(wire) for wire in (_decode(_RECEIPT, result) for result in results)]
+        return [_read_receipt(result) for result in await self._batch_each(requests, deadline)]
 
     async def logs(
         self,
@@ -282,17 +293,18 @@ class EvmClient:
 
     async def _batch(self, calls: Sequence[RpcCall], deadline: float) -> list[Result]:
         """Results of reads none of which may fail; lists above the batch limit go out as several requests at once."""
+        results = await self._batch_each(calls, deadline)
+        return [_known(result, call.method) for call, result in zip(calls, results, strict=True)]
+
+    async def _batch_each(self, calls: Sequence[RpcCall], deadline: float) -> list[Result | RpcError]:
+        """The same, each with an answer of its own."""
         size = self.rpc.settings.batch_max
         parts = [calls[start : start + size] for start in range(0, len(calls), size)]
         if len(parts) == 1:
             answered = [await self.rpc.batch(parts[0], deadline)]
         else:
             answered = await asyncio.gather(*(self.rpc.batch(part, deadline) for part in parts))
-        return [
-            _known(result, call.method)
-            for part, results in zip(parts, answered, strict=True)
-            for call, result in zip(part, results, strict=True)
-        ]
+        return [result for results in answered for result in results]
 
     def _eth_calls(self, calls: Sequence[Call]) -> list[RpcCall]:
         """One caller's calls: bundled by Multicall3 where there is one."""
@@ -475,6 +487,15 @@ def _receipt(receipt: _WireReceipt) -> Receipt:
         l1_fee_wei=None if receipt.l1_fee is None else Wei(_integer(receipt.l1_fee)),
         logs=tuple(_log(log) for log in receipt.logs),
     )
+
+
+def _read_receipt(result: Result | RpcError) -> Receipt | ChainFault | None:
+    """One receipt, or why it cannot be read."""
+    try:
+        wire = _decode(_RECEIPT, _known(result, "eth_getTransactionReceipt"))
+        return None if wire is None else _receipt(wire)
+    except ChainFault as fault:
+        return fault
 
 
 def _string_or_none(reply: Reply) -> str | None:

@@ -225,13 +225,19 @@ class Watcher:
         newest = self._chain.head.newest
         self._looked_at = newest.block_hash if newest else None
         hashes = [(slot, attempt.tx_hash) for slot in slots for attempt in slot.attempts]
-        receipts = await self._chain.evm.receipts([tx_hash for _, tx_hash in hashes], self._deadline())
+        receipts = await self._chain.evm.receipts_each([tx_hash for _, tx_hash in hashes], self._deadline())
         mined: dict[int, Receipt] = {}
+        unread: dict[int, ChainFault] = {}
         for (slot, _), receipt in zip(hashes, receipts, strict=True):
-            if receipt is not None and receipt.sealed:
+            if isinstance(receipt, ChainFault):
+                unread[slot.slot_id] = receipt
+            elif receipt is not None and receipt.sealed:
                 mined[slot.slot_id] = receipt
         await self._settle([(slot, mined[slot.slot_id]) for slot in slots if slot.slot_id in mined])
-        if late := [slot for slot in self._late() if slot.slot_id not in mined]:
+        for slot_id, fault in unread.items():
+            if slot_id not in mined:
+                log.warning("slot.undecided", slot_id=slot_id, kind=fault.kind, fault=str(fault))
+        if late := [slot for slot in self._late() if slot.slot_id not in mined and slot.slot_id not in unread]:
             await self._nudge(late)
 
     async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
@@ -245,8 +251,6 @@ class Watcher:
             proofs = [(item, abi.find_payment(receipt.logs, item.authorization)) for item in slot.items]
             shared = slot.kind == "batch"
             rulings = [(item, included(proof.log, shared=shared)) for item, proof in proofs if isinstance(proof, PaymentProof)]
-            if shared and receipt.gas_used * 100 >= slot.gas * _BURNED_PERCENT and self.batch_burned is not None:
-                self.batch_burned()
             if len(rulings) == len(proofs):
                 proven.append(_Mined(slot, receipt, rulings, []))
             else:
@@ -300,6 +304,8 @@ class Watcher:
             {item.settlement_id: (item, ruling, each.slot.opened_at) for each in mined for item, ruling in each.rulings},
         )
         for each in mined:
+            if each.slot.kind == "batch" and each.receipt.gas_used * 100 >= each.slot.gas * _BURNED_PERCENT and self.batch_burned:
+                self.batch_burned()
             self._close(each.slot)
         if requeued:
             self.requeued.set()

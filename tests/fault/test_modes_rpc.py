@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -93,11 +94,12 @@ async def settle_through_noise(scene: Scene, dice: random.Random, *, payments: i
         NodeSays(-32603, "internal error", forward=True, chance=chance),
     ]
     dice.shuffle(faults)
-    async with scene.sim.faults(*faults) as planted:
+    sure = [replace(fault, chance=1.0, times=1, skip=dice.randrange(5)) for fault in faults]
+    async with scene.sim.faults(*sure, *faults) as planted:
         insisting = asyncio.gather(*(insist(scene.payment()) for _ in range(payments)))
         await scene.until(insisting.done, "everybody to be told", mine=True, within_s=60)
         await insisting
-        assert sum(each.struck for each in planted) > payments
+        assert all(each.struck for each in planted[: len(sure)])
     assert [reason(answer) for _, answer in scene.told].count(None) == payments
     await scene.finish(settled=payments)
 
@@ -173,6 +175,21 @@ async def test_mode_38_receipts_that_cannot_be_had_are_not_receipts_that_are_not
     assert reason(await scene.answer(scene.settle(rig, payment))) is None
     assert len(scene.sent()) == 1
     await scene.finish(settled=1)
+
+
+async def test_mode_38_a_receipt_that_cannot_be_had_keeps_no_other_payment_waiting(scene: Scene) -> None:
+    rig = await scene.engine()
+    tasks = [await scene.settle_pooled(rig) for _ in range(3)]
+    poisoned = scene.sent()[1].tx_hash
+    fault = scene.sim.plant(NodeSays(-32603, "internal error", method=RECEIPT, where=lambda call: call.params[0] == poisoned))
+
+    await scene.until(lambda: tasks[0].done() and tasks[2].done() and fault.struck >= 5, "the others", mine=True)
+    assert not tasks[1].done()
+    scene.sim.uproot(fault)
+
+    assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
+    assert [row["status"] for row in await scene.rows("select status from relayer")] == ["active"]
+    await scene.finish(settled=3)
 
 
 @pytest.mark.parametrize("behind", [1, 3])
