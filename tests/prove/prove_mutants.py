@@ -1,0 +1,155 @@
+"""Bugs planted in the engine, one at a time: the crash test or the random walk must find each, and say what is wrong."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import asyncpg
+import pytest
+
+from facilitator.chain.evm import EvmClient
+from facilitator.domain.states import State
+from facilitator.errors import ChainFault
+from facilitator.protocol.reasons import Reason
+from facilitator.settlement.relayer import Composer
+from facilitator.settlement.resolver import Resolver
+from facilitator.settlement.slots import Ruling
+from facilitator.store import relayers, settlements
+from facilitator.store.settlements import Answer
+from tests.fault.test_crash_everywhere import RECOVERY, SINGLE, Scene, Theatre, theatre
+from tests.fault.test_model import Ground, ground
+from tests.fixtures import crash
+from tests.fixtures.model import Model
+
+__all__ = ["ground", "theatre"]  # fixtures
+
+SEEDS, RUNS, STEPS = 40, 5, 40
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A bug, and what gives it away."""
+
+    name: str
+    plant: Plant
+    seen: Sequence[str]
+    """One of these stands in what the test says."""
+    scene: Scene | None = None
+    """Found by this scene of the crash test, else by the random walk."""
+    spoil: Callable[[Model], Awaitable[None]] | None = None
+
+
+def send_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    sign = Composer.sign
+
+    async def sign_and_send(self: Composer, *how: Any) -> Any:
+        slots = await sign(self, *how)
+        for slot in slots:
+            await self._chain.evm.send_raw(slot.raw, self._chain.evm.deadline_in(5.0))
+        return slots
+
+    monkeypatch.setattr(Composer, "sign", sign_and_send)
+
+
+def adopt_a_lower_tx_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(monkeypatch, relayers.QUERIES, "raise_tx_nonce", ("greatest(next_tx_nonce, $5::bigint)", "$5::bigint"))
+
+
+def ignore_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for queries, name in (
+        (settlements.QUERIES, "write_ahead"),
+        (settlements.QUERIES, "dispatch_claimed"),
+    ):
+        fence = "and owner = $3::text and epoch = $4::bigint"
+        rewrite(monkeypatch, queries, name, (fence, "and $3::text is not null and $4::bigint is not null"), ("and lease_until > now()", ""))
+
+
+def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    receipts, rule = EvmClient.receipts, Resolver.rule
+
+    async def receipts_or_none(self: EvmClient, tx_hashes: Any, deadline: float) -> Any:
+        try:
+            return await receipts(self, tx_hashes, deadline)
+        except ChainFault:
+            return [None] * len(tx_hashes)
+
+    async def ruled(self: Resolver, *what: Any, **how: Any) -> Any:
+        try:
+            return await rule(self, *what, **how)
+        except ChainFault as fault:
+            reason = Reason.TRANSACTION_FAILED
+            return Ruling(state=State.FAILED, reason=reason, answer=Answer(success=False, reason=reason.name, message=str(fault)))
+
+    monkeypatch.setattr(EvmClient, "receipts", receipts_or_none)
+    monkeypatch.setattr(Resolver, "rule", ruled)
+
+
+def no_code_change(_: pytest.MonkeyPatch) -> None:
+    """The bug is in the database."""
+
+
+async def drop_the_unique_key(model: Model) -> None:
+    connection = await asyncpg.connect(model.database_url)
+    try:
+        await connection.execute("alter table settlement drop constraint settlement_authorization")
+    finally:
+        await connection.close()
+
+
+def rewrite(monkeypatch: pytest.MonkeyPatch, queries: dict[str, Any], name: str, *changes: tuple[str, str]) -> None:
+    """Put another statement in a query's place."""
+    sql = queries[name].sql
+    for old, new in changes:
+        assert old in sql, f"{name} does not hold {old!r}"
+        sql = sql.replace(old, new)
+    monkeypatch.setitem(queries, name, replace(queries[name], sql=sql))
+    monkeypatch.setitem(crash._NAMES, sql, name)
+
+
+CRASHES = [
+    Mutant("skip the commit before sending", send_before_the_commit, ["was sent and is not on record"], scene=SINGLE),
+    Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["goes on at", "has a gap"], scene=RECOVERY),
+]
+WALKS = [
+    Mutant("skip the commit before sending", send_before_the_commit, ["is not on record"]),
+    Mutant("drop the unique key", no_code_change, ["1: two settlements of one authorization"], spoil=drop_the_unique_key),
+    Mutant(
+        "take an error for absence",
+        take_errors_for_absence,
+        ["1: it says failed, and the authorization was used", "ledger and chain differ"],
+    ),
+    Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["6: next_tx_nonce fell", "relayer_slot_nonce", "failed with a bug"]),
+    Mutant("ignore the epoch", ignore_the_epoch, ["10: "]),
+]
+
+
+@pytest.mark.parametrize("mutant", CRASHES, ids=lambda mutant: mutant.name)
+async def test_the_crash_test_finds_a_planted_bug(theatre: Theatre, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    mutant.plant(monkeypatch)
+    assert mutant.scene is not None
+    with pytest.raises(AssertionError) as raised:
+        await theatre.die_at(mutant.scene, await theatre.points(mutant.scene))
+    assert any(sign in str(raised.value) for sign in mutant.seen), raised.value
+    print(f"| {mutant.name} | crash test, {mutant.scene.name} | run {theatre.runs} | {str(raised.value).splitlines()[0][:160]} |")  # noqa: T201
+
+
+@pytest.mark.parametrize("mutant", WALKS, ids=lambda mutant: mutant.name)
+def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    mutant.plant(monkeypatch)
+    ground.spoil = mutant.spoil
+    started = time.monotonic()
+    for seed in range(1, SEEDS + 1):
+        try:
+            ground.walk(seed, RUNS, STEPS)
+        except Exception:  # what broke first is told by the ground
+            if not ground.broken:
+                raise
+        if ground.broken:
+            break
+    assert ground.broken, f"not found in {ground.steps.total()} steps"
+    assert any(sign in ground.broken[0] for sign in mutant.seen), ground.broken[0]
+    took_s = time.monotonic() - started
+    first = ground.broken[0].splitlines()[0][:160]
+    print(f"| {mutant.name} | random walk, seed {seed} | step {ground.steps.total()}, {took_s:.0f} s | {first} |")  # noqa: T201
