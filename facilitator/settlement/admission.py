@@ -343,7 +343,7 @@ class Admitter:
         answer = decode_answer(record.answer)
         if not answer.success or record.answer_shared:
             return SettleAnswer(result=_result(record, answer))
-        if record.answer_state == "free":
+        if self._is_free(seat, record):  # free, or its holder died before it could be told
             return await self._take(request, seat, record)
         assert request.idempotency_key is not None
         if await settlements.share_answer(self._db, record.settlement_id, request.tenant_id, request.idempotency_key):

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from eth_account.signers.local import LocalAccount
 
+from facilitator.devstack.stack import Anvil
+from facilitator.devstack.token import Token
 from facilitator.errors import OverloadFault
 from facilitator.protocol.reasons import Reason
 from tests.integration.settlement.conftest import decoded
@@ -60,6 +62,34 @@ async def test_an_idempotency_key_is_answered_alike_by_another_replica_after_a_r
     assert again.result == answer.result
     assert reason(await second.engine.settle(second.caller(), payment, "gateway-8")) is Reason.DUPLICATE_SETTLEMENT
     assert reason(await second.engine.settle(second.caller("globex"), payment, "gateway-7")) is Reason.DUPLICATE_SETTLEMENT
+
+
+async def test_the_key_of_a_holder_that_died_untold_still_hears_the_success(
+    start_engine: StartEngine, new_buyer: NewBuyer, start_chain: Callable[..., Awaitable[Anvil]], new_relayer: NewRelayer
+) -> None:
+    anvil = await start_chain(automine=False)
+    token = Token.at(anvil.rpc_url)
+    relayer, buyer, asked = await new_relayer(token=token), await new_buyer(token=token), terms()
+    payment = decoded(buyer.pay(2, asked), asked)
+    first = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer])
+    telling = asyncio.create_task(first.engine.settle(first.caller(), payment, "order-17"))
+    async with asyncio.timeout(10):
+        while int(str((await anvil.node.call("txpool_status"))["pending"]), 16) < 1:  # type: ignore[index]
+            await asyncio.sleep(0.01)
+    assert first.engine._loops is not None
+    first.engine._loops.cancel()  # dies with its caller, and can give nothing back
+    first.db._pool.terminate()
+    telling.cancel()
+    await anvil.node.call("evm_mine")
+    second = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer])
+    async with asyncio.timeout(10):
+        while (await second.fetch("select state from settlement"))[0]["state"] != "included":
+            await asyncio.sleep(0.02)
+
+    answer = await second.engine.settle(second.caller(), payment, "order-17")
+
+    assert reason(answer) is None
+    assert answer.ticket is not None
 
 
 async def test_a_queued_payment_is_withdrawn_at_the_deadline_and_may_be_admitted_again(
