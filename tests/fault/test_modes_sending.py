@@ -156,7 +156,8 @@ async def test_mode_17_a_sender_whose_slots_are_taken_waits_for_the_next_block(s
     rig = await scene.engine()
     tasks = [scene.settle(rig) for _ in range(6)]
     await scene.until(lambda: len(scene.sent()) == 6, "six sends")
-    await scene.until(lambda: len(scene.sim.pool.pending()) == 2, "a full pool")
+    slots = rig.engine._watchers[scene.network]._open.values()
+    await scene.until(lambda: [slot.refused for slot in slots].count("txpool_full") >= 3, "refusals of a full pool")
 
     assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
     assert [attempt["purpose"] for attempt in await scene.attempts()] == ["payment"] * 6
