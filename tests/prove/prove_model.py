@@ -9,7 +9,7 @@ from tests.fault.test_model import Ground, ground
 
 __all__ = ["ground"]  # fixture
 
-RUNS, STEPS = 25, 60
+RUNS, STEPS = 18, 60
 FIRST = int(os.environ.get("FACILITATOR_SEED") or secrets.randbelow(2**31))
 SEEDS = int(os.environ.get("FACILITATOR_SEEDS") or 25)
 

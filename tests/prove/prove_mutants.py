@@ -120,7 +120,7 @@ WALKS = [
         take_errors_for_absence,
         ["1: it says failed, and the authorization was used", "ledger and chain differ"],
     ),
-    Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["6: next_tx_nonce fell", "relayer_slot_nonce", "failed with a bug"]),
+    Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["6: next_tx_nonce fell", "relayer_slot_nonce", "10: ", "failed with a bug"]),
     Mutant("ignore the epoch", ignore_the_epoch, ["10: "]),
 ]
 
