@@ -17,7 +17,8 @@ from facilitator.protocol import codec
 from facilitator.protocol.codec import Malformed, Refused
 from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
 from facilitator.protocol.reasons import Refusal
-from facilitator.settlement.engine import Caller, IdempotencyConflict, InDoubtFault
+from facilitator.settlement.admission import Caller, IdempotencyConflict
+from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.telemetry import annotate
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)

@@ -13,9 +13,9 @@ from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
 from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
-from facilitator.settlement.admission import Admitter, Caller, IdempotencyConflict, SettleAnswer, Ticket
+from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
 from facilitator.settlement.answers import AnswerBoard
-from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault
+from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
@@ -28,8 +28,6 @@ from facilitator.settlement.watcher import Watcher
 from facilitator.store import notifications, settlements
 from facilitator.store.db import Db
 from facilitator.units import Network
-
-__all__ = ["Caller", "Engine", "IdempotencyConflict", "InDoubtFault", "SettleAnswer", "Ticket"]
 
 _CHECK_S: Final = 5.0
 """Deadline of a start-up check of one network, and the wait before it is tried again."""

@@ -13,7 +13,7 @@ from eth_utils.address import to_checksum_address
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.engine import SettleAnswer
+from facilitator.settlement.admission import SettleAnswer
 from tests.fault.conftest import StartScene
 from tests.fixtures.base_sim import RawTransaction
 from tests.fixtures.scene import AMOUNT, Scene, reason

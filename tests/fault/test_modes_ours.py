@@ -12,7 +12,7 @@ import pytest
 from facilitator.clock import SystemClock
 from facilitator.errors import Fault, OverloadFault, StoreFault
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.engine import InDoubtFault
+from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.units import UnixSeconds
 from tests.fixtures.base_sim import base_sim_before
 from tests.fixtures.house import House, client_session, eventually

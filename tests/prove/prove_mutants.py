@@ -24,7 +24,7 @@ from tests.fixtures.model import Model
 
 __all__ = ["ground", "theatre"]  # fixtures
 
-SEEDS, RUNS, STEPS = 40, 5, 40
+SEEDS, RUNS, STEPS = 6, 30, 40
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

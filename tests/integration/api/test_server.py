@@ -22,7 +22,8 @@ from facilitator.api.settings import AccessSettings, Listen, Settings
 from facilitator.clock import SystemClock
 from facilitator.errors import ChainFault, ConfigFault, OverloadFault, StoreFault
 from facilitator.protocol.messages import SettleResult, Supported, SupportedKind, VerifyResult
-from facilitator.settlement.engine import Engine, SettleAnswer, Ticket
+from facilitator.settlement.admission import SettleAnswer, Ticket
+from facilitator.settlement.engine import Engine
 from facilitator.units import Address, Network, TxHash
 from tests.fixtures.vectors import v2_request
 

@@ -19,7 +19,8 @@ from facilitator.protocol.codec import decode_request
 from facilitator.protocol.messages import Payment
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry, Token
-from facilitator.settlement.engine import Caller, Engine
+from facilitator.settlement.admission import Caller
+from facilitator.settlement.engine import Engine
 from facilitator.settlement.network import HeadClock, ServedNetwork
 from facilitator.settlement.settings import Settings
 from facilitator.store import tenants

@@ -7,7 +7,7 @@ from typing import Any
 from facilitator.devstack.buyer import Buyer, requirements
 from facilitator.devstack.token import Token
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.engine import SettleAnswer
+from facilitator.settlement.admission import SettleAnswer
 from tests.integration.settlement.conftest import Rig, decoded
 
 PAY_TO = "0x2222222222222222222222222222222222222222"

@@ -13,7 +13,7 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, transact
 from facilitator.domain.abi import AUTHORIZATION_USED_TOPIC
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.engine import SettleAnswer
+from facilitator.settlement.admission import SettleAnswer
 from tests.integration.settlement.conftest import Rig, decoded
 from tests.integration.settlement.test_engine import PAY_TO, NewBuyer, StartEngine, reason, terms
 

@@ -12,7 +12,7 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, transact
 from facilitator.errors import OverloadFault, StoreFault
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.engine import InDoubtFault
+from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.store import settlements
 from facilitator.store.settlements import Answer
 from tests.integration.settlement.conftest import NETWORK, Rig, decoded
