@@ -67,11 +67,11 @@ def ignore_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
-    receipts, rule = EvmClient.receipts, Resolver.rule
+    receipts_each, rule = EvmClient.receipts_each, Resolver.rule
 
     async def receipts_or_none(self: EvmClient, tx_hashes: Any, deadline: float) -> Any:
         try:
-            return await receipts(self, tx_hashes, deadline)
+            return [None if isinstance(each, ChainFault) else each for each in await receipts_each(self, tx_hashes, deadline)]
         except ChainFault:
             return [None] * len(tx_hashes)
 
@@ -82,7 +82,7 @@ def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
             reason = Reason.TRANSACTION_FAILED
             return Ruling(state=State.FAILED, reason=reason, answer=Answer(success=False, reason=reason.name, message=str(fault)))
 
-    monkeypatch.setattr(EvmClient, "receipts", receipts_or_none)
+    monkeypatch.setattr(EvmClient, "receipts_each", receipts_or_none)
     monkeypatch.setattr(Resolver, "rule", ruled)
 
 
