@@ -279,7 +279,7 @@ class Dispatcher:
         group: list[_Waiting] = []
         while self._queue and len(group) < size:
             waiting = self._queue.popleft()
-            if not waiting.abandoned:
+            if not waiting.abandoned and not waiting.done.done():  # whoever has had its answer is not paid behind its back
                 waiting.taken = True
                 group.append(waiting)
         QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata
@@ -11,7 +13,7 @@ from facilitator.protocol.reasons import Reason
 from facilitator.settlement.admission import Caller
 from facilitator.store.tenants import Tenant
 from tests.fixtures.oracle import assert_ledger_is_chain
-from tests.integration.settlement.conftest import decoded
+from tests.integration.settlement.conftest import NETWORK, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
 _SINGLE_GAS_USED = 85_680
@@ -68,6 +70,33 @@ async def test_a_payer_whose_money_lasts_for_some_pays_those_and_the_rest_hear_w
     assert outcomes[12:].count(None) == 4
     assert set(outcomes[12:]) <= {None, Reason.INSUFFICIENT_BALANCE, Reason.TRANSACTION_FAILED}
     await assert_ledger_is_chain(database_url, chain.rpc_url, settled=16)
+
+
+async def test_a_bug_while_planning_pays_nobody_who_was_told_of_it(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(slots_soft=1, slots_max=1), await new_buyer(), terms()
+    dispatcher = rig.engine._dispatchers[NETWORK]
+    alone = Caller(tenant=Tenant(tenant_id="acme", shared_transactions=False), request_id="alone")
+    payments = [decoded(buyer.pay(2, asked), asked) for _ in range(3)]
+
+    async def broken(*_: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(dispatcher, "_payable_together", broken)
+    async with dispatcher._writing:  # all three form one group, of which one has room
+        settling = [asyncio.create_task(rig.engine.settle(alone, payment, None)) for payment in payments]
+        async with asyncio.timeout(10):
+            while len(dispatcher._queue) < 3:
+                await asyncio.sleep(0.01)
+    outcomes = await asyncio.gather(*settling, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["planted"] * 3
+
+    again = await rig.engine.settle(alone, decoded(buyer.pay(2, asked), asked), None)
+
+    assert reason(again) is None
+    assert len(await rig.fetch("select from settlement")) == 1
 
 
 async def test_an_item_that_fails_on_chain_is_tried_again_alone_while_the_others_are_paid(
