@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -395,7 +396,7 @@ class Prepared:
 # --- contestants ---
 
 
-class Contestant:
+class Contestant(ABC):
     """One facilitator under test."""
 
     def __init__(self, name: str, world: World, relayers: int = 1) -> None:
@@ -413,19 +414,22 @@ class Contestant:
         return {}
 
     @property
+    @abstractmethod
     def pid(self) -> int:
-        raise NotImplementedError
+        """Process id of its service."""
 
     async def prepare(self) -> None:
         self.rpc_url = await self.proxy.start()
         for account in self.relayers:
             await self.world.token.set_gas_money(account.address, 10**6 * ETHER)
 
+    @abstractmethod
     async def start(self) -> None:
-        raise NotImplementedError
+        """Start its service and wait until it answers."""
 
+    @abstractmethod
     async def stop(self) -> None:
-        raise NotImplementedError
+        """End its service."""
 
     async def restart(self) -> None:
         await self.stop()
