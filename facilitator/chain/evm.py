@@ -12,9 +12,9 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from facilitator.chain.rpc import NodeError, Result, RpcCall, RpcClient, RpcError
-from facilitator.domain import abi
+from facilitator.domain import abi, trials
 from facilitator.domain.abi import Log
-from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply
+from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply, Trial
 from facilitator.domain.fees import is_jovian
 from facilitator.errors import ChainFault, ConfigFault
 from facilitator.schemes.scheme import Token
@@ -41,6 +41,10 @@ _IN_DOUBT: Final = frozenset(
     }
 )
 """Errors of a send after which the transaction may or may not be in a pool."""
+_PASSING: Final = frozenset({NodeError.RATE_LIMITED, NodeError.STATE_UNAVAILABLE, NodeError.TIMEOUT})
+"""Errors that say nothing about what the endpoint can run."""
+_TRIALS_REST_S: Final = 60.0
+"""How long trials are asked one by one after an endpoint could not run them together."""
 
 T = TypeVar("T")
 
@@ -109,6 +113,8 @@ class EvmClient:
         self.rpc = rpc
         self.multicall = True
         """Is Multicall3 at its address? `connect` finds out; without it calls are asked one by one in the same batch."""
+        self._apart_until = float("-inf")
+        """Until then each trial is a call of its own: an endpoint could not run creation code in an `eth_call`."""
         self._settings = settings or Settings()
 
     async def close(self) -> None:
@@ -142,25 +148,51 @@ class EvmClient:
     async def answer_each(self, asked: Sequence[Sequence[Question]], deadline: float) -> list[Facts | ChainFault]:
         """Answer several callers in one HTTP request, each as `answer` would, and one caller's fault is no other's.
 
-        The calls of each caller are an `eth_call` of their own: no caller's contract burns another's gas, and what one
-        payment's simulation moves is not there for the next. Raises ChainFault when the request as a whole has no answer.
+        Trials share a call in which each is undone before the next (`domain.trials`). The other calls of each caller are an
+        `eth_call` of their own: no caller's contract burns another's gas, and what one payment's simulation moves is not
+        there for the next. Raises ChainFault when the request as a whole has no answer.
         """
-        codes = dict.fromkeys(question.address for questions in asked for question in questions if isinstance(question, CodeOf))
-        requests = [_HEAD_CALL, *(RpcCall("eth_getCode", (address, "latest")) for address in codes)]
+        tried = dict.fromkeys(question for questions in asked for question in questions if isinstance(question, Trial))
+        shared = [trial for trial in tried if self._shares(trial)]
+        lone = [trial for trial in tried if not self._shares(trial)]
+        groups = [shared[start : start + trials.TRIALS_MAX] for start in range(0, len(shared), trials.TRIALS_MAX)]
+        payers = [trial.payer for trial in lone]
+        codes = dict.fromkeys([question.address for questions in asked for question in questions if isinstance(question, CodeOf)] + payers)
+        requests = [
+            _HEAD_CALL,
+            *(RpcCall("eth_getCode", (address, "latest")) for address in codes),
+            *(_trials_call(group, self._settings.call_gas_max) for group in groups),
+            *(_eth_call(trial.call, hex(self._settings.call_gas)) for trial in lone),
+        ]
         parts: list[slice] = []
         for questions in asked:
             start = len(requests)
             requests += self._eth_calls([question for question in questions if isinstance(question, Call)])
             parts.append(slice(start, len(requests)))
-        results = await self.rpc.batch(requests, deadline)
+        results = await self._batch_each(requests, deadline)
         head = _head(_decode(_BLOCK, _known(results[0], "eth_getBlockByNumber")))
-        found = dict(zip(codes, results[1:], strict=False))
-        return [self._facts(head, questions, found, results[part]) for questions, part in zip(asked, parts, strict=True)]
+        answers = iter(results[1:])
+        code_of = {address: next(answers) for address in codes}
+        outcome_of: dict[Trial, Result | RpcError | Reply] = {}
+        for group in groups:
+            outcomes = _trial_outcomes(next(answers), len(group))
+            if outcomes is None:
+                self._apart_until = self.deadline_in(_TRIALS_REST_S)
+                return await self.answer_each(asked, deadline)
+            outcome_of.update(zip(group, outcomes, strict=True))
+        outcome_of.update(zip(lone, answers, strict=False))
+        return [self._facts(head, questions, code_of, outcome_of, results[part]) for questions, part in zip(asked, parts, strict=True)]
+
+    def _shares(self, trial: Trial) -> bool:
+        """May this trial share a call?"""
+        return trials.fits(trial) and self.deadline_in(0.0) >= self._apart_until
 
     def weigh(self, questions: Sequence[Question]) -> int:
-        """How many JSON-RPC calls these questions add to a request, which carries one more for its head."""
+        """How many JSON-RPC calls these questions add to a request, which carries two more: its head, and the trials that share."""
         calls = sum(isinstance(question, Call) for question in questions)
-        return len(questions) - calls + (min(calls, 1) if self.multicall else calls)
+        codes = sum(isinstance(question, CodeOf) for question in questions)
+        lone = sum(isinstance(question, Trial) and not self._shares(question) for question in questions)
+        return codes + 2 * lone + (min(calls, 1) if self.multicall else calls)
 
     async def head(self, deadline: float) -> Head:
         """The newest block."""
@@ -314,12 +346,25 @@ class EvmClient:
         return [_eth_call(call, gas) for call in calls]
 
     def _facts(
-        self, head: Head, questions: Sequence[Question], codes: Mapping[Address, Result | RpcError], results: Sequence[Result | RpcError]
+        self,
+        head: Head,
+        questions: Sequence[Question],
+        code_of: Mapping[Address, Result | RpcError],
+        outcome_of: Mapping[Trial, Result | RpcError | Reply],
+        results: Sequence[Result | RpcError],
     ) -> Facts | ChainFault:
-        """One caller's facts; the fault, when one of its questions has no answer."""
+        """One caller's facts; the fault, when one of its questions has no answer. `results` are those of its own calls."""
         try:
             calls = iter(self._call_replies(results, sum(isinstance(question, Call) for question in questions)))
-            replies = [_code_reply(codes[question.address]) if isinstance(question, CodeOf) else next(calls) for question in questions]
+            replies: list[Reply] = []
+            for question in questions:
+                match question:
+                    case CodeOf(address=address):
+                        replies.append(_code_reply(code_of[address]))
+                    case Trial():
+                        replies.append(_trial_reply(outcome_of[question], code_of.get(question.payer)))
+                    case Call():
+                        replies.append(next(calls))
         except ChainFault as fault:
             return fault
         return Facts(head=head, replies=tuple(replies))
@@ -385,6 +430,28 @@ def _eth_call(call: Call, gas: str) -> RpcCall:
     """A read-only call at the newest block."""
     parameters: Mapping[str, str] = {"to": call.to, "data": "0x" + call.data.hex(), "gas": gas}
     return RpcCall("eth_call", (parameters, "latest"))
+
+
+def _trials_call(group: Sequence[Trial], gas_max: Gas) -> RpcCall:
+    """The shared call: creation code, and nobody to send it to."""
+    gas = min(gas_max, trials.GAS * len(group) + trials.GAS_OF_CREATION)
+    return RpcCall("eth_call", ({"data": "0x" + trials.pack(group).hex(), "gas": hex(gas)}, "latest"))
+
+
+def _trial_outcomes(result: Result | RpcError, count: int) -> Sequence[Reply | RpcError] | None:
+    """A reply, or the endpoint's passing trouble, for each trial of a shared call. None: it cannot run such calls."""
+    if isinstance(result, RpcError):
+        return [result] * count if result.kind in _PASSING else None
+    return trials.read(_bytes(_decode(_TEXT, result)), count)
+
+
+def _trial_reply(outcome: Result | RpcError | Reply, payer_code: Result | RpcError | None) -> Reply:
+    """The reply of a trial that shared a call, or of one that was asked alone beside its payer's code."""
+    if isinstance(outcome, Reply):
+        return outcome
+    if payer_code is not None and _code_reply(payer_code).data:
+        return Reply(ok=False, data=b"")  # whatever its code made of the call
+    return Reply(ok=_call_reply(outcome).ok, data=b"")
 
 
 def _code_reply(result: Result | RpcError) -> Reply:

@@ -1,6 +1,6 @@
 """Look-ups of one chain shared: what callers ask side by side goes out in one request, and each gets its own answer.
 
-It must never let one caller change what another is told: every caller's calls are executed apart (`EvmClient.answer_each`),
+It must never let one caller change what another is told: whatever a caller's calls do is undone for the others (`EvmClient.answer_each`),
 its deadline ends its own wait only, and its going away ends a request only when nobody else waits for it. Nor does it ever
 make anyone wait for company: while fewer than `requests_max` requests are under way, whoever asks is asked for at once.
 """
@@ -49,7 +49,7 @@ class SharedAnswers:
     def __init__(self, evm: EvmClient, settings: Settings | None = None) -> None:
         self._evm = evm
         self._settings = settings or Settings()
-        self._weight_max = evm.rpc.settings.batch_max - 1  # the head is a call too
+        self._weight_max = evm.rpc.settings.batch_max - 2  # the head and the shared trials are calls too
         self._waiting: deque[_Caller] = deque()
         self._under_way: dict[asyncio.Task[list[Facts | ChainFault]], Sequence[_Caller]] = {}
         self._sending = False

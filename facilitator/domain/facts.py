@@ -25,7 +25,15 @@ class CodeOf:
     address: Address
 
 
-Question = Call | CodeOf
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """Would this call succeed alone, and does no code lie at the payer's address? The reply's `ok` says so, its `data` is empty."""
+
+    payer: Address
+    call: Call
+
+
+Question = Call | CodeOf | Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn, TypeVar
 
 from facilitator.domain import abi
-from facilitator.domain.facts import Call, CodeOf, Facts, Now, Question, Reply
+from facilitator.domain.facts import Call, CodeOf, Facts, Now, Question, Reply, Trial
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.messages import Authorization, Payment, Requirements
 from facilitator.protocol.reasons import Reason, Refusal
@@ -137,6 +137,10 @@ class ExactEip3009:
             expected, got = f"less than now {latest}", str(authorization.valid_after)
             return _refuse(Reason.NOT_YET_VALID, "payload.authorization.validAfter", expected, got)
         return None
+
+    def trial(self, authorization: Authorization) -> Trial:
+        """The payment itself, simulated: a served token that makes it has the nonce unused, the money there and nobody frozen."""
+        return Trial(payer=authorization.payer, call=self.call(authorization))
 
     def ask(self, authorization: Authorization) -> tuple[Question, ...]:
         """The payer's code, the token's word on nonce, balance, blacklist and pause, and the payment itself, simulated."""

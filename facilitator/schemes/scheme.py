@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from facilitator.domain.facts import Call, Facts, Now, Question
+from facilitator.domain.facts import Call, Facts, Now, Question, Trial
 from facilitator.protocol.messages import Authorization, Payment, Requirements
 from facilitator.protocol.reasons import Refusal
 from facilitator.units import Address, Network
@@ -57,6 +57,10 @@ class Scheme(Protocol):
 
     def check_time(self, authorization: Authorization, now: Now) -> Refusal | None:
         """The validity window against chain and wall time."""
+        ...
+
+    def trial(self, authorization: Authorization) -> Trial:
+        """The one question whose yes is enough to pay. A no says nothing yet: `ask`, and `judge`."""
         ...
 
     def ask(self, authorization: Authorization) -> tuple[Question, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from facilitator.clock import Clock
-from facilitator.domain.facts import Head, Now
+from facilitator.domain.facts import Head
 from facilitator.domain.identity import fingerprint, key_of
 from facilitator.domain.states import State
 from facilitator.errors import StoreFault
@@ -114,18 +114,29 @@ class Verifier:
         return duplicate(record)
 
     async def judge_chain(self, judged: Judged, deadline: float) -> tuple[Refusal | None, Head | None]:
-        """Time, chain facts and simulation, in one round trip. The head is None only when time alone refused."""
+        """Time, chain facts and simulation: one round trip for a good payment, a second one to say why not.
+
+        The head is None only when time alone refused.
+        """
         now = judged.chain.head.now()
         if now is not None and judged.chain.head.wall_trusted:
             early = judged.scheme.check_time(judged.authorization, now)
             if early is not None and early.reason is Reason.EXPIRED:
                 return early, None
-        facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
-        judged.chain.head.observe(facts.head)
+        facts = await judged.chain.answers.answer((judged.scheme.trial(judged.authorization),), deadline)
+        refusal = self._check_time(judged, facts.head)
+        if refusal is None and not facts.replies[0].ok:
+            facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
+            refusal = self._check_time(judged, facts.head) or judged.scheme.judge(judged.authorization, facts)
+        return refusal, facts.head
+
+    @staticmethod
+    def _check_time(judged: Judged, head: Head) -> Refusal | None:
+        """The time of the newest block, this one perhaps."""
+        judged.chain.head.observe(head)
         now = judged.chain.head.now()
         assert now is not None
-        refusal = judged.scheme.check_time(judged.authorization, Now(head=now.head, wall=now.wall))
-        return refusal or judged.scheme.judge(judged.authorization, facts), facts.head
+        return judged.scheme.check_time(judged.authorization, now)
 
     def networks_served(self) -> list[Network]:
         """Networks that passed their start-up checks."""

@@ -55,7 +55,7 @@ async def test_a_verification_is_one_request_to_the_chain_and_one_query(
 
     assert (await rig.engine.verify(rig.caller(), payment)).refusal is None
 
-    assert counter.rpc == [("eth_getBlockByNumber", "eth_getCode", "eth_call")]
+    assert counter.rpc == [("eth_getBlockByNumber", "eth_call")]
     assert counter.sql == ["own_records"]
 
 
@@ -73,7 +73,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     assert await writes(rig) - before == 2
     new_block = ("eth_getBlockByNumber",)  # asked once for all payments in flight
     own = [calls for calls in counter.rpc if calls != new_block]
-    assert own[:2] == [("eth_getBlockByNumber", "eth_getCode", "eth_call"), ("eth_sendRawTransaction",)]
+    assert own[:2] == [("eth_getBlockByNumber", "eth_call"), ("eth_sendRawTransaction",)]
     assert set(own[2:]) == {("eth_getTransactionReceipt",)}
     assert counter.sql == ["own_records", "write_ahead", "resolve"]
 

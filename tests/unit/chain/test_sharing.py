@@ -130,7 +130,7 @@ async def test_above_the_bound_callers_wait_and_then_go_together_first_come_firs
 
 
 async def test_no_request_is_larger_than_the_endpoint_takes_and_no_caller_is_split() -> None:
-    endpoint = Endpoint(batch_max=5)  # four, and the head
+    endpoint = Endpoint(batch_max=6)  # four, the head, and the trials that share
     answers = shared(endpoint)
     tasks = [ask(answers, name) for name in ("abc", "de", "fg", "hijklm", "n")]
     await settle_down()
