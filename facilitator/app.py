@@ -28,7 +28,7 @@ from facilitator.references import Secret
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
-from facilitator.settlement.network import HeadClock, ServedNetwork
+from facilitator.settlement.network import HeadClock, OwnAccounts, ServedNetwork
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.store import tenants
 from facilitator.store.db import Db
@@ -82,9 +82,8 @@ class App:
         """
         for network in self.config.networks:
             self._chains.append(await build_network(network, self.config, self.clock))
-        relayers = frozenset(relayer for chain in self._chains for relayer in chain.relayers)
         tokens = self.config.tokens
-        self._registry = Registry((ExactEip3009(tokens, forbidden_payers=relayers),), tokens)
+        self._registry = Registry((ExactEip3009(tokens, forbidden_payers=OwnAccounts(self._chains)),), tokens)
         self._tasks.append(asyncio.create_task(beat(self.desk), name="heartbeat"))
         await asyncio.sleep(0)  # the first beat
         await self.server.start()
@@ -151,7 +150,7 @@ class App:
         try:
             if self.config.access.mode == "open":
                 await tenants.create_tenant(db, OPEN_TENANT)
-            engine = Engine(self._settlement_settings(), self._chains, registry, db, self.clock)
+            engine = Engine(self._settlement_settings(), self._chains, registry, db, self.clock, open_key=self._open_key)
             await engine.start()
         except BaseException:
             await db.close()
@@ -162,6 +161,10 @@ class App:
     def _settlement_settings(self) -> SettlementSettings:
         own = [network.poll_s for network in self.config.networks if network.poll_s is not None]
         return replace(self.config.settlement, poll_s=min(own)) if own else self.config.settlement
+
+    async def _open_key(self, network: Network, reference: str) -> LocalSigner:
+        """The key of a relayer that was added at run time."""
+        return await open_signer(parse_reference(reference), network, self.config)
 
     # ---- what the API asks
 
@@ -264,13 +267,26 @@ def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmC
 
 async def build_signers(network: NetworkSettings, config: Config) -> list[LocalSigner]:
     """The relayers' keys. Raises ConfigFault that names the reference, never the secret."""
-    limits = SigningLimits(chain_id=chain_id_of(network.id), max_fee_max_wei=Wei(config.settlement.max_fee_cap_wei))
-    signers = [await asyncio.to_thread(_load, secret, network.id, limits) for secret in network.relayers]
+    signers = [await open_signer(secret, network.id, config) for secret in network.relayers]
     addresses = [signer.address for signer in signers]
     for signer in signers:
         if addresses.count(signer.address) > 1:
             raise ConfigFault("relayer_twice", f"networks ({network.id}): two relayer references lead to the same key, {signer.address}")
     return signers
+
+
+async def open_signer(secret: Secret, network: Network, config: Config) -> LocalSigner:
+    """The key that a reference leads to. Raises ConfigFault that names the reference, never the secret."""
+    limits = SigningLimits(chain_id=chain_id_of(network), max_fee_max_wei=Wei(config.settlement.max_fee_cap_wei))
+    return await asyncio.to_thread(_load, secret, network, limits)
+
+
+def parse_reference(text: str) -> Secret:
+    """A relayer's reference. Raises ConfigFault that never quotes what came: it may be the key."""
+    try:
+        return Secret.parse(text)
+    except ValueError as error:
+        raise ConfigFault("bad_reference", f"relayer reference: {error}") from None
 
 
 def _load(secret: Secret, network: Network, limits: SigningLimits) -> LocalSigner:

@@ -26,7 +26,7 @@ from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
 from facilitator.errors import ConfigFault, Fault
-from facilitator.operate import STATUSES, reconcile_network, relayer_lines, report_lines, set_relayer_status
+from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store import tenants
 from facilitator.store.db import Db
@@ -108,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="COMMAND"
     )
     pool.add_parser("list", parents=[with_config], help="all on record").set_defaults(run=_relayers_list)
+    add = pool.add_parser("add", parents=[with_config], help="one more, by where its key lies; running services take it in")
+    add.add_argument("--network", required=True, metavar="ID")
+    add.add_argument("--address", metavar="ADDRESS", help="of the account; needed when its key cannot be read here")
+    add.add_argument("reference", metavar="REFERENCE", help="env:NAME, file:/path or keystore:/path?password=env:NAME; never the key")
+    add.set_defaults(run=_relayers_add)
     for name in STATUSES:
         change = pool.add_parser(name, parents=[with_config], help=f"make one {STATUSES[name]}")
         change.add_argument("--network", required=True, metavar="ID")
@@ -423,6 +428,17 @@ def _relayers_list(parsed: argparse.Namespace) -> int:
     async def run() -> int:
         async with _open(config) as db:
             print("\n".join(await relayer_lines(config, db)) or "no relayer was used yet")
+        return DONE
+
+    return _run(run())
+
+
+def _relayers_add(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    async def run() -> int:
+        async with _open(config) as db:
+            print(await add_relayer(config, db, parsed.network, parsed.reference, parsed.address))
         return DONE
 
     return _run(run())

@@ -4,24 +4,28 @@ It changes nothing: it asks database and chains, and signs a transaction that is
 """
 
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from facilitator.app import build_client, build_signers, open_database
+from facilitator.app import build_client, build_signers, open_database, open_signer, parse_reference
 from facilitator.chain.evm import EvmClient
+from facilitator.chain.signer import LocalSigner
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.domain.transactions import Transaction
 from facilitator.errors import ConfigFault, Fault
 from facilitator.protocol.address import checksum_address
-from facilitator.store import inspection
+from facilitator.references import Secret
+from facilitator.store import inspection, relayers
 from facilitator.store.migrate import missing_migrations
+from facilitator.store.relayers import PoolRelayer
 from facilitator.telemetry import redact_text
-from facilitator.units import Gas, Wei, chain_id_of
+from facilitator.units import Address, Gas, Wei, chain_id_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,20 @@ class Finding:
 
 async def examine(config: Config, database: AbstractAsyncContextManager[str]) -> AsyncIterator[Finding]:
     """Every check, one after the other; a check that cannot be made fails. `database` gives the database's URL."""
+    pool: list[PoolRelayer] = []
     try:
         async with database as url:
-            async for finding in _examine_database(config, url):
+            async for finding in _examine_database(config, url, pool):
                 yield finding
     except Fault as fault:
         yield Finding("fail", "database", str(fault), "check [database] url and that the server runs")
     for network in config.networks:
-        async for finding in _examine_network(config, network):
+        async for finding in _examine_network(config, network, [relayer for relayer in pool if relayer.network == network.id]):
             yield finding
 
 
-async def _examine_database(config: Config, url: str) -> AsyncIterator[Finding]:
+async def _examine_database(config: Config, url: str, pool: list[PoolRelayer]) -> AsyncIterator[Finding]:
+    """The server and its schema; `pool` is filled with the relayers on record."""
     missing = await missing_migrations(url)
     if missing and config.database.migrate:
         yield Finding("warn", "schema", f"lacks {', '.join(missing)}", "`serve` will apply them; so does `facilitator migrate`")
@@ -62,6 +68,8 @@ async def _examine_database(config: Config, url: str) -> AsyncIterator[Finding]:
     db = await open_database(config, url)
     try:
         seen = await inspection.inspect(db)
+        for network in config.networks:
+            pool += await relayers.list_relayers(db, network.id)
     finally:
         await db.close()
     yield Finding("ok", "database", f"PostgreSQL {seen.version}")
@@ -79,7 +87,7 @@ async def _examine_database(config: Config, url: str) -> AsyncIterator[Finding]:
     yield Finding(verdict, "clock", f"{skew_s:.1f} s from the database's", "" if skew_s < 2 else "run NTP on both machines")
 
 
-async def _examine_network(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
+async def _examine_network(config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer]) -> AsyncIterator[Finding]:
     clock = SystemClock()
     for index, rpc_url in enumerate(network.rpc_urls):
         subject = f"{network.id} rpc {index}"
@@ -95,7 +103,7 @@ async def _examine_network(config: Config, network: NetworkSettings) -> AsyncIte
             yield Finding("fail", subject, str(fault), "check the URL, the provider's status and your quota")
         finally:
             await client.close()
-    async for finding in _examine_relayers(config, network):
+    async for finding in _examine_relayers(config, network, pool):
         yield finding
 
 
@@ -123,14 +131,19 @@ async def _examine_endpoint(config: Config, client: EvmClient, network: NetworkS
             yield Finding("ok", name, f"{checksum_address(token.address)}, EIP-712 version {token.version}, {token.decimals} decimals")
 
 
-async def _examine_relayers(config: Config, network: NetworkSettings) -> AsyncIterator[Finding]:
-    for where in _readable_by_others(network):
-        yield Finding("warn", f"{network.id} relayer", f"{where} is readable by others", f"chmod 600 {where}")
+async def _examine_relayers(config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer]) -> AsyncIterator[Finding]:
     try:
         signers = await build_signers(network, config)
     except ConfigFault as fault:
         yield Finding("fail", f"{network.id} relayers", fault.message, "correct the reference or the key")
         return
+    added: list[LocalSigner] = []
+    async for finding in _examine_pool(config, network, pool, {signer.address for signer in signers}, added):
+        yield finding
+    references = [*network.relayers, *(parse_reference(row.key_reference) for row in pool if row.key_reference)]
+    for where in _readable_by_others(references):
+        yield Finding("warn", f"{network.id} relayer", f"{where} is readable by others", f"chmod 600 {where}")
+    signers += added
     client = build_client(network, config, SystemClock())
     try:
         for signer in signers:
@@ -166,9 +179,30 @@ async def _examine_relayers(config: Config, network: NetworkSettings) -> AsyncIt
         await client.close()
 
 
-def _readable_by_others(network: NetworkSettings) -> list[str]:
+async def _examine_pool(
+    config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer], configured: AbstractSet[Address], added: list[LocalSigner]
+) -> AsyncIterator[Finding]:
+    """Relayers on record; `added` is filled with those that were added at run time and whose key can be read here."""
+    for relayer in pool:
+        subject, shown = f"{network.id} {relayer.address[:10]}…", checksum_address(relayer.address)
+        if relayer.status in {"draining", "quarantined"}:
+            yield Finding("warn", subject, f"{shown} is {relayer.status}", "`facilitator relayers activate` when it may work again")
+        if relayer.key_reference is None or relayer.gone or relayer.address in configured:
+            continue
+        try:
+            signer = await open_signer(parse_reference(relayer.key_reference), network.id, config)
+        except ConfigFault as fault:
+            yield Finding("warn", subject, f"{shown} was added, but not for here: {fault.message}", "services with its key use it")
+            continue
+        if signer.address == relayer.address:
+            added.append(signer)
+        else:
+            yield Finding("fail", subject, f"{relayer.key_reference} leads to another key than that of {shown}", "correct it, or remove it")
+
+
+def _readable_by_others(secrets: Sequence[Secret]) -> list[str]:
     """Key files that more than their owner can read."""
-    files = [Path(relayer.where) for relayer in network.relayers if relayer.kind in {"file", "keystore"}]
+    files = [Path(secret.where) for secret in secrets if secret.kind in {"file", "keystore"}]
     return [str(file) for file in files if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
 
 

@@ -6,7 +6,7 @@ refused until contract signatures are judged.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NoReturn, TypeVar
 
 from facilitator.domain import abi
@@ -68,7 +68,7 @@ class ExactEip3009:
 
     name = NAME
 
-    def __init__(self, tokens: Iterable[Token], forbidden_payers: frozenset[Address] = frozenset()) -> None:
+    def __init__(self, tokens: Iterable[Token], forbidden_payers: Container[Address] = frozenset()) -> None:
         """`forbidden_payers` are our own relayers: no payment may be drawn on them."""
         self._tokens: Mapping[tuple[Network, Address], Token] = {(token.network, token.address): token for token in tokens}
         self._networks = frozenset(network for network, _ in self._tokens)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.batching import SINGLE_GAS, Batch, BurnGuard, Candidate, Limits, plan, without
 from facilitator.domain.fees import Fees
@@ -28,13 +29,13 @@ from facilitator.settlement.relayer import Account, Composer
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
-from facilitator.settlement.tasks import Background
+from facilitator.settlement.tasks import Background, set_within
 from facilitator.settlement.verification import Judged, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
 from facilitator.store.settlements import Admission, OpenedSlot, Settlement, SignedSlot
-from facilitator.units import Gas, TxHash, Wei
+from facilitator.units import Address, Gas, TxHash, Wei
 
 _RECORD_S: Final = 2.0
 """How much longer than its deadline a caller waits for a write-ahead that is under way."""
@@ -165,6 +166,16 @@ class Dispatcher:
         """Look at the queue in Postgres: something was put there."""
         self._claim_due.set()
 
+    def take_in(self, signer: Signer) -> None:
+        """One more relayer, whose lease is still to be had."""
+        self._chain.signers = (*self._chain.signers, signer)
+        self.accounts = (*self.accounts, Account(signer))
+
+    def let_go(self, relayer: Address) -> None:
+        """Forget a relayer's key. Its lease was given back."""
+        self._chain.signers = tuple(signer for signer in self._chain.signers if signer.address != relayer)
+        self.accounts = tuple(account for account in self.accounts if account.address != relayer)
+
     def watches(self, settlement_id: UUID) -> bool:
         """Does this process find out about this settlement by itself?"""
         return self._watcher.watches(settlement_id)
@@ -177,7 +188,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch what arrives."""
         while True:
-            await _set_within(self._wake, self._settings.queue_poll_s)
+            await set_within(self._wake, self._settings.queue_poll_s)
             if self._queue and self._settings.linger_ms:
                 await self._clock.sleep(self._settings.linger_ms / 1000)
             while self._queue and not self.stopping:
@@ -191,7 +202,7 @@ class Dispatcher:
         A loop of its own, for it asks the chain: what arrives here does not wait for that.
         """
         while True:
-            await _set_within(self._claim_due, self._settings.queue_poll_s)
+            await set_within(self._claim_due, self._settings.queue_poll_s)
             if not self.stopping:
                 await self._dispatch_queued()
 
@@ -536,16 +547,6 @@ class Dispatcher:
         outcome = self._watcher.outcome(item, State.QUEUED, ruling, record.moves)
         await self._watcher.commit([outcome], [], [], {record.settlement_id: (item, ruling, self._clock.monotonic())})
         return False
-
-
-async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for the event, that long at most, and clear it."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass
-    event.clear()
 
 
 class _LeaseLostError(Exception):

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from facilitator.chain.heads import follow_heads
+from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
@@ -19,7 +20,7 @@ from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
-from facilitator.settlement.recovery import Keeper
+from facilitator.settlement.recovery import Keeper, OpenKey
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background, keep_running
@@ -46,7 +47,9 @@ class Engine:
         db: Db,
         clock: Clock,
         replica_id: str | None = None,
+        open_key: OpenKey | None = None,
     ) -> None:
+        """`open_key` resolves the references of relayers that are added at run time; None: none of them."""
         if settings.confirm_level != "latest":
             raise ConfigFault(
                 "confirm_level",
@@ -66,7 +69,6 @@ class Engine:
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
         self._finalities: dict[Network, Finality] = {}
-        self._with_keys = tuple(chain.network for chain in networks if chain.signers)
         for chain in networks:
             resolver = Resolver(chain, registry, db)
             watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id, self._background)
@@ -75,7 +77,7 @@ class Engine:
             )
             self._finalities[chain.network] = Finality(chain, db, clock, settings)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
-            self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id)
+            self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id, open_key or _no_key)
         self._admitter = Admitter(
             self._verifier, records, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background
         )
@@ -90,7 +92,7 @@ class Engine:
 
     async def start(self) -> None:
         """Say that this replica lives, then start every loop. Raises StoreFault when Postgres cannot be reached."""
-        await settlements.heartbeat(self._db, self.replica_id, self._with_keys)
+        await self._say_alive()
         self._loops = asyncio.create_task(self._run(), name="engine")
         self._started = True
         log.info("engine.started", replica_id=self.replica_id, networks=list(self._networks))
@@ -197,8 +199,14 @@ class Engine:
 
     async def _beat(self) -> None:
         while True:
-            await settlements.heartbeat(self._db, self.replica_id, self._with_keys)
+            await self._say_alive()
             await self._clock.sleep(self._settings.lease_renew_s)
+
+    async def _say_alive(self) -> None:
+        """Heartbeat: this replica lives, and it has these keys."""
+        chains = [chain for chain in self._networks.values() if chain.signers]
+        relayers = [f"{chain.network}:{address}" for chain in chains for address in chain.relayers]
+        await settlements.heartbeat(self._db, self.replica_id, [chain.network for chain in chains], relayers)
 
     async def _listen(self) -> None:
         await notifications.listen(self._db.url, self._heard)
@@ -206,6 +214,8 @@ class Engine:
     def _heard(self, channel: str, payload: str) -> None:
         if channel == "facilitator_answer":
             self._board.poke(UUID(payload))
+        elif channel == "facilitator_relayers" and (keeper := self._keepers.get(Network(payload))) is not None:
+            keeper.look_soon()
         elif (dispatcher := self._dispatchers.get(Network(payload))) is not None:
             dispatcher.claim_soon()
 
@@ -238,3 +248,8 @@ class Engine:
             for finding in findings:
                 log.error("network.withdrawn", network=chain.network, finding=finding)
             await self._clock.sleep(3600.0 if not findings else 60.0)
+
+
+async def _no_key(network: Network, reference: str) -> Signer:
+    """For an engine that knows of no references."""
+    raise ConfigFault("no_key", f"relayer {reference} of {network}: this process resolves no references")

@@ -1,7 +1,7 @@
 """One chain as the loops see it: its client, its relayer keys, its newest block, and whether it may be served."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from facilitator.chain.evm import EvmClient
@@ -85,7 +85,8 @@ class ServedNetwork:
         self.evm: Final = evm
         self.answers: Final = SharedAnswers(evm)
         """Answers to verifications, shared by those that run side by side. Loops that rule alone ask `evm`."""
-        self.signers: Final = tuple(signers)
+        self.signers: tuple[Signer, ...] = tuple(signers)
+        """Keys that this process signs with; more may come and some may go while it runs."""
         self.head: Final = head
         self.ws_url: Final = ws_url
         """Where to subscribe to new heads; None: poll."""
@@ -96,3 +97,14 @@ class ServedNetwork:
     def relayers(self) -> tuple[Address, ...]:
         """Accounts that pay for gas."""
         return tuple(signer.address for signer in self.signers)
+
+
+class OwnAccounts(Container[Address]):
+    """The relayers of all networks, as of the moment of asking: no payment may be drawn on them."""
+
+    def __init__(self, chains: Sequence[ServedNetwork]) -> None:
+        self._chains = chains
+
+    def __contains__(self, address: object) -> bool:
+        """Is it one of ours?"""
+        return any(signer.address == address for chain in self._chains for signer in chain.signers)

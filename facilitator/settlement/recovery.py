@@ -4,27 +4,38 @@ Nonces only rise: what the database, the chain or a pool has seen is used. Every
 for byte; every open settlement is found out about by chain facts. Only then may the relayer sign.
 """
 
-from collections.abc import Sequence
-from hashlib import sha256
-from math import ceil
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final
 
 import structlog
 
+from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
-from facilitator.errors import Fault
+from facilitator.domain.facts import CodeOf
+from facilitator.domain.pool import share_out
+from facilitator.errors import ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, OpenSlot, item_of
+from facilitator.settlement.tasks import set_within
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
+from facilitator.store.relayers import PoolRelayer
 from facilitator.store.settlements import Lease
-from facilitator.units import Gas
+from facilitator.units import Address, Gas, Network
 
 _RPC_S = 5.0
+_UNRESOLVED_S: Final = 10.0
+"""How long a reference that led to no key is left alone: opening a keystore takes a second of work."""
+
+OpenKey = Callable[[Network, str], Awaitable[Signer]]
+"""The key that a reference leads to. Raises ConfigFault, without the key, when it leads to none here."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +52,7 @@ class Keeper:
         clock: Clock,
         settings: Settings,
         replica_id: str,
+        open_key: OpenKey,
     ) -> None:
         self._chain = chain
         self._dispatcher = dispatcher
@@ -49,37 +61,79 @@ class Keeper:
         self._clock = clock
         self._settings = settings
         self._replica_id = replica_id
+        self._open_key = open_key
         self._balances_due = float("-inf")
+        self._unresolved: dict[str, float] = {}
+        self._look = asyncio.Event()
+
+    def look_soon(self) -> None:
+        """Somebody added, drained or removed a relayer."""
+        self._look.set()
 
     async def run(self) -> None:
         """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
         while True:
-            share = await self._share()
-            for account in self._in_order():
-                try:
-                    await self._keep(account, share)
-                except Fault as fault:  # the other relayers' leases do not wait for this one
-                    log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
+            pool = await relayers.list_relayers(self._db, self._chain.network)
+            await self._take_in(pool)
+            part = await self._part(pool)
+            await asyncio.gather(*(self._keep_apart(account, part) for account in self._dispatcher.accounts))
             if self._clock.monotonic() >= self._balances_due:
                 self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
                 await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
-            settled = self._held() >= share and all(account.adopted for account in self._dispatcher.accounts if account.lease)
-            await self._clock.sleep(self._settings.lease_renew_s if settled else min(1.0, self._settings.lease_renew_s))
+            settled = all(account.adopted for account in self._dispatcher.accounts if account.lease or account.address in part)
+            await set_within(self._look, self._settings.lease_renew_s if settled else min(1.0, self._settings.lease_renew_s))
 
-    async def _share(self) -> int:
-        """How many relayers this replica should hold, so that each live one has its part."""
-        live = await relayers.live_replicas(self._db, self._chain.network, self._settings.lease_ttl_s)
-        return ceil(len(self._dispatcher.accounts) / max(1, live))
+    async def _take_in(self, pool: Sequence[PoolRelayer]) -> None:
+        """Take in the keys that were added while this process runs, and let go of those that were removed."""
+        known = {account.address: account for account in self._dispatcher.accounts}
+        for row in pool:
+            if row.key_reference is None:
+                continue
+            if row.gone and row.address in known and known[row.address].lease is None:
+                self._dispatcher.let_go(row.address)
+            elif not row.gone and row.address not in known and (signer := await self._resolve(row)) is not None:
+                self._dispatcher.take_in(signer)
+                log.info("relayer.added", relayer=row.address, network=row.network, reference=row.key_reference)
 
-    def _held(self) -> int:
-        return sum(account.lease is not None for account in self._dispatcher.accounts)
+    async def _resolve(self, row: PoolRelayer) -> Signer | None:
+        """The key of an added relayer; None, said once, when its reference does not lead to it here."""
+        reference, now = row.key_reference, self._clock.monotonic()
+        assert reference is not None
+        if now < self._unresolved.get(reference, float("-inf")):
+            return None
+        try:
+            signer = await self._open_key(row.network, reference)
+        except ConfigFault as fault:
+            why = str(fault)
+        else:
+            if signer.address == row.address:
+                self._unresolved.pop(reference, None)
+                return signer
+            why = f"it leads to the key of {signer.address}"
+        if reference not in self._unresolved:
+            log.warning("relayer.unresolved", relayer=row.address, network=row.network, reference=reference, fault=why)
+        self._unresolved[reference] = now + _UNRESOLVED_S
+        return None
 
-    def _in_order(self) -> list[Account]:
-        """Those it holds first, then by an order of this replica's own, so that two do not reach for the same."""
-        return sorted(
-            self._dispatcher.accounts,
-            key=lambda account: (account.lease is None, sha256(f"{self._replica_id}{account.address}".encode()).digest()),
+    async def _part(self, pool: Sequence[PoolRelayer]) -> AbstractSet[Address]:
+        """The relayers that this replica should hold, so that each live one has its part of those that it has keys of."""
+        network, gone = self._chain.network, {row.address for row in pool if row.gone}
+        keys_of = {
+            replica.replica_id: {Address(name.removeprefix(f"{network}:")) for name in replica.relayers if name.startswith(f"{network}:")}
+            for replica in await relayers.live_replicas(self._db, network, self._settings.lease_ttl_s)
+        }
+        keys_of[self._replica_id] = set(self._chain.relayers)
+        given = share_out(
+            {replica: keys - gone for replica, keys in keys_of.items()}, {row.address: row.owner for row in pool if row.owner is not None}
         )
+        return {address for address, replica in given.items() if replica == self._replica_id}
+
+    async def _keep_apart(self, account: Account, part: AbstractSet[Address]) -> None:
+        """Keep one relayer; the other relayers' leases do not wait for this one."""
+        try:
+            await self._keep(account, part)
+        except Fault as fault:
+            log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
 
     async def release(self) -> None:
         """Give every lease back; open slots stay on record for the next owner."""
@@ -92,10 +146,10 @@ class Keeper:
             account.lose()
             await relayers.release_lease(self._db, lease.network, lease.relayer, lease.owner, lease.epoch)
 
-    async def _keep(self, account: Account, share: int) -> None:
+    async def _keep(self, account: Account, part: AbstractSet[Address]) -> None:
         network, address = self._chain.network, account.address
         asked_at = self._clock.monotonic()
-        if account.lease is None and self._held() >= share:
+        if account.lease is None and address not in part:
             return
         if (lease := account.lease) is not None:
             renewed = await relayers.renew_lease(self._db, network, address, self._replica_id, lease.epoch, self._settings.lease_ttl_s)
@@ -107,10 +161,10 @@ class Keeper:
             if account.lease is not lease:
                 return  # the dispatcher gave it up meanwhile: it is taken afresh
             account.renewed_at = asked_at
-            if self._held() > share and not self._watcher.open_slots(address):
+            if (address not in part or renewed.status == "removed") and not self._watcher.open_slots(address):
                 await self._give_back(account)
                 return
-            account.ready = account.adopted and renewed.status == "active"
+            account.ready = account.adopted and not account.has_code and renewed.status == "active"
         elif not await self._take(account, asked_at):
             return
         await (self._take_up(account) if account.adopted else self._adopt(account))
@@ -155,7 +209,7 @@ class Keeper:
         if account.lease is not lease:
             return
         account.adopted = True
-        if row.status != "active":
+        if row.status != "active" or await self._has_code(account):
             return
         await self._read_balances([account])
         if account.lease is not lease:
@@ -163,6 +217,14 @@ class Keeper:
         account.ready = True
         self._dispatcher.claim_soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
+
+    async def _has_code(self, account: Account) -> bool:
+        """Did the account turn into a smart one? Then it finishes what is open and signs nothing new."""
+        facts = await self._chain.evm.answer((CodeOf(address=account.address),), self._chain.evm.deadline_in(_RPC_S))
+        account.has_code = bool(facts.replies[0].data)
+        if account.has_code:
+            log.error("relayer.has_code", relayer=account.address, network=self._chain.network)
+        return account.has_code
 
     async def _read_balances(self, accounts: Sequence[Account]) -> None:
         """Read relayers' coins in one request; more of them, from whoever funded them, make room at once."""

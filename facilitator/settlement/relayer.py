@@ -35,6 +35,8 @@ class Account:
     """Adopted, and it may sign."""
     balance_wei: int | None = None
     """Its coins as last read; None before that."""
+    has_code: bool = False
+    """It must not sign: pools give an account with code (EIP-7702) one slot, and its code runs on our gas."""
 
     @property
     def address(self) -> Address:

@@ -7,10 +7,16 @@ from typing import Final
 import structlog
 
 from facilitator.clock import Clock
+from facilitator.domain.backoff import Backoff
 from facilitator.errors import Fault
 from facilitator.metrics import LOOP_RESTARTS
 
-_RESTART_S: Final = 1.0
+_RESTART_FIRST_S: Final = 0.05
+"""Pause of a loop after its first fault: one request that failed stalls nothing for long."""
+_RESTART_MAX_S: Final = 5.0
+"""Longest pause of a loop that fails again and again."""
+_CALM_S: Final = 10.0
+"""A loop that ran this long before it failed has recovered."""
 log = structlog.get_logger(__name__)
 
 
@@ -44,8 +50,13 @@ class Background:
 
 
 async def keep_running(name: str, loop: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Run a loop for ever. A Fault is the world's: logged, tried again. Anything else is a bug: logged, counted, restarted."""
+    """Run a loop for ever. A Fault is the world's: logged, tried again. Anything else is a bug: logged, counted, restarted.
+
+    It pauses in between, longer each time and out of step with other loops and replicas.
+    """
+    backoff = Backoff(_RESTART_FIRST_S, _RESTART_MAX_S)
     while True:
+        began = clock.monotonic()
         try:
             await loop()
         except Fault as fault:
@@ -53,4 +64,16 @@ async def keep_running(name: str, loop: Callable[[], Awaitable[None]], clock: Cl
         except Exception:
             LOOP_RESTARTS.labels(name).inc()
             log.exception("loop.failed", loop=name)
-        await clock.sleep(_RESTART_S)
+        if clock.monotonic() - began >= _CALM_S:
+            backoff.reset()
+        await clock.sleep(backoff.next_s())
+
+
+async def set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the event, that long at most, and clear it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()

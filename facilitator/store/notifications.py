@@ -7,7 +7,7 @@ import asyncpg
 
 from facilitator.errors import StoreFault
 
-CHANNELS = ("facilitator_queue", "facilitator_answer")
+CHANNELS = ("facilitator_queue", "facilitator_answer", "facilitator_relayers")
 
 
 async def listen(url: str, heard: Callable[[str, str], None]) -> None:

@@ -65,10 +65,30 @@ class OpenItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """A count of replicas."""
+class PoolRelayer:
+    """A relayer as operators and keepers see it."""
 
-    live: int
+    network: Network
+    address: Address
+    next_tx_nonce: int
+    status: str
+    owner: str | None
+    key_reference: str | None
+    """Where the key lies; None when the configuration says it."""
+    open_slots: int
+
+    @property
+    def gone(self) -> bool:
+        """Removed, and nothing of it has to be looked after any more."""
+        return self.status == "removed" and not self.open_slots
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReplica:
+    """A replica that lives, and the accounts (CAIP-10) that it can sign for."""
+
+    replica_id: str
+    relayers: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +123,30 @@ async def raise_tx_nonce(db: Db, network: Network, address: Address, owner: str,
     return await db.optional(Relayer, QUERIES["raise_tx_nonce"], network, address, owner, epoch, floor)
 
 
+async def add(db: Db, network: Network, address: Address, next_tx_nonce: int, key_reference: str) -> None:
+    """Make a relayer known by where its key lies, and tell the running services. One on record keeps its tx_nonce."""
+    async with db.transaction() as session:
+        await session.execute(QUERIES["add_relayer"], network, address, next_tx_nonce, key_reference)
+        await session.execute(QUERIES["notify_relayers"], network)
+
+
 async def set_status(db: Db, network: Network, address: Address, status: str) -> bool:
-    """Take a relayer in or out of use; False when it was never used."""
-    return await db.execute(QUERIES["set_status"], network, address, status) == 1
+    """Take a relayer in or out of use, and tell the running services; False when there is none.
+
+    Raises RelayerBusyError when it is to be removed and has open slots. The new status comes first: it locks the row
+    that every write-ahead has to change, so that no slot opens between the look and the commit.
+    """
+    async with db.transaction() as session:
+        if await session.execute(QUERIES["set_status"], network, address, status) != 1:
+            return False
+        if status == "removed" and await session.many(OpenSlotId, QUERIES["open_slots"], network, address):
+            raise RelayerBusyError
+        await session.execute(QUERIES["notify_relayers"], network)
+        return True
+
+
+class RelayerBusyError(Exception):
+    """A relayer with open slots cannot be removed."""
 
 
 async def quarantine(db: Db, network: Network, address: Address) -> None:
@@ -156,11 +197,11 @@ async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:
     return {row.tx_hash for row in await db.many(KnownHash, QUERIES["our_transactions"], list(tx_hashes))}
 
 
-async def live_replicas(db: Db, network: Network, ttl_s: float) -> int:
-    """How many replicas with relayer keys for this network live."""
-    return (await db.one(Live, QUERIES["live_replicas"], network, ttl_s)).live
+async def live_replicas(db: Db, network: Network, ttl_s: float) -> list[LiveReplica]:
+    """The replicas with relayer keys for this network that live."""
+    return await db.many(LiveReplica, QUERIES["live_replicas"], network, ttl_s)
 
 
-async def list_relayers(db: Db, network: Network) -> list[Relayer]:
-    """Relayers of a network that were ever used."""
-    return await db.many(Relayer, QUERIES["list_relayers"], network)
+async def list_relayers(db: Db, network: Network) -> list[PoolRelayer]:
+    """Relayers of a network that were ever used or added."""
+    return await db.many(PoolRelayer, QUERIES["list_relayers"], network)

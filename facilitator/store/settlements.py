@@ -574,9 +574,12 @@ async def free_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> b
     return await db.execute(QUERIES["free_answer"], settlement_id, holder, epoch) == 1
 
 
-async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network]) -> None:
-    """Say that this replica lives, and for which networks it has relayer keys; forget replicas that are long gone."""
-    await db.execute(QUERIES["heartbeat"], replica_id, list(networks))
+async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network], relayers: Sequence[str] = ()) -> None:
+    """Say that this replica lives, for which networks it has relayer keys, and of which accounts (CAIP-10).
+
+    Forgets replicas that are long gone.
+    """
+    await db.execute(QUERIES["heartbeat"], replica_id, list(networks), list(relayers))
 
 
 async def retire_replica(db: Db, replica_id: str) -> None:

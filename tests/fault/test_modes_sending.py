@@ -7,6 +7,8 @@ import pytest
 
 from facilitator.devstack.stack import Postgres
 from facilitator.protocol.reasons import Reason
+from facilitator.store import relayers
+from facilitator.units import parse_address
 from tests.fault.conftest import StartScene
 from tests.fixtures.base_sim import Absent, Call, PretendAccepted, RawTransaction, Rules
 from tests.fixtures.base_sim.node import decoded as decoded_call
@@ -255,3 +257,22 @@ async def test_mode_51_a_relayer_whose_key_is_used_elsewhere_is_left_and_the_pay
     assert statuses == {stolen.address.lower(): "quarantined", other.address.lower(): "active"}
     assert [row["kind"] for row in await scene.rows("select kind from incident")] == ["relayer_used_elsewhere"]
     await scene.finish(settled=1, strangers={"0x" + foreign.hash.hex().removeprefix("0x")})
+
+
+async def test_a_payment_of_a_removed_relayer_is_sent_again_when_its_block_is_reorganised_away(scene: Scene) -> None:
+    removed, _ = scene.relayers
+    rig = await scene.engine()
+    assert reason(await scene.answer(scene.settle(rig))) is None
+    assert await relayers.set_status(rig.db, scene.network, parse_address(removed.address), "removed")
+    [account] = rig.engine._dispatchers[scene.network].accounts
+    await scene.until(lambda: account.lease is None, "the lease to be given back")
+
+    await scene.reorganise(1)
+
+    async def open_again() -> bool:
+        return await scene.states() == ["submitted"]
+
+    await scene.until(open_again, "the payment to be open again", mine=True)
+    await scene.finish(settled=1)
+    assert len(scene.sent()) == 1
+    await scene.until(lambda: account.lease is None, "the lease to be given back again")

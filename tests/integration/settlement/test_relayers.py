@@ -46,6 +46,25 @@ async def test_live_replicas_share_the_relayers_and_a_leaver_s_part_is_taken_ove
     await until(lambda: held(first) == 4)
 
 
+async def test_replicas_with_keys_of_their_own_hold_all_of_them(start_engine: StartEngine, new_relayer: NewRelayer) -> None:
+    ours, theirs = [await new_relayer() for _ in range(2)], [await new_relayer() for _ in range(2)]
+    first, second = await start_engine(relayers=ours, ready=False), await start_engine(relayers=theirs, ready=False)
+    await until(lambda: (held(first), held(second)) == (2, 2))
+
+
+async def test_an_account_with_code_signs_nothing(start_engine: StartEngine, new_relayer: NewRelayer, chain: Anvil) -> None:
+    smart, plain = await new_relayer(), await new_relayer()
+    await chain.node.call("anvil_setCode", smart.address, "0xef0100" + "22" * 20)
+    rig = await start_engine(relayers=[smart, plain], ready=False)
+    accounts = rig.engine._dispatchers[NETWORK].accounts
+    await until(lambda: all(account.adopted for account in accounts))
+    await until(lambda: accounts[1].ready)
+    assert (accounts[0].has_code, accounts[0].ready) == (True, False)
+    renewed = accounts[0].renewed_at
+    await until(lambda: accounts[0].renewed_at > renewed)
+    assert not accounts[0].ready
+
+
 async def test_without_gas_money_nothing_is_signed_and_funding_is_noticed(
     start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, token: Token
 ) -> None:

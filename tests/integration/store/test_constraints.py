@@ -327,6 +327,12 @@ async def test_a_relayer_has_an_address_a_next_tx_nonce_and_a_status(ledger: Led
         await ledger.relayer(**{column: value})
 
 
+@pytest.mark.parametrize("key", ["0x" + "11" * 32, "11" * 32, "file:", ""])
+async def test_a_relayer_s_key_is_a_reference_and_no_key(ledger: Ledger, key: str) -> None:
+    with refused("relayer_key_by_reference"):
+        await ledger.relayer(key_reference=key)
+
+
 async def test_a_relayer_is_on_record_once(ledger: Ledger) -> None:
     with refused("relayer_pkey"):
         await ledger.relayer(address=RELAYER)

@@ -9,7 +9,9 @@ insert into relayer (network, address, next_tx_nonce) values ($1::text, $2::text
 -- name: take_lease :optional
 update relayer
    set owner = $3::text, epoch = epoch + 1, lease_until = now() + make_interval(secs => $4::double precision)
- where network = $1::text and address = $2::text and status in ('active', 'draining', 'quarantined')
+ where network = $1::text and address = $2::text
+   and (status <> 'removed'
+        or exists (select from relayer_slot s where s.network = relayer.network and s.relayer = relayer.address and s.state = 'open'))
    and (owner is null or owner = $3::text or lease_until is null or lease_until < now())
 returning network, address, next_tx_nonce, status, owner, epoch;
 
@@ -71,10 +73,23 @@ select tx_hash from recorded;
 -- name: our_transactions :many
 select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);
 
--- How many replicas with keys for this network said lately that they live.
--- name: live_replicas :one
-select count(*)::integer as live from replica
+-- Replicas with keys for this network that said lately that they live.
+-- name: live_replicas :many
+select replica_id, relayers from replica
  where $1::text = any(networks) and seen_at > now() - make_interval(secs => $2::double precision);
 
 -- name: list_relayers :many
-select network, address, next_tx_nonce, status, owner, epoch from relayer where network = $1::text order by address;
+select r.network, r.address, r.next_tx_nonce, r.status, r.owner, r.key_reference,
+       (select count(*) from relayer_slot s
+         where s.network = r.network and s.relayer = r.address and s.state = 'open')::integer as open_slots
+  from relayer r where r.network = $1::text order by r.address;
+
+-- Whoever was removed may come back; whoever is drained or quarantined stays so.
+-- name: add_relayer :execute
+insert into relayer (network, address, next_tx_nonce, key_reference) values ($1::text, $2::text, $3::bigint, $4::text)
+    on conflict (network, address) do update
+       set key_reference = excluded.key_reference,
+           status = case when relayer.status = 'removed' then 'active' else relayer.status end;
+
+-- name: notify_relayers :execute
+select pg_notify('facilitator_relayers', $1::text);

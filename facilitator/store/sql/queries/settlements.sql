@@ -303,8 +303,8 @@ returning answer_epoch, answer_state;
 with gone as (
     delete from replica r where r.seen_at < now() - interval '1 day' and r.replica_id <> $1::text
 )
-insert into replica (replica_id, networks) values ($1::text, $2::text[])
-    on conflict (replica_id) do update set seen_at = now(), networks = excluded.networks;
+insert into replica (replica_id, networks, relayers) values ($1::text, $2::text[], $3::text[])
+    on conflict (replica_id) do update set seen_at = now(), networks = excluded.networks, relayers = excluded.relayers;
 
 -- name: retire_replica :execute
 update replica set seen_at = '-infinity' where replica_id = $1::text;
