@@ -6,6 +6,7 @@ non-negative integer below 2**256. Nothing here knows the wire, the chain or the
 
 import re
 from typing import Final, NewType
+from zoneinfo import ZoneInfo
 
 Address = NewType("Address", str)
 """An EVM account or contract: `0x` and 40 lower-case hex digits. EIP-55 spelling exists on the wire only."""
@@ -25,7 +26,10 @@ UnixSeconds = NewType("UnixSeconds", int)
 """Seconds since 1970-01-01 UTC. A payer may write any uint256 here, so it is not bounded by a machine word."""
 Network = NewType("Network", str)
 """A CAIP-2 chain id such as `eip155:84532`."""
+Zone = NewType("Zone", str)
+"""An IANA time zone such as `Europe/Berlin` that this machine knows."""
 
+UTC_ZONE: Final = Zone("UTC")
 UINT256_MAX: Final = 2**256 - 1
 ZERO_ADDRESS: Final = Address("0x" + "00" * 20)
 
@@ -67,6 +71,15 @@ def parse_network(text: str) -> Network:
     if not _EIP155.fullmatch(text):
         raise ValueError("expected a CAIP-2 chain id such as eip155:8453")
     return Network(text)
+
+
+def parse_zone(text: str) -> Zone:
+    """Read the name of an IANA time zone. Raises ValueError that says what was expected."""
+    try:
+        ZoneInfo(text)
+    except (OSError, ValueError, KeyError):  # a directory, a path that leads out, a name that is not there
+        raise ValueError(f"expected an IANA time zone such as Europe/Berlin, got {text!r}") from None
+    return Zone(text)
 
 
 def chain_id_of(network: Network) -> int:
