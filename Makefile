@@ -23,7 +23,7 @@ setup: $(VENV)/.packages $(VENV)/.node-packages ## .venv with hash-locked depend
 demo: setup ## x402 payments end to end on a local chain with Circle's USDC code
 	$(BIN)/facilitator demo
 
-test: setup $(VENV)/.conformance-packages ## the whole test suite, in two processes
+test: setup $(VENV)/.conformance-packages $(VENV)/.hledger ## the whole test suite, in two processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup lint test ## what CI runs: format, lint, types, import rules, tests
@@ -46,7 +46,7 @@ bench: setup $(VENV)/.conformance-packages ## the benchmarks, figures as JSON li
 
 lock: setup ## resolve all locks anew
 	$(UV_COMPILE) --extra service --output-file requirements/runtime.txt
-	$(UV_COMPILE) --extra service --extra dev --extra gateway --group test --group lint --group build --constraint requirements/runtime.txt \
+	$(UV_COMPILE) --extra service --extra dev --extra gateway --extra xlsx --extra parquet --group test --group lint --group build --constraint requirements/runtime.txt \
 		--output-file requirements/dev.txt
 	cd facilitator/devstack/npm && $(NPM_LOCK)
 	cd $(CONFORMANCE) && $(NPM_LOCK)
@@ -72,6 +72,10 @@ $(VENV)/.packages: requirements/dev.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/.node-packages: facilitator/devstack/npm/package.json facilitator/devstack/npm/package-lock.json $(VENV)/.packages
 	$(BIN)/python -m facilitator.devstack.install
+	@touch $@
+
+$(VENV)/.hledger: tests/fixtures/hledger.py $(VENV)/.packages
+	$(BIN)/python tests/fixtures/hledger.py
 	@touch $@
 
 $(VENV)/.conformance-packages: $(CONFORMANCE)/package.json $(CONFORMANCE)/package-lock.json $(VENV)/.packages

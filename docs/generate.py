@@ -22,7 +22,7 @@ from facilitator.domain.postings import resolution
 from facilitator.domain.states import TRANSITIONS, State
 from facilitator.reading import spell
 from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
-from facilitator.units import Address, Network
+from facilitator.units import Address, Network, Zone
 
 DOCS: Final = Path(__file__).parent
 _SCALARS: Final = {
@@ -32,6 +32,7 @@ _SCALARS: Final = {
     DatabaseUrl: "URL or reference",
     Address: "address",
     Network: "CAIP-2",
+    Zone: "IANA zone",
     Listen: "host:port",
     bool: "true or false",
     str: "text",

@@ -20,8 +20,8 @@ from typing import Final, cast
 
 import uvloop
 
+from facilitator import books, telemetry
 from facilitator import config as configuration
-from facilitator import telemetry
 from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
@@ -118,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         change.add_argument("--network", required=True, metavar="ID")
         change.add_argument("address", metavar="ADDRESS")
         change.set_defaults(run=_relayers_change, change=name)
+
+    books.add_commands(commands, with_config, _on_ledger, _offline)
 
     config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
     config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
@@ -282,6 +284,32 @@ def _run(work: Coroutine[None, None, int]) -> int:
     """Run on uvloop's event loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+def _on_ledger(work: books.Work) -> Callable[[argparse.Namespace], int]:
+    """A command that needs configuration and database."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        config = _prepare(parsed, quiet=True)
+
+        async def go() -> int:
+            async with _open(config) as db:
+                return _tell(await work(config, db, parsed))
+
+        return _run(go())
+
+    return run
+
+
+def _offline(work: Callable[[argparse.Namespace], books.Done]) -> Callable[[argparse.Namespace], int]:
+    """A command that needs neither."""
+    return lambda parsed: _tell(work(parsed))
+
+
+def _tell(done: books.Done) -> int:
+    if done.lines:
+        print("\n".join(done.lines))
+    return done.status
 
 
 # ---- commands

@@ -15,6 +15,7 @@ from facilitator.api.settings import AccessSettings, ConsoleSettings, Listen, Me
 from facilitator.api.settings import Settings as ServerSettings
 from facilitator.chain.rpc import Settings as RpcSettings
 from facilitator.errors import ConfigFault
+from facilitator.finance.settings import Settings as FinanceSettings
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.codec import BODY_BYTES_MAX
 from facilitator.reading import Origin, Parsers, Reader, flatten, line_numbers
@@ -22,7 +23,7 @@ from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl, pa
 from facilitator.schemes.scheme import Token
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
-from facilitator.units import Address, Network, parse_address, parse_network
+from facilitator.units import Address, Network, Zone, parse_address, parse_network, parse_zone
 
 ENVIRONMENT_PREFIX: Final = "FACILITATOR__"
 CONFIG_VARIABLE: Final = "FACILITATOR_CONFIG"
@@ -104,6 +105,7 @@ class Config:
     database: DatabaseSettings
     settlement: SettlementSettings = field(default_factory=SettlementSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
+    finance: FinanceSettings = field(default_factory=FinanceSettings)
     log: LogSettings = field(default_factory=LogSettings)
     metrics: MetricsSettings | None = None
     console: ConsoleSettings | None = None
@@ -203,6 +205,7 @@ _PARSERS: Final[Parsers] = {
     Listen: Listen.parse,
     Address: _parse_token_address,
     Network: parse_network,
+    Zone: parse_zone,
 }
 
 

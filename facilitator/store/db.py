@@ -54,6 +54,10 @@ NOT_REACHED: Final = "store_unreached"
 """Kind of the StoreFault when no connection was to be had: nothing was done."""
 ROLLED_BACK: Final = "store_rolled_back"
 """Kind of the StoreFault when Postgres itself undid the statement (a deadlock): nothing was done, and it may be tried again."""
+_LONG_READ_S: Final = 600
+"""Longest that one read of a report may take."""
+_STREAM_ROWS: Final = 1_000
+"""Rows that a stream holds at a time."""
 _IN_DOUBT: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -114,6 +118,12 @@ class Session:
         async with _translated(query.name):
             status = await self._connection.execute(query.sql, *arguments)
         return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
+
+    async def stream(self, row: type[Row], query: Query, *arguments: object) -> AsyncIterator[Row]:
+        """All rows by a server-side cursor, in constant memory; inside `Db.snapshot()`. Faults as `one`."""
+        async with _translated(query.name):
+            async for record in self._connection.cursor(query.sql, *arguments, prefetch=_STREAM_ROWS, timeout=_LONG_READ_S):
+                yield row(*record)
 
 
 class Db:
@@ -182,6 +192,21 @@ class Db:
                 raise
             async with _translated("commit"):
                 await transaction.commit()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Session]:
+        """A connection on which every read sees the database as it was at the first one, and may take long. Writes nothing."""
+        async with self.session() as session:
+            transaction = session._connection.transaction(isolation="repeatable_read", readonly=True)  # noqa: SLF001
+            async with _translated("begin"):
+                await transaction.start()
+                await session._connection.execute(f"set local statement_timeout = '{_LONG_READ_S}s'")  # noqa: SLF001
+                await session._connection.execute("set local idle_in_transaction_session_timeout = '60s'")  # noqa: SLF001
+            try:
+                yield session
+            finally:
+                async with _translated("rollback"):
+                    await transaction.rollback()
 
     async def one(self, row: type[Row], query: Query, *arguments: object) -> Row:
         """`Session.one` on a connection of the pool."""

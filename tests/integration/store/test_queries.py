@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from facilitator.store import reconciliation, relayers, settlements, tenants
+from facilitator.store import books, reconciliation, relayers, settlements, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -39,13 +39,18 @@ ROW_OF = {
     "claims_in_blocks": reconciliation.LedgerRow,
     "rows_of_authorizations": reconciliation.LedgerRow,
     "claimless_in_blocks": reconciliation.LedgerRow,
+    "settlement_lines": books.SettlementLine,
+    "completeness": books.Completeness,
+    "journal_lines": books.JournalLine,
+    "open_lines": books.JournalLine,
+    "balances": books.AccountTotal,
     "find_tenant": tenants.Tenant,
     "create_api_key": tenants.ApiKey,
     "list_api_keys": tenants.ApiKey,
     "revoke_api_key": tenants.ApiKey,
     "find_api_keys": tenants.LiveKey,
 }
-QUERIES = [query for module in ("settlements", "relayers", "reconciliation", "tenants") for query in load_queries(module).values()]
+QUERIES = [query for module in ("settlements", "relayers", "reconciliation", "books", "tenants") for query in load_queries(module).values()]
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)

@@ -1,0 +1,184 @@
+"""What finance people and auditors do from the command line: export, verify, report.
+
+Each command is a coroutine from (configuration, database, arguments) to an exit status and the lines to print. Exit status
+1 means looked at and found wrong.
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facilitator.config import Config
+from facilitator.domain.money import decimal_text
+from facilitator.domain.periods import Period, parse_instant, parse_period
+from facilitator.errors import ConfigFault
+from facilitator.finance import export
+from facilitator.finance.export import whole_or_absent
+from facilitator.finance.hledger import hledger_lines
+from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_cells
+from facilitator.finance.tables import FORMATS, time_text
+from facilitator.store import books
+from facilitator.store.db import Db
+from facilitator.units import Address, Network, Zone, parse_zone
+
+
+class Done(NamedTuple):
+    """How a command ended and what it has to say."""
+
+    status: int
+    lines: list[str]
+
+
+Work = Callable[[Config, Db, argparse.Namespace], Awaitable[Done]]
+Offline = Callable[[argparse.Namespace], Done]
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_commands(
+    commands: Any,  # noqa: ANN401 - argparse keeps its type private
+    with_config: argparse.ArgumentParser,
+    on_ledger: Callable[[Work], Run],
+    offline: Callable[[Offline], Run],
+) -> None:
+    """The finance commands of the command line; `on_ledger` and `offline` make of a command what argparse calls."""
+    period = argparse.ArgumentParser(add_help=False, parents=[with_config])
+    period.add_argument("--from", dest="start", required=True, metavar="DATE", help="a date, a month, or a time with its offset")
+    period.add_argument("--to", dest="end", required=True, metavar="DATE", help="excluded")
+    period.add_argument("--tz", type=_zone, metavar="ZONE", help="IANA zone of the dates; finance.booking_zone by default")
+
+    exports = commands.add_parser("export", help="files for accountants and auditors").add_subparsers(required=True, metavar="COMMAND")
+    detail = exports.add_parser("settlements", parents=[period], help="the settlement detail report, with a manifest beside it")
+    detail.add_argument("--format", choices=sorted(FORMATS), default="csv")
+    detail.add_argument("--tenant")
+    detail.add_argument("--out", type=Path, required=True, metavar="FILE")
+    detail.set_defaults(run=on_ledger(export_settlements))
+    journal = exports.add_parser("journal", parents=[period], help="every entry, for a program that checks books")
+    journal.add_argument("--format", choices=["csv", "hledger"], default="hledger")
+    journal.add_argument("--out", type=Path, required=True, metavar="FILE")
+    journal.set_defaults(run=on_ledger(export_journal))
+    verify = exports.add_parser("verify", help="a file against its manifest; exit 1 when it differs")
+    verify.add_argument("file", type=Path, metavar="FILE")
+    verify.add_argument("manifest", type=Path, metavar="MANIFEST")
+    verify.set_defaults(run=offline(verify_export))
+
+    reports = commands.add_parser("report", help="statements of the books").add_subparsers(required=True, metavar="COMMAND")
+    balances = reports.add_parser("balances", parents=[with_config], help="each account's turnover and balance in each asset")
+    balances.add_argument("--at", metavar="TIME", help="as of a date, or a time with its offset, excluded; now by default")
+    balances.add_argument("--tz", type=_zone, metavar="ZONE", help="IANA zone of the date; finance.booking_zone by default")
+    balances.add_argument("--format", choices=["text", "csv", "json"], default="text")
+    balances.set_defaults(run=on_ledger(report_balances))
+
+
+async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`export settlements`."""
+    zone = parsed.tz or config.finance.booking_zone
+    asked = export.Asked(
+        period=_period(parsed, zone),
+        zone=zone,
+        tenant_id=parsed.tenant,
+        format=parsed.format,
+        decimals=_decimals(config),
+    )
+    manifest = await export.export_settlements(db, asked, parsed.out)
+    whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"
+    return Done(0, [f"{parsed.out}: {manifest['rows']} rows, {whole}; manifest {export.manifest_path(parsed.out)}"])
+
+
+async def export_journal(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`export journal`."""
+    zone = parsed.tz or config.finance.booking_zone
+    period, decimals = _period(parsed, zone), decimals_of(config.tokens)
+    with whole_or_absent(parsed.out) as partial:
+        if parsed.format == "hledger":
+            with partial.open("w", encoding="utf-8") as file:
+                async for line in hledger_lines(db, period, zone, decimals):
+                    file.write(f"{line}\n")
+        else:
+            async with db.snapshot() as session:
+                with FORMATS["csv"](partial, JOURNAL_COLUMNS) as add:
+                    async for entry in books.journal_lines(session, period):
+                        add(journal_cells(entry, decimals))
+    return Done(0, [f"{parsed.out}: {time_text(period.start)} to {time_text(period.end)}"])
+
+
+async def report_balances(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`report balances`."""
+    zone, decimals = parsed.tz or config.finance.booking_zone, decimals_of(config.tokens)
+    try:
+        before = datetime.now(UTC) if parsed.at is None else parse_instant(parsed.at, zone)
+    except ValueError as error:
+        raise ConfigFault("bad_time", f"--at: {error}") from None
+    async with db.snapshot() as session:
+        totals = [total async for total in books.balances(session, before)]
+
+    def spell(atomic: int | None, asset: str) -> str:
+        return decimal_text(atomic or 0, decimals(asset))
+
+    rows = [
+        {
+            "account": total.account,
+            "asset": total.asset,
+            "debits": spell(total.debits_atomic, total.asset),
+            "credits": spell(total.credits_atomic, total.asset),
+            "balance": spell(total.balance_atomic, total.asset),
+            "pending": spell(total.pending_atomic, total.asset),
+        }
+        for total in totals
+    ]
+    return Done(0, table_lines(["account", "asset", "debits", "credits", "balance", "pending"], rows, parsed.format))
+
+
+def table_lines(columns: Sequence[str], rows: Iterable[dict[str, str]], form: str) -> list[str]:
+    """A small table as `text`, `csv` or `json`; amounts stand to the right."""
+    held = list(rows)
+    if form == "json":
+        return [json.dumps(held, indent=2)]
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(held)
+        return text.getvalue().splitlines()
+    widths = [max(len(column), *(len(row[column]) for row in held), 0) for column in columns]
+    numeric = [bool(held) and all(row[column].lstrip("-").replace(".", "").isdigit() for row in held) for column in columns]
+    lines = [dict(zip(columns, columns, strict=True)), *held]
+    return [
+        "  ".join(
+            line[column].rjust(width) if right else line[column].ljust(width)
+            for column, width, right in zip(columns, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def verify_export(parsed: argparse.Namespace) -> Done:
+    """`export verify`."""
+    try:
+        manifest = json.loads(parsed.manifest.read_text("utf-8"))
+        wrong = export.verify(parsed.file, manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        return Done(1, [f"{parsed.manifest}: not the manifest of this file: {error!r}"])
+    return Done(1, [f"{parsed.file}: {word}" for word in wrong]) if wrong else Done(0, [f"{parsed.file}: as its manifest says"])
+
+
+def _decimals(config: Config) -> dict[tuple[Network, Address], int]:
+    return {(token.network, token.address): token.decimals for token in config.tokens}
+
+
+def _period(parsed: argparse.Namespace, zone: Zone) -> Period:
+    try:
+        return parse_period(parsed.start, parsed.end, zone)
+    except ValueError as error:
+        raise ConfigFault("bad_period", str(error)) from None
+
+
+def _zone(text: str) -> Zone:
+    try:
+        return parse_zone(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

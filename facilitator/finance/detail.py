@@ -1,0 +1,150 @@
+"""The settlement detail report: its columns, and how a line of the books fills them. Pure.
+
+One row is one admission of a settlement that has ended: posted when we paid, voided when it ended otherwise. A row of a
+past period never changes. The columns and their order change only with `REPORT_VERSION`.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple
+
+from facilitator.domain.money import decimal_text
+from facilitator.domain.periods import local_date
+from facilitator.store.books import SettlementLine
+from facilitator.units import Address, Network, Zone
+
+REPORT_VERSION: Final = 1
+UNIX_MAX: Final = 253_402_300_799
+"""The last second of the year 9999; a payer may write any later one, which no calendar shows."""
+
+Kind = Literal["text", "count", "integer", "decimal", "time"]
+"""`count` fits 64 bits; `integer` is of any size and `decimal` exact, both as text in every file; `time` is UTC."""
+Cell = str | int | datetime | None
+
+
+class Column(NamedTuple):
+    """One column of a report."""
+
+    name: str
+    kind: Kind
+
+
+COLUMNS: Final = tuple(
+    Column(*column)
+    for column in (
+        ("settlement_id", "text"),
+        ("tenant", "text"),
+        ("api_key_id", "text"),
+        ("payment_identifier", "text"),
+        ("request_id", "text"),
+        ("x402_version", "count"),
+        ("scheme", "text"),
+        ("network", "text"),
+        ("asset", "text"),
+        ("asset_decimals", "count"),
+        ("payer", "text"),
+        ("pay_to", "text"),
+        ("amount_atomic", "integer"),
+        ("amount", "decimal"),
+        ("auth_nonce", "text"),
+        ("valid_after_utc", "time"),
+        ("valid_before_utc", "time"),
+        ("resource", "text"),
+        ("state", "text"),
+        ("reason", "text"),
+        ("requested_at_utc", "time"),
+        ("submitted_at_utc", "time"),
+        ("included_at_utc", "time"),
+        ("finalized_at_utc", "time"),
+        ("booked_at_utc", "time"),
+        ("local_date", "text"),
+        ("tx_hash", "text"),
+        ("log_index", "count"),
+        ("block_number", "count"),
+        ("block_hash", "text"),
+        ("settled_by", "text"),
+        ("relayer", "text"),
+        ("tx_nonce", "count"),
+        ("gas_used", "count"),
+        ("effective_gas_price_wei", "integer"),
+        ("l2_fee_wei", "integer"),
+        ("l1_fee_wei", "integer"),
+        ("operator_fee_wei", "integer"),
+        ("total_fee_wei", "integer"),
+        ("total_fee_eth", "decimal"),
+        ("eth_usd", "decimal"),
+        ("eth_usd_source", "text"),
+        ("eth_usd_at_utc", "time"),
+        ("gas_cost_usd", "decimal"),
+        ("fee_usd", "decimal"),
+        ("fee_schedule_version", "text"),
+        ("margin_usd", "decimal"),
+        ("screening_decision", "text"),
+        ("screening_list_version", "text"),
+        ("reporting_category", "text"),
+        ("period", "text"),
+        ("entry_ids", "text"),
+        ("seal_no", "count"),
+    )
+)
+
+
+def category(line: SettlementLine) -> str:
+    """Which of the report's categories a line counts under."""
+    if line.phase == "posted":
+        return "settlement"
+    return "settlement_external" if line.state == "external" else "unpaid"
+
+
+def cells(line: SettlementLine, zone: Zone, decimals: Mapping[tuple[Network, Address], int]) -> list[Cell]:
+    """The row of a line, in the order of `COLUMNS`; empty cells are facts that are not known."""
+    kind = category(line)
+    day = local_date(line.happened_at, zone)
+    places = decimals.get((line.network, line.asset))
+    known: dict[str, Cell] = {
+        "settlement_id": str(line.settlement_id),
+        "tenant": line.tenant_id,
+        "payment_identifier": line.idempotency_key,
+        "request_id": line.request_id,
+        "scheme": line.scheme,
+        "network": line.network,
+        "asset": line.asset,
+        "asset_decimals": places,
+        "payer": line.payer,
+        "pay_to": line.pay_to,
+        "amount_atomic": str(line.amount_atomic),
+        "amount": None if places is None else decimal_text(line.amount_atomic, places),
+        "auth_nonce": line.auth_nonce,
+        "valid_after_utc": _moment(line.valid_after),
+        "valid_before_utc": _moment(line.valid_before),
+        "resource": line.resource,
+        "state": line.state,
+        "reason": line.reason,
+        "requested_at_utc": line.requested_at,
+        "submitted_at_utc": line.submitted_at,
+        "included_at_utc": line.included_at,
+        "finalized_at_utc": line.finalized_at,
+        "booked_at_utc": line.booked_at,
+        "local_date": day.isoformat(),
+        "tx_hash": line.tx_hash,
+        "log_index": line.log_index,
+        "block_number": line.block_number,
+        "block_hash": line.block_hash,
+        "settled_by": {"settlement": "us", "settlement_external": "other"}.get(kind),
+        "relayer": line.relayer,
+        "tx_nonce": line.tx_nonce,
+        "gas_used": line.gas_used,
+        "effective_gas_price_wei": _whole(line.effective_gas_price_wei),
+        "reporting_category": kind,
+        "period": f"{day:%Y-%m}",
+        "entry_ids": f"{line.pending_entry_id} {line.entry_id}",
+    }
+    return [known.get(column.name) for column in COLUMNS]
+
+
+def _moment(unix_s: int) -> datetime | None:
+    return datetime.fromtimestamp(unix_s, UTC) if unix_s <= UNIX_MAX else None
+
+
+def _whole(number: int | None) -> str | None:
+    return None if number is None else str(number)

@@ -1,0 +1,59 @@
+"""The journal as a table, and how each asset of the books is written. Pure."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from facilitator.domain.money import decimal_text
+from facilitator.finance.detail import Cell, Column
+from facilitator.schemes.scheme import Token
+from facilitator.store.books import JournalLine
+
+NATIVE_DECIMALS: Final = 18
+"""Of `<network>/native`: wei of the network's own coin."""
+JOURNAL_COLUMNS: Final = tuple(
+    Column(*column)
+    for column in (
+        ("entry_id", "count"),
+        ("phase", "text"),
+        ("debit", "text"),
+        ("credit", "text"),
+        ("asset", "text"),
+        ("amount_atomic", "integer"),
+        ("amount", "decimal"),
+        ("settlement_id", "text"),
+        ("tx_hash", "text"),
+        ("resolves", "count"),
+        ("resolved_by", "count"),
+        ("happened_at_utc", "time"),
+        ("booked_at_utc", "time"),
+    )
+)
+
+
+def decimals_of(tokens: Iterable[Token]) -> Callable[[str], int]:
+    """Decimal places by the journal's name of an asset; an asset that is configured no more is written in atomic units."""
+    known = {f"{token.network}/{token.address}": token.decimals for token in tokens}
+
+    def decimals(asset: str) -> int:
+        return NATIVE_DECIMALS if asset.endswith("/native") else known.get(asset, 0)
+
+    return decimals
+
+
+def journal_cells(entry: JournalLine, decimals: Callable[[str], int]) -> list[Cell]:
+    """The row of an entry, in the order of `JOURNAL_COLUMNS`."""
+    return [
+        entry.entry_id,
+        entry.phase,
+        entry.debit,
+        entry.credit,
+        entry.asset,
+        str(entry.amount_atomic),
+        decimal_text(entry.amount_atomic, decimals(entry.asset)),
+        None if entry.settlement_id is None else str(entry.settlement_id),
+        entry.tx_hash,
+        entry.resolves,
+        entry.resolved_by,
+        entry.happened_at,
+        entry.booked_at,
+    ]

@@ -1,0 +1,142 @@
+"""hledger, which knows nothing of us, agrees with every balance of ours; and with none if one unit was altered."""
+
+import csv
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from facilitator.domain.periods import Period
+from facilitator.finance.hledger import hledger_lines
+from facilitator.finance.journal import decimals_of
+from facilitator.store import books
+from facilitator.store.db import Db
+from facilitator.units import UTC_ZONE
+from tests.fixtures.books import NETWORK, USDC, plant
+from tests.fixtures.hledger import hledger_program
+from tests.integration.settlement.conftest import USDC as TOKEN
+
+START = datetime(2025, 11, 5, tzinfo=UTC)
+DAY = Period(START, START + timedelta(days=1))
+DECIMALS = decimals_of([TOKEN])
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Db]:
+    db = await Db.connect(database_url)
+    yield db
+    await db.close()
+
+
+async def write(db: Db, path: Path, period: Period = DAY) -> Path:
+    path.write_text("\n".join([line async for line in hledger_lines(db, period, UTC_ZONE, DECIMALS)]) + "\n", "utf-8")
+    return path
+
+
+def hledger(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin"}
+    return subprocess.run(
+        [hledger_program(), "-f", path, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def its_balances(path: Path, *filters: str) -> dict[str, Decimal]:
+    """What hledger says, by account."""
+    done = hledger(path, "balance", "--flat", "--no-total", "--empty", "--layout=bare", "-O", "csv", *filters)
+    assert done.returncode == 0, done.stderr
+    return {row["account"]: Decimal(row["balance"]) for row in csv.DictReader(done.stdout.splitlines()) if row["commodity"]}
+
+
+async def our_balances(db: Db, before: datetime) -> dict[str, Decimal]:
+    async with db.snapshot() as session:
+        return {total.account: Decimal(total.balance_atomic).scaleb(-6) async for total in books.balances(session, before)}
+
+
+async def test_a_busy_day_passes_the_strict_check_and_every_balance_is_ours(db: Db, connection: Any, tmp_path: Path) -> None:
+    await plant(connection, 2_000, start=START, step=timedelta(seconds=40))
+    path = await write(db, tmp_path / "day.journal")
+    done = hledger(path, "check", "--strict")
+    assert done.returncode == 0, done.stderr
+    ours = await our_balances(db, DAY.end)
+    assert len(ours) == 83
+    assert its_balances(path) == ours
+    assert sum(ours.values()) == 0 < max(ours.values())
+
+
+async def test_a_later_period_opens_with_what_was_there(db: Db, connection: Any, tmp_path: Path) -> None:
+    await plant(connection, 200, start=START, step=timedelta(minutes=20))
+    later = Period(DAY.end, DAY.end + timedelta(days=1))
+    path = await write(db, tmp_path / "next.journal", later)
+    assert "opening balances" in path.read_text("utf-8")
+    assert hledger(path, "check", "--strict").returncode == 0
+    assert its_balances(path) == await our_balances(db, later.end) != await our_balances(db, later.start)
+
+
+async def test_what_is_pending_is_marked_as_such_wherever_it_began(db: Db, connection: Any, tmp_path: Path) -> None:
+    await plant(connection, 20, start=START, step=timedelta(minutes=1))
+    await connection.execute(
+        "insert into journal_entry (phase, debit, credit, asset, amount_atomic, happened_at)"
+        " values ('pending', 'payer:0xaa', 'payee:0xbb', $1, 5, $2), ('pending', 'payer:0xaa', 'payee:0xbb', $1, 7, $3)",
+        f"{NETWORK}/{USDC}",
+        START - timedelta(days=1),
+        START,
+    )
+    path = await write(db, tmp_path / "day.journal")
+    assert hledger(path, "check", "--strict").returncode == 0
+    assert its_balances(path, "--pending") == {"payer:0xaa": Decimal("0.000012"), "payee:0xbb": Decimal("-0.000012")}
+    assert its_balances(path, "--cleared") == await our_balances(db, DAY.end)
+
+
+async def test_eighteen_decimals_and_an_unknown_asset_are_kept(db: Db, connection: Any, tmp_path: Path) -> None:
+    await connection.execute(
+        "with p as (insert into journal_entry (phase, debit, credit, asset, amount_atomic, happened_at)"
+        " values ('pending', 'payer:0xaa', 'payee:0xbb', 'eip155:1/native', 123456789012345678901, $1),"
+        " ('pending', 'payer:0xaa', 'payee:0xbb', 'eip155:1/0xunknown', 12, $1) returning *)"
+        " insert into journal_entry (phase, debit, credit, asset, amount_atomic, happened_at, resolves)"
+        " select 'posted', debit, credit, asset, amount_atomic, happened_at, entry_id from p",
+        START,
+    )
+    path = await write(db, tmp_path / "day.journal")
+    done = hledger(path, "check", "--strict")
+    assert done.returncode == 0, done.stderr
+    shown = hledger(path, "balance", "--flat", "--no-total", "payer").stdout
+    assert '123.456789012345678901 "eip155:1/native"' in shown
+    assert re.search(r'\b12 "eip155:1/0xunknown"', shown)
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+async def test_one_altered_unit_fails_the_check(db: Db, connection: Any, tmp_path: Path, sides: int) -> None:
+    """On one side the entry does not balance; on both, the asserted balances are not reached."""
+    await plant(connection, 50, start=START, step=timedelta(minutes=1))
+    path = await write(db, tmp_path / "day.journal")
+    text = path.read_text("utf-8")
+    assert text.index("0.001007") < text.index("-0.001007")
+    path.write_text(text.replace("0.001007", "0.001008", sides), "utf-8")
+    assert hledger(path, "check", "--strict").returncode == 1
+
+
+async def test_an_entry_left_out_fails_the_check(db: Db, connection: Any, tmp_path: Path) -> None:
+    await plant(connection, 50, start=START, step=timedelta(minutes=1))
+    path = await write(db, tmp_path / "day.journal")
+    whole = path.read_text("utf-8")
+    less = re.sub(r"\n[^\n]*\(51\)[^\n]*\n[^\n]*\n[^\n]*\n", "\n", whole)
+    assert less != whole
+    path.write_text(less, "utf-8")
+    assert hledger(path, "check", "--strict").returncode == 1
+
+
+async def test_an_empty_journal_passes(db: Db, tmp_path: Path) -> None:
+    assert hledger(await write(db, tmp_path / "day.journal"), "check", "--strict").returncode == 0

@@ -1,0 +1,69 @@
+"""A million settlements: every export in constant memory, and its sums those of the journal."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.fixtures.books import NETWORK, USDC, plant
+
+START = datetime(2025, 11, 1, tzinfo=UTC)
+SETTLEMENTS = 1_000_000
+GROWTH_BYTES_MAX = 64 << 20
+_EXPORT = """
+import asyncio, json, resource, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from facilitator.domain.periods import Period
+from facilitator.finance.export import Asked, export_settlements
+from facilitator.store.db import Db
+from facilitator.units import UTC_ZONE
+
+async def main(url, kind, out):
+    db = await Db.connect(url, connections_max=2)
+    period = Period(datetime(2025, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
+    small = Period(period.start, datetime(2025, 11, 1, 0, 10, tzinfo=UTC))
+    asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={})
+    await export_settlements(db, Asked(period=small, **asked), Path(out))  # what every export loads
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    manifest = await export_settlements(db, Asked(period=period, **asked), Path(out))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    await db.close()
+    print(json.dumps({"growth": after - before, "manifest": manifest}))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+async def million(database_url: str) -> AsyncIterator[tuple[str, Any]]:
+    connection = await asyncpg.connect(database_url)
+    for first in range(0, SETTLEMENTS, 50_000):
+        await plant(connection, 50_000, first=first, start=START, step=timedelta(seconds=30))
+    await connection.execute("vacuum analyze")
+    yield database_url, connection
+    await connection.close()
+
+
+async def test_a_million_rows_are_exported_in_constant_memory(million: tuple[str, Any], tmp_path: Path) -> None:
+    url, connection = million
+    posted = await connection.fetchval("select sum(amount_atomic)::text from journal_entry where phase = 'posted'")
+    for kind in ("csv", "jsonl", "parquet", "xlsx"):
+        started = datetime.now(UTC)
+        done = subprocess.run(
+            [sys.executable, "-c", _EXPORT, url, kind, str(tmp_path / "out")], capture_output=True, text=True, env=os.environ, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        took = datetime.now(UTC) - started
+        print(f"{kind}: {found['growth'] >> 20} MiB more, {took.total_seconds():.0f} s, {found['manifest']['bytes'] >> 20} MiB")  # noqa: T201
+        assert found["manifest"]["rows"] == SETTLEMENTS
+        assert found["manifest"]["sums"][f"{NETWORK}/{USDC}"]["settlement"]["amount_atomic"] == posted
+        assert found["growth"] < GROWTH_BYTES_MAX
