@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from facilitator.config import Config
 from facilitator.domain.money import decimal_text
@@ -40,7 +40,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def add_commands(
-    commands: Any,  # noqa: ANN401 - argparse keeps its type private
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     with_config: argparse.ArgumentParser,
     on_ledger: Callable[[Work], Run],
     offline: Callable[[Offline], Run],

@@ -83,21 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     command("migrate", _migrate, "bring the database's schema up")
     command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
 
-    keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="COMMAND")
-    create = keys.add_parser("create", parents=[with_config], help="make a key, and its tenant if need be; the secret is shown once")
-    create.add_argument("--tenant", required=True)
-    create.add_argument("--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(SCOPES)}")
-    create.add_argument("--expires", type=_expiry, help="a date and time with its zone, or a time from now such as 90d or 12h")
-    create.add_argument("--json", action="store_true")
-    create.set_defaults(run=_keys_create)
-    listing = keys.add_parser("list", parents=[with_config], help="all keys, dead ones too")
-    listing.add_argument("--tenant")
-    listing.add_argument("--json", action="store_true")
-    listing.set_defaults(run=_keys_list)
-    revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
-    revoke.add_argument("key_id", metavar="ID")
-    revoke.set_defaults(run=_keys_revoke)
-
+    _add_keys(commands, with_config)
     check = command("reconcile", _reconcile, "ledger against chain; exit 2 while something is unexplained")
     check.add_argument("--network", required=True, metavar="ID")
     check.add_argument("--from-block", type=int, default=0, metavar="N")
@@ -135,6 +121,23 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--block-time", type=float, default=None, metavar="S")
     dev.add_argument("--state", type=Path, default=None, metavar="DIR")
     return parser
+
+
+def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser) -> None:
+    keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="COMMAND")
+    create = keys.add_parser("create", parents=[with_config], help="make a key, and its tenant if need be; the secret is shown once")
+    create.add_argument("--tenant", required=True)
+    create.add_argument("--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(SCOPES)}")
+    create.add_argument("--expires", type=_expiry, help="a date and time with its zone, or a time from now such as 90d or 12h")
+    create.add_argument("--json", action="store_true")
+    create.set_defaults(run=_keys_create)
+    listing = keys.add_parser("list", parents=[with_config], help="all keys, dead ones too")
+    listing.add_argument("--tenant")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_keys_list)
+    revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
+    revoke.add_argument("key_id", metavar="ID")
+    revoke.set_defaults(run=_keys_revoke)
 
 
 def _scopes(text: str) -> list[Scope]:
