@@ -124,6 +124,11 @@ def test_no_column_is_called_a_bare_nonce() -> None:
         assert re.findall(r"\bnonces?\b", statements, re.IGNORECASE) == [], path.name
 
 
+def test_no_two_migrations_have_one_number() -> None:
+    versions = [path.name[:4] for path in sorted(PACKAGE.rglob("migrations/*.sql"))]
+    assert versions == [f"{number:04}" for number in range(1, len(versions) + 1)]
+
+
 def test_no_module_has_a_name_that_says_nothing() -> None:
     named = [path for path, _ in sources(PACKAGE) if BANNED_NAMES & {*path.stem.lower().split("_"), path.parent.name}]
     assert named == []
