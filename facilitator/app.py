@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from facilitator.api.access import OPEN_TENANT, Access
@@ -22,6 +23,7 @@ from facilitator.chain.signer import LocalSigner, SigningLimits, load_signer
 from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
+from facilitator.finance.rates import RateKeeper
 from facilitator.metrics import RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import Supported, SupportedKind
 from facilitator.references import Secret
@@ -30,11 +32,12 @@ from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
 from facilitator.settlement.network import HeadClock, OwnAccounts, ServedNetwork
 from facilitator.settlement.settings import Settings as SettlementSettings
+from facilitator.settlement.tasks import keep_running
 from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate, missing_migrations
 from facilitator.telemetry import get_logger
-from facilitator.units import Network, Wei, chain_id_of
+from facilitator.units import Address, Network, Wei, chain_id_of
 
 _log = get_logger()
 
@@ -155,6 +158,7 @@ class App:
         except BaseException:
             await db.close()
             raise
+        self._tasks.append(asyncio.create_task(keep_running("rates", self._rate_keeper(db).run, self.clock), name="rates"))
         self.access.connect(db)
         self.desk.db, self.desk.engine = db, engine
 
@@ -165,6 +169,15 @@ class App:
     async def _open_key(self, network: Network, reference: str) -> LocalSigner:
         """The key of a relayer that was added at run time."""
         return await open_signer(parse_reference(reference), network, self.config)
+
+    def _rate_keeper(self, db: Db) -> RateKeeper:
+        sources: dict[Network, tuple[EvmClient, Address] | Path] = {}
+        for network, chain in zip(self.config.networks, self._chains, strict=True):
+            if network.rate_feed is not None:
+                sources[network.id] = (chain.evm, network.rate_feed)
+            elif network.rate_file is not None:
+                sources[network.id] = Path(network.rate_file)
+        return RateKeeper(db, self.clock, self.config.finance, sources)
 
     # ---- what the API asks
 

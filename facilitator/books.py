@@ -83,6 +83,7 @@ async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace)
         tenant_id=parsed.tenant,
         format=parsed.format,
         decimals=_decimals(config),
+        rate_stale_s=config.finance.rate_stale_s,
     )
     manifest = await export.export_settlements(db, asked, parsed.out)
     whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"

@@ -73,6 +73,10 @@ class NetworkSettings:
     """For notice of new blocks; polling remains the truth."""
     poll_s: float | None = None
     """How often new blocks are looked for; None: `settlement.poll_s`."""
+    rate_feed: Address | None = None
+    """Chainlink feed on this network of its own coin in US dollars."""
+    rate_file: str | None = None
+    """File with that rate instead: `{"usd": "3120.55", "quoted_at": "2026-11-21T08:00:00Z"}`."""
     assets: tuple[AssetSettings, ...] = ()
     """Tokens besides the network's USDC of the built-in table; one with the same address replaces that."""
 
@@ -278,6 +282,8 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: a relayer is listed twice: two loops would use the same tx_nonces"
         if not network.tokens:
             yield f"{where}: no USDC is known for this network: add [[networks.assets]] with address, name, version and decimals"
+        if network.rate_feed is not None and network.rate_file is not None:
+            yield f"{where}: rate_feed and rate_file exclude each other"
         if len({asset.address for asset in network.assets}) < len(network.assets):
             yield f"{where}: an asset is listed twice"
 

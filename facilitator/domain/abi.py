@@ -90,6 +90,7 @@ NAME: Final = _selector("FiatTokenV2_2", "name()")
 VERSION: Final = _selector("FiatTokenV2_2", "version()")
 DECIMALS: Final = _selector("FiatTokenV2_2", "decimals()")
 AGGREGATE3: Final = _selector("Multicall3", "aggregate3((address,bool,bytes)[])")
+LATEST_ROUND_DATA: Final = _selector("AggregatorV3Interface", "latestRoundData()")
 GET_CURRENT_BLOCK_TIMESTAMP: Final = _selector("Multicall3", "getCurrentBlockTimestamp()")
 
 TRANSFER_TOPIC: Final = _topic("FiatTokenV2_2", "Transfer(address,address,uint256)")

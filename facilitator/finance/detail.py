@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import local_date
+from facilitator.domain.rates import RATE_DECIMALS
 from facilitator.store.books import SettlementLine
 from facilitator.units import Address, Network, Zone
 
@@ -135,6 +136,9 @@ def cells(line: SettlementLine, zone: Zone, decimals: Mapping[tuple[Network, Add
         "tx_nonce": line.tx_nonce,
         "gas_used": line.gas_used,
         "effective_gas_price_wei": _whole(line.effective_gas_price_wei),
+        "eth_usd": decimal_text(line.usd_e8, RATE_DECIMALS) if line.usd_e8 is not None and line.rate_fresh else None,
+        "eth_usd_source": _source(line),
+        "eth_usd_at_utc": line.rate_at,
         "reporting_category": kind,
         "period": f"{day:%Y-%m}",
         "entry_ids": f"{line.pending_entry_id} {line.entry_id}",
@@ -144,6 +148,15 @@ def cells(line: SettlementLine, zone: Zone, decimals: Mapping[tuple[Network, Add
 
 def _moment(unix_s: int) -> datetime | None:
     return datetime.fromtimestamp(unix_s, UTC) if unix_s <= UNIX_MAX else None
+
+
+def _source(line: SettlementLine) -> str | None:
+    """Where the rate is from; for a cost without a fresh one, why there is none."""
+    if line.gas_used is None:
+        return None
+    if line.rate_at is None:
+        return "none"
+    return f"{'' if line.rate_fresh else 'stale '}{line.rate_source}#{line.rate_round}"
 
 
 def _whole(number: int | None) -> str | None:

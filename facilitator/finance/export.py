@@ -40,6 +40,7 @@ class Asked:
     """One of `FORMATS`."""
     decimals: Mapping[tuple[Network, Address], int]
     """Of each asset that is known."""
+    rate_stale_s: float
 
 
 async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]:
@@ -50,7 +51,7 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
         async with db.snapshot() as session:
             through = await books.completeness(session)
             with FORMATS[asked.format](partial, COLUMNS) as add:
-                async for line in books.settlement_lines(session, asked.period, asked.tenant_id):
+                async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
                     add(cells(line, asked.zone, asked.decimals))
                     total = sums[f"{line.network}/{line.asset}"][category(line)]
                     total[0] += 1

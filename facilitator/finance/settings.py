@@ -11,3 +11,7 @@ class Settings:
 
     booking_zone: Zone = UTC_ZONE
     """IANA time zone whose midnights cut book days. Declare it once: closed days keep the zone that they were closed in."""
+    rate_poll_s: float = 60.0
+    """How often each network's dollar rate is read."""
+    rate_stale_s: float = 3600.0
+    """How old a dollar rate may be when it is used; a cost without a fresh one has no dollar figure."""

@@ -50,6 +50,12 @@ class SettlementLine:
     tx_nonce: int | None
     gas_used: int | None
     effective_gas_price_wei: int | None
+    usd_e8: int | None
+    """Dollars per coin of the network, times 10**8, as last quoted before the transaction was included."""
+    rate_source: str | None
+    rate_round: str | None
+    rate_at: datetime | None
+    rate_fresh: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,9 @@ class AccountTotal:
         return (self.debits_atomic or 0) - (self.credits_atomic or 0)
 
 
-def settlement_lines(session: Session, period: Period, tenant_id: str | None) -> AsyncIterator[SettlementLine]:
+def settlement_lines(session: Session, period: Period, tenant_id: str | None, rate_stale_s: float) -> AsyncIterator[SettlementLine]:
     """Admissions that ended in the period, in order of their ends; of one tenant, if one is named."""
-    return session.stream(SettlementLine, QUERIES["settlement_lines"], period.start, period.end, tenant_id)
+    return session.stream(SettlementLine, QUERIES["settlement_lines"], period.start, period.end, tenant_id, rate_stale_s)
 
 
 async def completeness(session: Session) -> list[Completeness]:

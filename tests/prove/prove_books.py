@@ -18,7 +18,7 @@ START = datetime(2025, 11, 1, tzinfo=UTC)
 SETTLEMENTS = 1_000_000
 GROWTH_BYTES_MAX = 64 << 20
 _EXPORT = """
-import asyncio, json, resource, sys
+import asyncio, json, re, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from facilitator.domain.periods import Period
@@ -26,15 +26,18 @@ from facilitator.finance.export import Asked, export_settlements
 from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE
 
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
 async def main(url, kind, out):
     db = await Db.connect(url, connections_max=2)
     period = Period(datetime(2025, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
     small = Period(period.start, datetime(2025, 11, 1, 0, 10, tzinfo=UTC))
-    asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={})
+    asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={}, rate_stale_s=3600.0)
     await export_settlements(db, Asked(period=small, **asked), Path(out))  # what every export loads
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak()
     manifest = await export_settlements(db, Asked(period=period, **asked), Path(out))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    after = peak()
     await db.close()
     print(json.dumps({"growth": after - before, "manifest": manifest}))
 

@@ -50,7 +50,11 @@ ROW_OF = {
     "revoke_api_key": tenants.ApiKey,
     "find_api_keys": tenants.LiveKey,
 }
-QUERIES = [query for module in ("settlements", "relayers", "reconciliation", "books", "tenants") for query in load_queries(module).values()]
+QUERIES = [
+    query
+    for module in ("settlements", "relayers", "reconciliation", "books", "rates", "tenants")
+    for query in load_queries(module).values()
+]
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
