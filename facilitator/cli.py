@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
@@ -26,6 +27,7 @@ from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
 from facilitator.errors import ConfigFault, Fault
+from facilitator.explain import explain
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store import tenants
@@ -106,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         change.set_defaults(run=_relayers_change, change=name)
 
     books.add_commands(commands, with_config, _on_ledger, _offline)
+
+    why = command("explain", _explain, "why a payment payload or PAYMENT-SIGNATURE header is refused, field by field")
+    why.add_argument("file", metavar="FILE", help="request body, payment payload or header as copied from a log; - is stdin")
+    why.add_argument("--requirements", type=Path, metavar="FILE", help="the seller's terms, an entry of `accepts`")
+    why.add_argument("--rpc-url", metavar="URL", help="ask this chain too; a configuration's is asked anyway")
+    why.add_argument("--json", action="store_true")
 
     config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
     config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
@@ -418,6 +426,18 @@ def _print_table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> N
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    telemetry.configure("warning")
+    config = _load(parsed).config if parsed.config or os.environ.get(CONFIG_VARIABLE) else None
+    text = sys.stdin.buffer.read() if parsed.file == "-" else Path(parsed.file).read_bytes()
+    lines = asyncio.run(explain(text, parsed.requirements.read_bytes() if parsed.requirements else None, config, parsed.rpc_url))
+    if parsed.json:
+        print(json.dumps([asdict(line) for line in lines]))
+    else:
+        print("\n".join(str(line) for line in lines))
+    return FAILED if any(line.verdict == "fail" for line in lines) else DONE
 
 
 def _demo(parsed: argparse.Namespace) -> int:

@@ -277,9 +277,7 @@ class Keeper:
                 slot_id=slot_id,
                 relayer=account.address,
                 tx_nonce=attempts[0].tx_nonce,
-                attempts=[
-                    Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw, fees=attempt.fees, purpose=attempt.purpose) for attempt in attempts
-                ],
+                attempts=[Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw, fees=attempt.fees) for attempt in attempts],
                 kind=attempts[0].kind,
                 gas=Gas(attempts[0].gas),
                 items=tuple(item_of(row) for row in carried),

@@ -16,6 +16,8 @@ class Settings:
     """Longest wait of a `/settle` caller; then `settlement_pending` with the hash."""
     verify_deadline_s: float = 5.0
     """Longest time a verification may take, chain included."""
+    nonce_search_blocks: int = 2000
+    """Blocks searched for the transaction that used a nonce, to name it in the refusal; 0 names none."""
     batching: Literal["off", "adaptive"] = "adaptive"
     """Whether several payments may share a transaction under load."""
     queue_max: int = 2000

@@ -34,8 +34,6 @@ class Attempt:
     tx_hash: TxHash
     raw: bytes = field(repr=False)
     fees: Fees
-    purpose: str = "payment"
-    """`payment`, `bump`, or `noop`: it only clears the way."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -62,10 +60,6 @@ class OpenSlot:
     misses: int = 0
     refused: str | None = None
     """How the network last refused it; said once, however often it is sent again."""
-
-    def is_noop(self, tx_hash: TxHash) -> bool:
-        """Is this the attempt that carries no payment?"""
-        return any(attempt.purpose == "noop" for attempt in self.attempts if attempt.tx_hash == tx_hash)
 
     @property
     def reserved_wei(self) -> int:

@@ -17,8 +17,8 @@ from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import PaymentProof
-from facilitator.domain.fees import Fees, split_evenly
-from facilitator.domain.postings import Cause, gas_entries, resolution
+from facilitator.domain.fees import Fees
+from facilitator.domain.postings import resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import State, move
 from facilitator.errors import ChainFault, Fault
@@ -32,7 +32,7 @@ from facilitator.settlement.tasks import Background
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import ClosedSlot, Cost, Outcome, decode_answer
-from facilitator.units import Address, BlockHash, Network, Wei
+from facilitator.units import Address, BlockHash, Wei
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
@@ -292,7 +292,15 @@ class Watcher:
                 )
                 for each in mined
             ],
-            [_cost(each, self._chain.network) for each in mined],
+            [
+                Cost(
+                    tx_hash=each.receipt.tx_hash,
+                    gas_used=each.receipt.gas_used,
+                    effective_gas_price_wei=each.receipt.effective_gas_price_wei,
+                    l1_fee_wei=each.receipt.l1_fee_wei,
+                )
+                for each in mined
+            ],
             {item.settlement_id: (item, ruling, each.slot.opened_at) for each in mined for item, ruling in each.rulings},
         )
         for each in mined:
@@ -449,25 +457,6 @@ class Watcher:
         await self.commit(outcomes, [closed], [], rulings)
         self._close(slot)
         self.requeued.set()
-
-
-def _cost(mined: _Mined, network: Network) -> Cost:
-    """What it cost, by whom it is borne, and for what it is booked. Who was not paid by it bears a share all the same."""
-    slot, receipt = mined.slot, mined.receipt
-    shares = dict(zip([item.settlement_id for item in slot.items], split_evenly(receipt.fee_wei, len(slot.items)), strict=True))
-    paid = {item.settlement_id for item, ruling in mined.rulings if ruling.state is State.INCLUDED and ruling.tx_hash == receipt.tx_hash}
-    for_payment = sum(wei for settlement_id, wei in shares.items() if settlement_id in paid)
-    otherwise = Cause.NOOP if slot.is_noop(receipt.tx_hash) else Cause.REVERT
-    return Cost(
-        slot_id=slot.slot_id,
-        tx_hash=receipt.tx_hash,
-        gas_used=receipt.gas_used,
-        effective_gas_price_wei=receipt.effective_gas_price_wei,
-        l1_fee_wei=receipt.l1_fee_wei,
-        operator_fee_wei=receipt.operator_fee_wei,
-        shares_wei=shares,
-        entries=gas_entries(network, slot.relayer, {Cause.PAYMENT: for_payment, otherwise: receipt.fee_wei - for_payment}),
-    )
 
 
 def _requeued(item: Item) -> Outcome:

@@ -4,7 +4,7 @@ Nothing here decides. What is durable on return: everything the function wrote, 
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from facilitator.domain.identity import AuthKey, fingerprint
-from facilitator.domain.postings import Entry, pending_entry
+from facilitator.domain.postings import pending_entry
 from facilitator.domain.states import State
 from facilitator.protocol.messages import Authorization
 from facilitator.store.db import Db, Session, as_text, load_queries
@@ -210,18 +210,12 @@ class ClosedSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What the mined transaction of a closed slot cost, from its receipt; who bears which part, and how it is booked."""
+    """What a mined transaction cost, from its receipt."""
 
-    slot_id: int
     tx_hash: TxHash
     gas_used: int
     effective_gas_price_wei: int
     l1_fee_wei: int | None
-    operator_fee_wei: int | None
-    shares_wei: Mapping[UUID, int]
-    """By settlement that the slot carries; they add up to the whole."""
-    entries: Sequence[Entry]
-    """Of our own book."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,15 +246,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class ItemCost:
-    """What one mined transaction that carried a settlement cost, and the settlement's share among so many."""
+    """What one transaction that carried a settlement cost, and with how many settlements it is shared."""
 
     settlement_id: UUID
     tx_hash: TxHash
     gas_used: int
     effective_gas_price_wei: int
     l1_fee_wei: int | None
-    operator_fee_wei: int | None
-    share_wei: int
     items: int
 
 
@@ -525,8 +517,7 @@ async def resolve(
     """Commit what one look at the chain has shown: moves, entries, answers, slots and costs together.
 
     `delivery_s` is how long a holder's replica may take to give a slot back that is spent here.
-    A settlement that is no longer in `from_state` is left alone and missing from the answer. A cost is recorded and booked
-    only with the closing of its slot, so that two replicas that saw the same receipt book it once.
+    A settlement that is no longer in `from_state` is left alone and missing from the answer.
     """
     return await db.many(
         Resolved,
@@ -551,23 +542,10 @@ async def resolve(
         [cost.tx_hash for cost in costs],
         [cost.gas_used for cost in costs],
         [str(cost.effective_gas_price_wei) for cost in costs],
-        [_text_or_none(cost.l1_fee_wei) for cost in costs],
+        [None if cost.l1_fee_wei is None else str(cost.l1_fee_wei) for cost in costs],
         delivery_s,
         [outcome.moves for outcome in outcomes],
-        [_text_or_none(cost.operator_fee_wei) for cost in costs],
-        [cost.slot_id for cost in costs for _ in cost.shares_wei],
-        [settlement_id for cost in costs for settlement_id in cost.shares_wei],
-        as_text(wei for cost in costs for wei in cost.shares_wei.values()),
-        [cost.tx_hash for cost in costs for _ in cost.entries],
-        [entry.debit for cost in costs for entry in cost.entries],
-        [entry.credit for cost in costs for entry in cost.entries],
-        [entry.asset for cost in costs for entry in cost.entries],
-        as_text(entry.amount_atomic for cost in costs for entry in cost.entries),
     )
-
-
-def _text_or_none(number: int | None) -> str | None:
-    return None if number is None else str(number)
 
 
 async def withdraw(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:

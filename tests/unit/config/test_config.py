@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from facilitator.config import KNOWN_TOKENS, ConfigProblems, Loaded, describe, load
+from facilitator.config import ConfigProblems, Loaded, describe, load
 from facilitator.errors import ConfigFault
 from facilitator.references import Secret, Url
+from facilitator.schemes.usdc import USDC
 
 GOOD = """
 [server]
@@ -68,8 +69,8 @@ def test_everything_may_come_from_the_environment() -> None:
 
 
 def test_the_built_in_table_holds_circles_usdc() -> None:
-    by_network = {token.network: token for token in KNOWN_TOKENS}
-    assert len(by_network) == len(KNOWN_TOKENS)
+    by_network = {token.network: token for token in USDC}
+    assert len(by_network) == len(USDC)
     base, sepolia = by_network["eip155:8453"], by_network["eip155:84532"]  # type: ignore[index]
     assert (base.address, base.name, base.version, base.decimals) == ("0x833589fcd6edb6e08f4c7c32d4f71b54bda02913", "USD Coin", "2", 6)
     assert (sepolia.address, sepolia.name, sepolia.version) == ("0x036cbd53842c5426634e7929541ec2318f3dcf7e", "USDC", "2")

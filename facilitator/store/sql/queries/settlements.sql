@@ -57,13 +57,13 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select settlement_id, move, from_state, to_state, tx_hash, reason, moved_at
   from settlement_move where settlement_id = any($1::uuid[]) order by settlement_id, move;
 
--- What the mined transactions that carried a settlement cost, in wei, and its share of each.
+-- What the transactions that carried a settlement cost, in wei, shared by the payments in each.
 -- name: costs :many
-select i.settlement_id, t.tx_hash, t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei, t.operator_fee_wei,
-       i.cost_wei as share_wei, (select count(*) from slot_item o where o.slot_id = i.slot_id)::integer as items
-  from slot_item i join relayer_slot s using (slot_id) join relayer_transaction t on t.tx_hash = s.mined_tx_hash
- where i.settlement_id = any($1::uuid[]) and i.cost_wei is not null and t.gas_used is not null
- order by i.settlement_id, t.slot_id;
+select i.settlement_id, t.tx_hash, t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei,
+       (select count(*) from slot_item o where o.slot_id = i.slot_id)::integer as items
+  from slot_item i join relayer_transaction t on t.slot_id = i.slot_id
+ where i.settlement_id = any($1::uuid[]) and t.gas_used is not null
+ order by i.settlement_id, t.tx_hash;
 
 -- The write-ahead: admits settlements, reserves tx_nonces and stores every signed transaction, or stores nothing.
 -- Without a reservation (no relayer, stale epoch, other nonce) the settlements are admitted as `queued`.
@@ -234,31 +234,13 @@ with judged as (
       from unnest($13::bigint[], $14::text[], $15::text[], $16::bigint[], $17::text[])
            as o (slot_id, state, mined_tx_hash, block_number, block_hash)
      where s.slot_id = o.slot_id and s.state = 'open'
-    returning s.slot_id, s.mined_tx_hash
 ), freed as (
-    update slot_item i set unresolved = false, cost_wei = coalesce(o.wei, i.cost_wei)
-      from (select e.slot_id, e.settlement_id, h.wei::numeric as wei
-              from slot_item e
-              left join (unnest($25::bigint[], $26::uuid[], $27::text[]) as u (slot_id, settlement_id, wei) join closed using (slot_id)) h
-                     on (h.slot_id, h.settlement_id) = (e.slot_id, e.settlement_id)
-             where e.slot_id = any($13::bigint[]) and (e.unresolved or h.wei is not null)) o
-     where (i.slot_id, i.settlement_id) = (o.slot_id, o.settlement_id)
+    update slot_item set unresolved = false where slot_id = any($13::bigint[]) and unresolved
 ), costs as (
     update relayer_transaction t
-       set gas_used = o.gas_used, effective_gas_price_wei = o.price::numeric, l1_fee_wei = o.l1_fee::numeric,
-           operator_fee_wei = o.operator_fee::numeric
-      from unnest($18::text[], $19::bigint[], $20::text[], $21::text[], $24::text[])
-           as o (tx_hash, gas_used, price, l1_fee, operator_fee)
-      join closed c on c.mined_tx_hash = o.tx_hash
+       set gas_used = o.gas_used, effective_gas_price_wei = o.price::numeric, l1_fee_wei = o.l1_fee::numeric
+      from unnest($18::text[], $19::bigint[], $20::text[], $21::text[]) as o (tx_hash, gas_used, price, l1_fee)
      where t.tx_hash = o.tx_hash
-), gas as (
-    insert into journal_entry (book, phase, debit, credit, asset, amount_atomic, admission, tx_hash)
-    select 'own', 'pending', o.debit, o.credit, o.asset, o.amount::numeric,
-           1 + (select count(*) from journal_entry e
-                 where e.book = 'own' and e.phase = 'pending' and e.tx_hash = o.tx_hash and e.debit = o.debit),
-           o.tx_hash
-      from unnest($28::text[], $29::text[], $30::text[], $31::text[], $32::text[]) as o (tx_hash, debit, credit, asset, amount)
-      join closed c on c.mined_tx_hash = o.tx_hash
 )
 select settlement_id, state, answer_state, answer_holder, answer_epoch, answer,
        case when answer_holder <> $1::text then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
@@ -355,32 +337,16 @@ with final as (
     update relayer_slot s set state = 'finalized'
       from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
      where s.network = $1::text and s.state = 'included' and s.block_number = b.block_number and s.block_hash = b.block_hash
-    returning s.mined_tx_hash
-), gas as (
-    insert into journal_entry (book, phase, debit, credit, asset, amount_atomic, admission, tx_hash, resolves)
-    select 'own', 'posted', e.debit, e.credit, e.asset, e.amount_atomic, e.admission, e.tx_hash, e.entry_id
-      from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
-     where not exists (select from journal_entry r where r.resolves = e.entry_id)
 )
 select settlement_id from final;
 
--- The block was reorganised away: its settlements and slots are open again and their transactions are sent again. What those
--- cost there was never paid: it is voided, and booked afresh once they are mined again.
+-- The block was reorganised away: its settlements and slots are open again and their transactions are sent again.
 -- name: reopen :many
 with slots as (
     update relayer_slot s set state = 'open', mined_tx_hash = null, block_number = null, block_hash = null
-      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash), relayer_slot o
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
      where s.network = $1::text and s.state = 'included' and s.block_number = b.block_number and s.block_hash = b.block_hash
-       and o.slot_id = s.slot_id
-    returning s.slot_id, o.mined_tx_hash
-), uncosted as (
-    update relayer_transaction t set gas_used = null, effective_gas_price_wei = null, l1_fee_wei = null, operator_fee_wei = null
-      from slots s where t.tx_hash = s.mined_tx_hash
-), gas as (
-    insert into journal_entry (book, phase, debit, credit, asset, amount_atomic, admission, tx_hash, resolves)
-    select 'own', 'voided', e.debit, e.credit, e.asset, e.amount_atomic, e.admission, e.tx_hash, e.entry_id
-      from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
-     where not exists (select from journal_entry r where r.resolves = e.entry_id)
+    returning s.slot_id
 ), again as (
     select i.slot_id, i.settlement_id from slot_item i join slots using (slot_id)
 ), reopened as (
@@ -396,10 +362,7 @@ with slots as (
 ), before as (
     select o.settlement_id, o.state, o.admissions from settlement o join again using (settlement_id)
 ), items as (
-    update slot_item i
-       set cost_wei = null,
-           unresolved = i.unresolved or exists (select from reopened r where r.slot_id = i.slot_id and r.settlement_id = i.settlement_id)
-      from slots s where i.slot_id = s.slot_id
+    update slot_item i set unresolved = true from reopened r where i.slot_id = r.slot_id and i.settlement_id = r.settlement_id
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
     select r.settlement_id, r.moves, b.state, 'submitted', r.tx_hash, 'REORGANISED'
