@@ -26,6 +26,7 @@ from facilitator import config as configuration
 from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
+from facilitator.domain.confirmation import LEVELS
 from facilitator.errors import ConfigFault, Fault
 from facilitator.explain import explain
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
@@ -86,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
 
     _add_keys(commands, with_config)
+    _add_tenants(commands, with_config)
+
     check = command("reconcile", _reconcile, "ledger against chain; exit 2 while something is unexplained")
     check.add_argument("--network", required=True, metavar="ID")
     check.add_argument("--from-block", type=int, default=0, metavar="N")
@@ -146,6 +149,20 @@ def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", w
     revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
     revoke.add_argument("key_id", metavar="ID")
     revoke.set_defaults(run=_keys_revoke)
+
+
+def _add_tenants(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser) -> None:
+    change = commands.add_parser("tenants", help="tenants' own rules").add_subparsers(required=True, metavar="COMMAND")
+    rules = change.add_parser("set", parents=[with_config], help="change rules; running services notice within access.refresh_s")
+    rules.add_argument("tenant_id", metavar="ID")
+    rules.add_argument("--confirm-level", choices=[*LEVELS, "default"], help="how deep its payments must be before success is told")
+    for flag, text in (
+        ("--shared-transactions", "whether its payments may share a transaction"),
+        ("--accept-external", "whether a payment executed by another sender is a success: only for who de-duplicates by nonce"),
+        ("--trust-payment-identifier", "whether the buyer's payment-identifier stands for an Idempotency-Key"),
+    ):
+        rules.add_argument(flag, choices=["yes", "no"], help=text)
+    rules.set_defaults(run=_tenants_set)
 
 
 def _scopes(text: str) -> list[Scope]:
@@ -398,6 +415,31 @@ def _keys_revoke(parsed: argparse.Namespace) -> int:
         if row is None:
             return _complain(f"there is no key {parsed.key_id}: `facilitator keys list` shows them", FAILED)
         print(f"revoked {row.key_id} of tenant {row.tenant_id}")
+        return DONE
+
+    return _run(run())
+
+
+def _tenants_set(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    def chosen(answer: str | None) -> bool | None:
+        return None if answer is None else answer == "yes"
+
+    async def run() -> int:
+        async with _open(config) as db:
+            known = await tenants.change_tenant(
+                db,
+                parsed.tenant_id,
+                confirm_level=parsed.confirm_level,
+                shared_transactions=chosen(parsed.shared_transactions),
+                accept_external=chosen(parsed.accept_external),
+                trust_payment_identifier=chosen(parsed.trust_payment_identifier),
+            )
+            tenant = await tenants.find_tenant(db, parsed.tenant_id)
+        if not known or tenant is None:
+            return _complain(f"there is no tenant {parsed.tenant_id}: `facilitator keys create` makes one", FAILED)
+        print(", ".join(f"{name} {value}" for name, value in asdict(tenant).items()))
         return DONE
 
     return _run(run())

@@ -202,6 +202,7 @@ _PARSERS: Final[Parsers] = {
 def _broken_relations(config: Config) -> Iterator[str]:
     """One sentence for each rule between settings that does not hold."""
     yield from _bad_bounds(config)
+    yield from _bad_level(config)
     settlement, server, access = config.settlement, config.server, config.access
     for small, large in (
         ("lease_renew_s", "lease_trust_s"),
@@ -269,6 +270,12 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: rate_feed and rate_file exclude each other"
         if len({asset.address for asset in network.assets}) < len(network.assets):
             yield f"{where}: an asset is listed twice"
+
+
+def _bad_level(config: Config) -> Iterator[str]:
+    """The risk of a flashblock is taken tenant by tenant."""
+    if config.settlement.confirm_level == "preconfirmed":
+        yield "settlement.confirm_level = preconfirmed: tenants opt into that; expected latest, safe or finalized"
 
 
 def _bad_bounds(config: Config) -> Iterator[str]:

@@ -109,7 +109,9 @@ class Verifier:
             return None
         same = record.tenant_id == tenant_id and record.fingerprint == fingerprint(authorization)
         if same and state in {State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT} and record.answer:
-            return recorded_refusal(record)
+            refusal = recorded_refusal(record)
+            if refusal is not None:
+                return refusal
         if same and record.answer_state != "spent":
             return True
         return duplicate(record)
@@ -175,8 +177,10 @@ def duplicate(record: Settlement) -> Refusal:
     )
 
 
-def recorded_refusal(record: Settlement) -> Refusal:
-    """The refusal that a settlement ended with."""
+def recorded_refusal(record: Settlement) -> Refusal | None:
+    """The refusal that a settlement ended with; None when its tenant accepts what another sender executed."""
     assert record.answer is not None
     answer = decode_answer(record.answer)
+    if answer.success:
+        return None
     return Refusal(reason=Reason[answer.reason or "TRANSACTION_FAILED"], message=answer.message or "")

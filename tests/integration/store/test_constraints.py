@@ -224,11 +224,24 @@ async def test_hashes_are_lower_case_text(ledger: Ledger, column: str, text: str
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("amount_atomic", -1), ("moves", -1), ("admissions", 0), ("log_index", -1), ("answer_state", "told"), ("fingerprint", b"short")],
+    [
+        ("amount_atomic", -1),
+        ("moves", -1),
+        ("admissions", 0),
+        ("log_index", -1),
+        ("answer_state", "told"),
+        ("confirm_level", "deep"),
+        ("fingerprint", b"short"),
+    ],
 )
 async def test_a_value_out_of_its_range_is_refused(ledger: Ledger, column: str, value: Any) -> None:
     with refused(f"settlement_{column}_check"):
         await ledger.settlement(**{column: value})
+
+
+async def test_a_tenant_has_a_known_confirm_level(ledger: Ledger) -> None:
+    with refused("tenant_confirm_level_check"):
+        await ledger.insert("tenant", {"tenant_id": "globex", "confirm_level": "deep"})
 
 
 async def test_amounts_and_times_hold_every_uint256(ledger: Ledger) -> None:

@@ -96,6 +96,8 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
         (("deadline_s = 20", "queue_max = 1.5"), "expected an integer, got 1.5"),
         (("deadline_s = 20", "queue_max = 0"), "settlement.queue_max = 0 must be above zero"),
         (("deadline_s = 20", 'confirm_level = "finalised"'), "did you mean finalized?"),
+        (("deadline_s = 20", 'confirm_level = "preconfirmed"'), "tenants opt into that; expected latest, safe or finalized"),
+        (("deadline_s = 20", 'confirm_level = "safe"'), None),
         (("deadline_s = 20", "lease_trust_s = 10"), "settlement.lease_trust_s = 10.0 must be below settlement.lease_ttl_s = 10.0"),
         (("deadline_s = 20", "deadline_s = 4"), "settlement.verify_deadline_s = 5.0 must not be above settlement.deadline_s = 4.0"),
         (('"127.0.0.1:4022"', '"4022"'), 'server.listen: expected "host:port"'),
