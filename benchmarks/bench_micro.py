@@ -22,8 +22,9 @@ from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
 from facilitator.domain import abi
 from facilitator.domain.facts import Call
+from facilitator.domain.fees import split_evenly
 from facilitator.domain.identity import key_of
-from facilitator.domain.postings import resolution
+from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.states import State
 from facilitator.domain.transactions import Transaction
 from facilitator.protocol import codec
@@ -259,11 +260,25 @@ class Ledger:
             for index, settlement_id in enumerate(slot.settlement_ids)
         ]
         hash_of = {slot.tx_nonce: slot.tx_hash for slot in slots}
+        id_of = {one.tx_nonce: one.slot_id for one in opened}
         closed = [
             ClosedSlot(slot_id=one.slot_id, state="included", mined_tx_hash=hash_of[one.tx_nonce], block_number=1, block_hash=BLOCK_HASH)
             for one in opened
         ]
-        costs = [Cost(tx_hash=slot.tx_hash, gas_used=85_720, effective_gas_price_wei=10**9, l1_fee_wei=None) for slot in slots]
+        fee_wei = 85_720 * 10**9
+        costs = [
+            Cost(
+                slot_id=id_of[slot.tx_nonce],
+                tx_hash=slot.tx_hash,
+                gas_used=85_720,
+                effective_gas_price_wei=10**9,
+                l1_fee_wei=None,
+                operator_fee_wei=None,
+                shares_wei=dict(zip(slot.settlement_ids, split_evenly(fee_wei, len(slot.settlement_ids)), strict=True)),
+                entries=gas_entries(NETWORK, self._lease.relayer, {Cause.PAYMENT: fee_wei}),
+            )
+            for slot in slots
+        ]
         assert len(await settlements.resolve(self._db, OWNER, outcomes, closed, costs, 6.0)) == len(outcomes)
 
 

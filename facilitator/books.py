@@ -15,15 +15,17 @@ from typing import NamedTuple
 
 from facilitator.config import Config
 from facilitator.domain.money import decimal_text
-from facilitator.domain.periods import Period, parse_instant, parse_period
+from facilitator.domain.periods import Period, local_date, parse_day, parse_instant, parse_month, parse_period
+from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
-from facilitator.finance import export
+from facilitator.finance import export, invoices
 from facilitator.finance.export import whole_or_absent
 from facilitator.finance.hledger import hledger_lines
 from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_cells
 from facilitator.finance.tables import FORMATS, time_text
-from facilitator.store import books
-from facilitator.store.db import Db
+from facilitator.store import billing, books
+from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.tenants import find_tenant
 from facilitator.units import Address, Network, Zone, parse_zone
 
 
@@ -66,12 +68,39 @@ def add_commands(
     verify.add_argument("manifest", type=Path, metavar="MANIFEST")
     verify.set_defaults(run=offline(verify_export))
 
+    fees = commands.add_parser("fees", help="what tenants are charged, and what they paid").add_subparsers(required=True, metavar="COMMAND")
+    add = fees.add_parser("add", parents=[with_config], help="a new version of a tenant's terms; versions are never edited")
+    add.add_argument("--tenant", required=True)
+    add.add_argument("--from", dest="start", required=True, metavar="DATE", help="the first book day of the version")
+    add.add_argument("terms", type=Path, metavar="FILE", help="terms as JSON")
+    add.set_defaults(run=on_ledger(fees_add))
+    listing = fees.add_parser("list", parents=[with_config], help="every version")
+    listing.add_argument("--tenant")
+    listing.add_argument("--format", choices=["text", "csv", "json"], default="text")
+    listing.set_defaults(run=on_ledger(fees_list))
+    for kind, text in (("payment", "a tenant paid"), ("credit", "a tenant is credited")):
+        paid = fees.add_parser(kind, parents=[with_config], help=text)
+        paid.add_argument("--tenant", required=True)
+        paid.add_argument("--usd", required=True, metavar="AMOUNT")
+        paid.add_argument("--reference", required=True, help="what it can be found by outside")
+        paid.set_defaults(run=on_ledger(fees_book), kind=kind)
+
     reports = commands.add_parser("report", help="statements of the books").add_subparsers(required=True, metavar="COMMAND")
     balances = reports.add_parser("balances", parents=[with_config], help="each account's turnover and balance in each asset")
     balances.add_argument("--at", metavar="TIME", help="as of a date, or a time with its offset, excluded; now by default")
     balances.add_argument("--tz", type=_zone, metavar="ZONE", help="IANA zone of the date; finance.booking_zone by default")
     balances.add_argument("--format", choices=["text", "csv", "json"], default="text")
     balances.set_defaults(run=on_ledger(report_balances))
+    statement = reports.add_parser("statement", parents=[period], help="one account: opening, movements, closing")
+    statement.add_argument("--account", required=True)
+    statement.add_argument("--format", choices=["text", "csv", "json"], default="text")
+    statement.set_defaults(run=on_ledger(report_statement))
+    invoice = reports.add_parser("invoice", parents=[with_config], help="a tenant's month: as issued, else a draft")
+    invoice.add_argument("--tenant", required=True)
+    invoice.add_argument("--month", required=True, metavar="YYYY-MM")
+    invoice.add_argument("--issue", action="store_true", help="give it its number and book it, if it is not issued yet")
+    invoice.add_argument("--format", choices=["text", "csv", "json"], default="text")
+    invoice.set_defaults(run=on_ledger(report_invoice))
 
 
 async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
@@ -84,6 +113,7 @@ async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace)
         format=parsed.format,
         decimals=_decimals(config),
         rate_stale_s=config.finance.rate_stale_s,
+        booking_zone=config.finance.booking_zone,
     )
     manifest = await export.export_settlements(db, asked, parsed.out)
     whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"
@@ -132,6 +162,88 @@ async def report_balances(config: Config, db: Db, parsed: argparse.Namespace) ->
         for total in totals
     ]
     return Done(0, table_lines(["account", "asset", "debits", "credits", "balance", "pending"], rows, parsed.format))
+
+
+async def report_statement(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`report statement`."""
+    zone, decimals = parsed.tz or config.finance.booking_zone, decimals_of(config.tokens)
+    period = _period(parsed, zone)
+    async with db.snapshot() as session:
+        balance = await billing.opening(session, parsed.account, period.start)
+        rows = [_statement_row("opening", asset, decimals, balance[asset]) for asset in balance]
+        async for moved in billing.movements(session, parsed.account, period):
+            balance[moved.asset] = balance.get(moved.asset, 0) + moved.amount_atomic
+            about = moved.reference or str(moved.settlement_id or moved.tx_hash or "")
+            row = _statement_row(str(moved.entry_id), moved.asset, decimals, balance[moved.asset])
+            side = "debit" if moved.amount_atomic >= 0 else "credit"
+            amount = decimal_text(abs(moved.amount_atomic), decimals(moved.asset))
+            date = local_date(moved.happened_at, zone).isoformat()
+            rows.append(row | {"date": date, side: amount, "against": moved.against, "about": about})
+        rows += [_statement_row("closing", asset, decimals, balance[asset]) for asset in sorted(balance)]
+    return Done(0, table_lines(["entry", "date", "asset", "debit", "credit", "balance", "against", "about"], rows, parsed.format))
+
+
+def _statement_row(entry: str, asset: str, decimals: Callable[[str], int], balance: int) -> dict[str, str]:
+    empty = dict.fromkeys(("date", "debit", "credit", "against", "about"), "")
+    return {"entry": entry, "asset": asset, "balance": decimal_text(balance, decimals(asset))} | empty
+
+
+async def report_invoice(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`report invoice`: exit 1 when the books do not make an issued one again to the byte."""
+    try:
+        month = parse_month(parsed.month)
+    except ValueError as error:
+        raise ConfigFault("bad_month", f"--month: {error}") from None
+    how = invoices.Billing(booking_zone=config.finance.booking_zone, decimals=_decimals(config), rate_stale_s=config.finance.rate_stale_s)
+    if parsed.issue:
+        await invoices.issue(db, how, parsed.tenant, month)
+    async with db.snapshot() as session:
+        issued = await billing.find_invoice(session, parsed.tenant, month)
+        if issued is None:
+            document, _, _ = await invoices.make(session, how, parsed.tenant, month, None, None)
+        else:
+            document = issued.document
+            if not await invoices.issued_again(session, how, issued):
+                return Done(1, [f"invoice {issued.number} of {parsed.tenant}: the books do not make it again as it was issued"])
+    if parsed.format == "json":
+        return Done(0, document.splitlines())
+    rows = invoices.lines_of(document)
+    lines = table_lines(["what", "settlements", "volume", "charge"], rows, parsed.format)
+    return Done(0, lines if parsed.format == "csv" else [*invoices.heading(document), *lines, *invoices.ending(document)])
+
+
+async def fees_add(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`fees add`."""
+    try:
+        start, terms = parse_day(parsed.start), decode_terms(parsed.terms.read_bytes())
+    except ValueError as error:
+        raise ConfigFault("bad_terms", str(error)) from None
+    try:
+        added = await billing.add_schedule(db, parsed.tenant, start, terms)
+    except ConstraintViolated:
+        raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}") from None
+    if added is None:
+        return Done(1, [f"{parsed.tenant} has terms from {start} or later already, or was invoiced for that day: choose a later one"])
+    return Done(0, [f"version {added.version} of {parsed.tenant} holds from {added.effective_from}"])
+
+
+async def fees_list(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`fees list`."""
+    async with db.session() as session:
+        found = await billing.list_schedules(session, parsed.tenant)
+    rows = [
+        {"tenant": row.tenant_id, "version": str(row.version), "from": row.effective_from.isoformat(), "terms": row.terms} for row in found
+    ]
+    return Done(0, table_lines(["tenant", "version", "from", "terms"], rows, parsed.format))
+
+
+async def fees_book(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`fees payment` and `fees credit`."""
+    if await find_tenant(db, parsed.tenant) is None:
+        raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}")
+    amount = invoices.parse_usd(parsed.usd)
+    entry_id = await invoices.book(db, parsed.tenant, parsed.kind, amount, parsed.reference, datetime.now(UTC))
+    return Done(0, [f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"])
 
 
 def table_lines(columns: Sequence[str], rows: Iterable[dict[str, str]], form: str) -> list[str]:

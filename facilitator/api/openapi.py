@@ -109,8 +109,17 @@ _SCHEMAS: Final[Json] = {
                         "transactions": {
                             "type": "array",
                             "items": _object(
-                                {"transaction": _HASH, "gasUsed": _ATOMIC, "feeWei": _ATOMIC, "settlements": {"type": "integer"}},
-                                ["transaction", "gasUsed", "feeWei", "settlements"],
+                                {
+                                    "transaction": _HASH,
+                                    "gasUsed": _ATOMIC,
+                                    "feeWei": {**_ATOMIC, "description": "the whole transaction: L2, L1 and operator fee"},
+                                    "l2FeeWei": _ATOMIC,
+                                    "l1FeeWei": _ATOMIC,
+                                    "operatorFeeWei": _ATOMIC,
+                                    "shareWei": {**_ATOMIC, "description": "this settlement's part of feeWei"},
+                                    "settlements": {"type": "integer", "description": "how many share it"},
+                                },
+                                ["transaction", "gasUsed", "feeWei", "l2FeeWei", "l1FeeWei", "operatorFeeWei", "shareWei", "settlements"],
                             ),
                         },
                     },

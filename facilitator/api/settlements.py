@@ -156,16 +156,24 @@ def render(row: Settlement, moves: Sequence[Move], costs: Sequence[ItemCost], in
 
 
 def _cost(costs: Sequence[ItemCost]) -> dict[str, object] | None:
-    """What its mined transactions cost in wei: an equal share of those that it had company in, rounded up."""
+    """What it cost in wei: its shares of the mined transactions that carried it, whether they paid or not."""
     if not costs:
         return None
-    fees = [cost.gas_used * cost.effective_gas_price_wei + (cost.l1_fee_wei or 0) for cost in costs]
+    return {"wei": str(sum(cost.share_wei for cost in costs)), "transactions": [_transaction_cost(cost) for cost in costs]}
+
+
+def _transaction_cost(cost: ItemCost) -> dict[str, object]:
+    """A whole transaction, and the share of it."""
+    l2_fee_wei = cost.gas_used * cost.effective_gas_price_wei
     return {
-        "wei": str(sum(-(-fee // cost.items) for fee, cost in zip(fees, costs, strict=True))),
-        "transactions": [
-            {"transaction": cost.tx_hash, "gasUsed": str(cost.gas_used), "feeWei": str(fee), "settlements": cost.items}
-            for fee, cost in zip(fees, costs, strict=True)
-        ],
+        "transaction": cost.tx_hash,
+        "gasUsed": str(cost.gas_used),
+        "feeWei": str(l2_fee_wei + (cost.l1_fee_wei or 0) + (cost.operator_fee_wei or 0)),
+        "l2FeeWei": str(l2_fee_wei),
+        "l1FeeWei": str(cost.l1_fee_wei or 0),
+        "operatorFeeWei": str(cost.operator_fee_wei or 0),
+        "shareWei": str(cost.share_wei),
+        "settlements": cost.items,
     }
 
 

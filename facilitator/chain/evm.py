@@ -15,7 +15,7 @@ from facilitator.chain.rpc import NodeError, Result, RpcCall, RpcClient, RpcErro
 from facilitator.domain import abi, trials
 from facilitator.domain.abi import Log
 from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply, Trial
-from facilitator.domain.fees import is_jovian
+from facilitator.domain.fees import is_jovian, operator_fee
 from facilitator.errors import ChainFault, ConfigFault
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import domain_separator
@@ -76,6 +76,8 @@ class Receipt:
     """What was paid for a unit of gas, tip included."""
     l1_fee_wei: Wei | None
     """OP Stack: the L1 data fee, paid on top of gas. None on chains that have none."""
+    operator_fee_wei: Wei | None
+    """OP Stack since Isthmus: the operator's fee, paid on top of both. None where there is none."""
     logs: tuple[Log, ...]
 
     @property
@@ -86,7 +88,7 @@ class Receipt:
     @property
     def fee_wei(self) -> Wei:
         """All that the relayer paid for the transaction."""
-        return Wei(self.gas_used * self.effective_gas_price_wei + (self.l1_fee_wei or 0))
+        return Wei(self.gas_used * self.effective_gas_price_wei + (self.l1_fee_wei or 0) + (self.operator_fee_wei or 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,6 +418,10 @@ class _WireReceipt(msgspec.Struct, frozen=True, rename="camel"):
     logs: tuple[_WireLog, ...]
     effective_gas_price: str = "0x0"
     l1_fee: str | None = None
+    operator_fee_scalar: str | None = None
+    operator_fee_constant: str | None = None
+    da_footprint_gas_scalar: str | None = None
+    """Only receipts since Jovian have it."""
 
 
 _TEXT: Final = msgspec.json.Decoder(str)
@@ -552,8 +558,17 @@ def _receipt(receipt: _WireReceipt) -> Receipt:
         gas_used=Gas(_integer(receipt.gas_used)),
         effective_gas_price_wei=Wei(_integer(receipt.effective_gas_price)),
         l1_fee_wei=None if receipt.l1_fee is None else Wei(_integer(receipt.l1_fee)),
+        operator_fee_wei=_operator_fee(receipt),
         logs=tuple(_log(log) for log in receipt.logs),
     )
+
+
+def _operator_fee(receipt: _WireReceipt) -> Wei | None:
+    """From the parameters that the receipt carries; nodes leave out those that are both zero."""
+    if receipt.operator_fee_scalar is None and receipt.operator_fee_constant is None:
+        return None
+    scalar, constant = _integer(receipt.operator_fee_scalar or "0x0"), _integer(receipt.operator_fee_constant or "0x0")
+    return operator_fee(_integer(receipt.gas_used), scalar, constant, jovian=receipt.da_footprint_gas_scalar is not None)
 
 
 def _read_receipt(result: Result | RpcError) -> Receipt | ChainFault | None:

@@ -1,6 +1,6 @@
-"""What gas will cost in the next block, from a header alone, and what a relayer should offer.
+"""What gas will cost in the next block, from a header alone, what a relayer should offer, and what it paid in the end.
 
-Integers only: a rounding error here is a transaction that waits. It must never ask a node.
+Integers only: a rounding error here is a transaction that waits, or books that do not balance. It must never ask a node.
 """
 
 from dataclasses import dataclass
@@ -85,6 +85,24 @@ def max_fee(base_fee_next_wei: Wei, policy: FeePolicy) -> Fees:
     wanted = policy.headroom * base_fee_next_wei + policy.tip_wei
     offer = min(max(wanted, policy.max_fee_min_wei), policy.max_fee_max_wei)
     return Fees(Wei(offer), Wei(min(policy.tip_wei, offer)))
+
+
+def operator_fee(gas: int, scalar: int, constant_wei: int, *, jovian: bool) -> Wei:
+    """The OP Stack's operator fee for so much gas: Isthmus divides the scaled gas by 10^6, Jovian multiplies it by 100.
+
+    ethereum-optimism/specs, protocol/isthmus/exec-engine.md and protocol/jovian/exec-engine.md.
+    """
+    scaled = gas * scalar
+    return Wei((scaled * 100 if jovian else scaled // 10**6) + constant_wei)
+
+
+def split_evenly(cost_wei: int, parts: int) -> tuple[Wei, ...]:
+    """Equal shares that add up to the cost: the remainder goes wei by wei to the first. Nothing when nobody is there.
+
+    By heads and not by gas: a receipt does not tell what each item of a batch used.
+    """
+    share, left = divmod(cost_wei, max(1, parts))
+    return tuple(Wei(share + (index < left)) for index in range(parts))
 
 
 def _moved(head: Head, market: FeeMarket) -> int:

@@ -11,10 +11,14 @@ from typing import Final, Literal, NamedTuple
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import local_date
 from facilitator.domain.rates import RATE_DECIMALS
+from facilitator.domain.schedules import USD_DECIMALS, Charge
+from facilitator.finance.pricing import gas_cost_micros
 from facilitator.store.books import SettlementLine
 from facilitator.units import Address, Network, Zone
 
 REPORT_VERSION: Final = 1
+NATIVE_DECIMALS: Final = 18
+"""Of the network's own coin."""
 UNIX_MAX: Final = 253_402_300_799
 """The last second of the year 9999; a payer may write any later one, which no calendar shows."""
 
@@ -97,8 +101,12 @@ def category(line: SettlementLine) -> str:
     return "settlement_external" if line.state == "external" else "unpaid"
 
 
-def cells(line: SettlementLine, zone: Zone, decimals: Mapping[tuple[Network, Address], int]) -> list[Cell]:
+def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Mapping[tuple[Network, Address], int]) -> list[Cell]:
     """The row of a line, in the order of `COLUMNS`; empty cells are facts that are not known."""
+    gas_cost = gas_cost_micros(line)
+    charged = None if charge is None or charge.gas_micros is None else charge.fee_micros + charge.gas_micros
+    price = line.effective_gas_price_wei
+    l2_fee = None if line.gas_used is None or price is None else str(line.gas_used * price)
     kind = category(line)
     day = local_date(line.happened_at, zone)
     places = decimals.get((line.network, line.asset))
@@ -136,6 +144,15 @@ def cells(line: SettlementLine, zone: Zone, decimals: Mapping[tuple[Network, Add
         "tx_nonce": line.tx_nonce,
         "gas_used": line.gas_used,
         "effective_gas_price_wei": _whole(line.effective_gas_price_wei),
+        "l2_fee_wei": l2_fee,
+        "l1_fee_wei": _whole(line.l1_fee_wei),
+        "operator_fee_wei": _whole(line.operator_fee_wei),
+        "total_fee_wei": _whole(line.cost_wei),
+        "total_fee_eth": None if line.cost_wei is None else decimal_text(line.cost_wei, NATIVE_DECIMALS),
+        "gas_cost_usd": None if not line.gas_used or gas_cost is None else decimal_text(gas_cost, USD_DECIMALS),
+        "fee_usd": None if charged is None else decimal_text(charged, USD_DECIMALS),
+        "fee_schedule_version": None if charge is None else str(charge.version),
+        "margin_usd": None if charged is None or gas_cost is None else decimal_text(charged - gas_cost, USD_DECIMALS),
         "eth_usd": decimal_text(line.usd_e8, RATE_DECIMALS) if line.usd_e8 is not None and line.rate_fresh else None,
         "eth_usd_source": _source(line),
         "eth_usd_at_utc": line.rate_at,

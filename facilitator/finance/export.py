@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from facilitator.domain.periods import Period
 from facilitator.finance.detail import COLUMNS, REPORT_VERSION, category, cells
+from facilitator.finance.pricing import Pricer
 from facilitator.finance.tables import FORMATS, time_text
 from facilitator.store import books
 from facilitator.store.books import Completeness
@@ -35,6 +36,8 @@ class Asked:
     period: Period
     zone: Zone
     """Of `local_date` and `period`."""
+    booking_zone: Zone
+    """Whose months fee schedules count by."""
     tenant_id: str | None
     format: str
     """One of `FORMATS`."""
@@ -50,9 +53,10 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
     with whole_or_absent(path) as partial:
         async with db.snapshot() as session:
             through = await books.completeness(session)
+            pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
             with FORMATS[asked.format](partial, COLUMNS) as add:
                 async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
-                    add(cells(line, asked.zone, asked.decimals))
+                    add(cells(line, pricer.price(line), asked.zone, asked.decimals))
                     total = sums[f"{line.network}/{line.asset}"][category(line)]
                     total[0] += 1
                     total[1] += line.amount_atomic

@@ -61,7 +61,7 @@ def _opening(totals: Iterable[AccountTotal], period: Period, zone: Zone, decimal
 
 
 def _transaction(entry: JournalLine, zone: Zone, decimals: Callable[[str], int]) -> Iterator[str]:
-    about = f"settlement {entry.settlement_id}" if entry.settlement_id else "entry"
+    about = f"settlement {entry.settlement_id}" if entry.settlement_id else entry.debit.partition(":")[0]
     mark = "*" if entry.phase == "posted" else "!"
     tx_hash = f", tx:{entry.tx_hash}" if entry.tx_hash else ""
     yield ""

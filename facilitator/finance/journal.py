@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from facilitator.domain.money import decimal_text
-from facilitator.finance.detail import Cell, Column
+from facilitator.domain.schedules import USD, USD_DECIMALS
+from facilitator.finance.detail import NATIVE_DECIMALS, Cell, Column
 from facilitator.schemes.scheme import Token
 from facilitator.store.books import JournalLine
 
-NATIVE_DECIMALS: Final = 18
-"""Of `<network>/native`: wei of the network's own coin."""
 JOURNAL_COLUMNS: Final = tuple(
     Column(*column)
     for column in (
         ("entry_id", "count"),
+        ("book", "text"),
         ("phase", "text"),
         ("debit", "text"),
         ("credit", "text"),
@@ -22,6 +22,7 @@ JOURNAL_COLUMNS: Final = tuple(
         ("amount", "decimal"),
         ("settlement_id", "text"),
         ("tx_hash", "text"),
+        ("reference", "text"),
         ("resolves", "count"),
         ("resolved_by", "count"),
         ("happened_at_utc", "time"),
@@ -32,7 +33,7 @@ JOURNAL_COLUMNS: Final = tuple(
 
 def decimals_of(tokens: Iterable[Token]) -> Callable[[str], int]:
     """Decimal places by the journal's name of an asset; an asset that is configured no more is written in atomic units."""
-    known = {f"{token.network}/{token.address}": token.decimals for token in tokens}
+    known = {f"{token.network}/{token.address}": token.decimals for token in tokens} | {USD: USD_DECIMALS}
 
     def decimals(asset: str) -> int:
         return NATIVE_DECIMALS if asset.endswith("/native") else known.get(asset, 0)
@@ -44,6 +45,7 @@ def journal_cells(entry: JournalLine, decimals: Callable[[str], int]) -> list[Ce
     """The row of an entry, in the order of `JOURNAL_COLUMNS`."""
     return [
         entry.entry_id,
+        entry.book,
         entry.phase,
         entry.debit,
         entry.credit,
@@ -52,6 +54,7 @@ def journal_cells(entry: JournalLine, decimals: Callable[[str], int]) -> list[Ce
         decimal_text(entry.amount_atomic, decimals(entry.asset)),
         None if entry.settlement_id is None else str(entry.settlement_id),
         entry.tx_hash,
+        entry.reference,
         entry.resolves,
         entry.resolved_by,
         entry.happened_at,

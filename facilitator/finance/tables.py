@@ -23,7 +23,7 @@ SHEET_ROWS_MAX: Final = 1_048_576
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 _EXACT_DIGITS: Final = 15
 """Digits that a spreadsheet's number keeps."""
-_PARQUET_ROWS: Final = 4_000
+_PARQUET_ROWS: Final = 2_000
 """Rows of one row group."""
 
 

@@ -444,8 +444,8 @@ class Dispatcher:
         if account is None or lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
             return
         signed, gas = await self._composer.sign_again(account, slot, fees, noop=noop)
-        attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees)
         number, purpose = len(slot.attempts), "noop" if noop else "bump"
+        attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees, purpose=purpose)
         if not await relayers.record_attempt(self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees):
             return
         slot.attempts.append(attempt)

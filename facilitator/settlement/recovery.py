@@ -15,7 +15,6 @@ from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.facts import CodeOf
 from facilitator.domain.pool import share_out
-from facilitator.domain.states import State
 from facilitator.errors import ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
 from facilitator.settlement.dispatcher import Dispatcher
@@ -278,13 +277,14 @@ class Keeper:
                 slot_id=slot_id,
                 relayer=account.address,
                 tx_nonce=attempts[0].tx_nonce,
-                attempts=[Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw, fees=attempt.fees) for attempt in attempts],
+                attempts=[
+                    Attempt(tx_hash=attempt.tx_hash, raw=attempt.raw, fees=attempt.fees, purpose=attempt.purpose) for attempt in attempts
+                ],
                 kind=attempts[0].kind,
                 gas=Gas(attempts[0].gas),
                 items=tuple(item_of(row) for row in carried),
                 opened_at=self._clock.monotonic(),
                 sent_block=self._chain.head.newest.number if self._chain.head.newest else 0,
-                preconfirmed={row.settlement_id: row.block_number or 0 for row in carried if row.state == State.PRECONFIRMED},
             )
             self._watcher.add(slot)
         self._watcher.look_soon()

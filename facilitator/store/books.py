@@ -50,6 +50,10 @@ class SettlementLine:
     tx_nonce: int | None
     gas_used: int | None
     effective_gas_price_wei: int | None
+    l1_fee_wei: int | None
+    operator_fee_wei: int | None
+    cost_wei: int | None
+    """This settlement's share of what the transaction cost."""
     usd_e8: int | None
     """Dollars per coin of the network, times 10**8, as last quoted before the transaction was included."""
     rate_source: str | None
@@ -74,6 +78,7 @@ class JournalLine:
     """One entry; `resolved_by` is the entry that posted or voided a pending one."""
 
     entry_id: int
+    book: str
     phase: str
     debit: str
     credit: str
@@ -81,6 +86,7 @@ class JournalLine:
     amount_atomic: Atomic
     settlement_id: UUID | None
     tx_hash: TxHash | None
+    reference: str | None
     resolves: int | None
     resolved_by: int | None
     happened_at: datetime

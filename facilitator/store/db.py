@@ -120,7 +120,7 @@ class Session:
         return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
 
     async def stream(self, row: type[Row], query: Query, *arguments: object) -> AsyncIterator[Row]:
-        """All rows by a server-side cursor, in constant memory; inside `Db.snapshot()`. Faults as `one`."""
+        """All rows by a server-side cursor, in constant memory; inside a transaction. Faults as `one`."""
         async with _translated(query.name):
             async for record in self._connection.cursor(query.sql, *arguments, prefetch=_STREAM_ROWS, timeout=_LONG_READ_S):
                 yield row(*record)
@@ -178,12 +178,14 @@ class Db:
                 await self._pool.release(connection)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Session]:
-        """A connection whose statements commit together when the block ends, or not at all."""
+    async def transaction(self, *, long: bool = False) -> AsyncIterator[Session]:
+        """A connection whose statements commit together when the block ends, or not at all; a `long` one may read for minutes."""
         async with self.session() as session:
             transaction = session._connection.transaction()  # noqa: SLF001
             async with _translated("begin"):
                 await transaction.start()
+                if long:
+                    await _take_time(session._connection)  # noqa: SLF001
             try:
                 yield session
             except BaseException:
@@ -200,8 +202,7 @@ class Db:
             transaction = session._connection.transaction(isolation="repeatable_read", readonly=True)  # noqa: SLF001
             async with _translated("begin"):
                 await transaction.start()
-                await session._connection.execute(f"set local statement_timeout = '{_LONG_READ_S}s'")  # noqa: SLF001
-                await session._connection.execute("set local idle_in_transaction_session_timeout = '60s'")  # noqa: SLF001
+                await _take_time(session._connection)  # noqa: SLF001
             try:
                 yield session
             finally:
@@ -232,6 +233,12 @@ class Db:
 async def prepare_connection(connection: "asyncpg.Connection[Any]") -> None:
     """Teach a connection our codecs: numeric is int, and a fraction in it is a bug that raises."""
     await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int, format="text")
+
+
+async def _take_time(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+    """Until the transaction ends, statements may last as long as a report reads."""
+    await connection.execute(f"set local statement_timeout = '{_LONG_READ_S}s'")
+    await connection.execute("set local idle_in_transaction_session_timeout = '60s'")
 
 
 async def _keep(_: object) -> None:

@@ -104,6 +104,45 @@ async def test_journal_csv_has_every_entry_with_its_link(books: ServeProcess, tm
     assert all(by_id[row["resolves"]]["resolved_by"] == row["entry_id"] for row in rows if row["resolves"])
 
 
+async def test_terms_invoice_payment_statement(books: ServeProcess, tmp_path: Path) -> None:
+    terms = tmp_path / "terms.json"
+    terms.write_text('{"tiers": [{"flat_micros": 2000, "basis_points": 30}], "free_settlements": 3}', "utf-8")
+    tenant = ["--tenant", "tenant-1"]
+    said = books.command("fees", "add", *tenant, "--from", "2025-11-01", str(terms))
+    assert said == "version 1 of tenant-1 holds from 2025-11-01\n"
+    with pytest.raises(ServeFailed, match="choose a later one"):
+        books.command("fees", "add", *tenant, "--from", "2025-11-01", str(terms))
+    assert [row["version"] for row in json.loads(books.command("fees", "list", "--format", "json"))] == ["1"]
+
+    month = ["report", "invoice", *tenant, "--month", "2025-11"]
+    draft = books.command(*month)
+    assert draft.startswith("Draft: tenant-1, 2025-11 (America/New_York), USD\n")
+    issued = books.command(*month, "--issue")
+    assert issued.startswith("Invoice 1, issued 20")
+    assert "receivable, closing" in issued
+    document = books.command(*month, "--format", "json")
+    assert books.command(*month, "--issue", "--format", "json") == document
+    total = json.loads(document)["total"]
+    assert total == "0.026039"  # 13 of 16, each 0.002 and 0.30 % of about 0.001
+
+    books.command("fees", "payment", *tenant, "--usd", total, "--reference", "bank 77")
+    account = ["report", "statement", "--account", "receivable:tenant-1", "--from", "2025-11", "--to", "2999-01"]
+    rows = json.loads(books.command(*account, "--format", "json"))
+    assert [(row["debit"], row["credit"], row["balance"], row["about"]) for row in rows] == [
+        (total, "", total, "invoice 1"),
+        ("", total, "0.000000", "bank 77"),
+        ("", "", "0.000000", ""),
+    ]
+    out = tmp_path / "all.journal"
+    books.command("export", "journal", "--from", "2025-10", "--to", "2999-01", "--out", str(out))
+    checked = subprocess.run([hledger_program(), "-f", out, "check", "--strict"], capture_output=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+    with pytest.raises(ServeFailed, match="expected a month"):
+        books.command("report", "invoice", *tenant, "--month", "soon")
+    with pytest.raises(ServeFailed, match="there is no tenant"):
+        books.command("fees", "credit", "--tenant", "nobody", "--usd", "1", "--reference", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -33,7 +33,7 @@ async def main(url, kind, out):
     db = await Db.connect(url, connections_max=2)
     period = Period(datetime(2025, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
     small = Period(period.start, datetime(2025, 11, 1, 0, 10, tzinfo=UTC))
-    asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={}, rate_stale_s=3600.0)
+    asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={}, rate_stale_s=3600.0, booking_zone=UTC_ZONE)
     await export_settlements(db, Asked(period=small, **asked), Path(out))  # what every export loads
     before = peak()
     manifest = await export_settlements(db, Asked(period=period, **asked), Path(out))

@@ -40,7 +40,9 @@ async def db(database_url: str) -> Any:
 
 def asked(period: Period = NOVEMBER, *, zone: str = UTC_ZONE, tenant_id: str | None = None, kind: str = "csv") -> Asked:
     decimals = {(Network(NETWORK), Address(USDC)): 6}
-    return Asked(period=period, zone=Zone(zone), tenant_id=tenant_id, format=kind, decimals=decimals, rate_stale_s=3600.0)
+    return Asked(
+        period=period, zone=Zone(zone), tenant_id=tenant_id, format=kind, decimals=decimals, rate_stale_s=3600.0, booking_zone=UTC_ZONE
+    )
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -109,6 +111,10 @@ async def test_a_row_says_all_that_is_known(db: Db, connection: Any, tmp_path: P
         "tx_nonce": "0",
         "gas_used": "86000",
         "effective_gas_price_wei": "1000000",
+        "l2_fee_wei": "86000000000",
+        "l1_fee_wei": "55000",
+        "total_fee_wei": "86000055000",
+        "total_fee_eth": "0.000000086000055000",
         "eth_usd_source": "none",
         "reporting_category": "settlement",
         "period": "2025-11",

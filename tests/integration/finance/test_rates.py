@@ -125,7 +125,13 @@ async def test_a_fresh_rate_prices_a_cost_and_a_stale_or_absent_one_leaves_it_em
         quoted = start + timedelta(hours=hours)
         await rates.record(db, Network(NETWORK), Rate(source="file:x", round=str(hours), quoted_at=quoted, usd_e8=usd_e8))
     asked = Asked(
-        period=Period(start, start + timedelta(days=1)), zone=UTC_ZONE, tenant_id=None, format="csv", decimals={}, rate_stale_s=4500.0
+        period=Period(start, start + timedelta(days=1)),
+        zone=UTC_ZONE,
+        tenant_id=None,
+        format="csv",
+        decimals={},
+        rate_stale_s=4500.0,
+        booking_zone=UTC_ZONE,
     )
     await export_settlements(db, asked, tmp_path / "f.csv")
     with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:

@@ -39,7 +39,7 @@ async def test_a_payment_settles_and_its_row_proof_and_entries_agree(start_engin
     assert (row["state"], row["answer_state"], row["tx_hash"]) == ("included", "spent", answer.result.tx_hash)
     [slot] = await rig.fetch("select * from relayer_slot")
     assert (slot["state"], slot["mined_tx_hash"]) == ("included", answer.result.tx_hash)
-    [entry] = await rig.fetch("select * from journal_entry")
+    [entry] = await rig.fetch("select * from journal_entry where book = 'register'")
     assert (entry["phase"], entry["amount_atomic"]) == ("pending", 10_000)
     moves = await rig.fetch("select from_state, to_state from settlement_move order by move")
     assert [tuple(move) for move in moves] == [("queued", "submitted"), ("submitted", "included")]

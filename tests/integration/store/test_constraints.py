@@ -224,24 +224,11 @@ async def test_hashes_are_lower_case_text(ledger: Ledger, column: str, text: str
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [
-        ("amount_atomic", -1),
-        ("moves", -1),
-        ("admissions", 0),
-        ("log_index", -1),
-        ("answer_state", "told"),
-        ("confirm_level", "deep"),
-        ("fingerprint", b"short"),
-    ],
+    [("amount_atomic", -1), ("moves", -1), ("admissions", 0), ("log_index", -1), ("answer_state", "told"), ("fingerprint", b"short")],
 )
 async def test_a_value_out_of_its_range_is_refused(ledger: Ledger, column: str, value: Any) -> None:
     with refused(f"settlement_{column}_check"):
         await ledger.settlement(**{column: value})
-
-
-async def test_a_tenant_has_a_known_confirm_level(ledger: Ledger) -> None:
-    with refused("tenant_confirm_level_check"):
-        await ledger.insert("tenant", {"tenant_id": "globex", "confirm_level": "deep"})
 
 
 async def test_amounts_and_times_hold_every_uint256(ledger: Ledger) -> None:
@@ -388,13 +375,102 @@ async def test_only_an_entry_on_record_can_be_resolved(ledger: Ledger) -> None:
 
 async def test_an_entry_moves_between_two_accounts(ledger: Ledger) -> None:
     with refused("journal_entry_two_accounts"):
-        await ledger.entry(credit=f"payer:{PAYER}")
+        await ledger.entry(book="own", debit="funding", credit="funding")
 
 
 @pytest.mark.parametrize(("column", "value"), [("amount_atomic", -1), ("phase", "done")])
 async def test_an_entry_has_a_known_phase_and_no_negative_amount(ledger: Ledger, column: str, value: Any) -> None:
     with refused(f"journal_entry_{column}_check"):
         await ledger.entry(**{column: value} | ({"resolves": None} if column == "amount_atomic" else {"resolves": await ledger.entry()}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"book": "own"},
+        {"book": "other"},
+        {"debit": f"gas_expense:{NETWORK}:payment", "credit": f"gas:{NETWORK}:{RELAYER}", "tx_hash": HASH, "admission": 1},
+        {"book": "own", "debit": f"payer:{PAYER}", "credit": f"gas:{NETWORK}:{RELAYER}"},
+        {"book": "own", "debit": f"gas:{NETWORK}:{RELAYER}", "credit": f"payee:{PAY_TO}"},
+    ],
+)
+async def test_third_party_value_and_our_own_stand_in_different_books(ledger: Ledger, changes: dict[str, Any]) -> None:
+    with refused("journal_entry_book"):
+        await ledger.entry(**changes)
+
+
+def gas(**changes: Any) -> dict[str, Any]:
+    """What a transaction cost."""
+    accounts = {"debit": f"gas_expense:{NETWORK}:payment", "credit": f"gas:{NETWORK}:{RELAYER}", "asset": f"{NETWORK}/native"}
+    return {"book": "own", **accounts, "tx_hash": HASH, "admission": 1} | changes
+
+
+@pytest.mark.parametrize("missing", ["tx_hash", "admission"])
+async def test_gas_is_booked_for_a_transaction(ledger: Ledger, missing: str) -> None:
+    with refused("journal_entry_gas_of_a_transaction"):
+        await ledger.entry(**gas(**{missing: None}))
+
+
+async def test_the_cost_of_a_transaction_is_booked_once_for_each_time_it_was_mined(ledger: Ledger) -> None:
+    await ledger.entry(**gas())
+    await ledger.entry(**gas(admission=2))
+    await ledger.entry(**gas(debit=f"gas_expense:{NETWORK}:revert"))
+    with refused("journal_entry_gas"):
+        await ledger.entry(**gas())
+
+
+async def test_a_share_of_a_cost_is_not_negative(ledger: Ledger) -> None:
+    with refused("slot_item_cost_wei_check"):
+        await ledger.item(slot_id=await ledger.slot(), settlement_id=await ledger.settlement(), cost_wei=-1)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "update journal_entry set amount_atomic = amount_atomic + 1",
+        "update journal_entry set booked_at = booked_at where false",
+        "delete from journal_entry",
+        "truncate journal_entry",
+    ],
+)
+async def test_nobody_changes_the_journal(ledger: Ledger, sql: str) -> None:
+    await ledger.entry()
+    with refused("journal_entry_append_only"):
+        await ledger.connection.execute(sql)
+
+
+@pytest.mark.parametrize(
+    ("role", "sql"),
+    [
+        (role, sql)
+        for role, forbidden in {
+            "facilitator_app": [
+                "update journal_entry set amount_atomic = 0",
+                "delete from journal_entry",
+                "truncate journal_entry",
+                "alter table journal_entry disable trigger journal_entry_append_only",
+                "update settlement_move set reason = null",
+                "delete from settlement",
+                "delete from schema_migration",
+                "update schema_migration set checksum = ''",
+                "select grant_roles()",
+            ],
+            "facilitator_auditor": [
+                "insert into incident (network, kind, detail) values ('n', 'k', 'd')",
+                "update journal_entry set amount_atomic = 0",
+                "delete from journal_entry",
+                "update settlement set state = 'failed'",
+                "select secret_sha256 from api_key",
+            ],
+        }.items()
+        for sql in forbidden
+    ],
+)
+async def test_a_role_may_do_what_it_must_and_no_more(ledger: Ledger, role: str, sql: str) -> None:
+    await ledger.connection.execute(f"set role {role}")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await ledger.connection.execute(sql)
+    await ledger.connection.fetch("select from journal_entry")
 
 
 # --- tenants and keys ---

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
 from facilitator.errors import ConfigFault, StoreFault
 from facilitator.store import migrate as migrations
@@ -127,3 +128,37 @@ async def test_a_server_that_cannot_be_reached_is_a_fault_of_the_store(tmp_path:
 async def test_asking_what_is_missing_changes_nothing(empty_url: str) -> None:
     await missing_migrations(empty_url)
     assert await fetch(empty_url, "select tablename from pg_tables where schemaname = 'public'") == []
+
+
+async def test_an_owner_that_may_create_no_roles_migrates_without_them_and_whoever_may_adds_them_later() -> None:
+    state = StateDirectory.open()
+    postgres = Postgres(state)
+    await postgres.start()
+    root = None
+    try:
+        url = await postgres.create_database("modest")
+        root = await asyncpg.connect(url)
+        await root.execute("create role modest_owner login; grant all on schema public to modest_owner")
+        assert await migrate(url.replace("postgres@", "modest_owner@")) == [migration.name for migration in load_migrations()]
+        assert await root.fetch("select from pg_roles where rolname like 'facilitator%'") == []
+
+        await root.execute("create role facilitator_app nologin; create role facilitator_auditor nologin")
+        await root.execute("set role modest_owner; select grant_roles(); reset role")
+
+        for role, table, privilege, granted in (
+            ("facilitator_app", "settlement", "update", True),
+            ("facilitator_app", "journal_entry", "insert", True),
+            ("facilitator_app", "journal_entry", "update", False),
+            ("facilitator_auditor", "journal_entry", "select", True),
+            ("facilitator_auditor", "journal_entry", "insert", False),
+        ):
+            assert await root.fetchval("select has_table_privilege($1, $2, $3)", role, table, privilege) is granted, (
+                role,
+                table,
+                privilege,
+            )
+    finally:
+        if root is not None:
+            await root.close()
+        await postgres.stop()
+        state.close()

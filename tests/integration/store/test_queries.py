@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from facilitator.store import books, reconciliation, relayers, settlements, tenants
+from facilitator.store import billing, books, reconciliation, relayers, settlements, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -24,14 +24,8 @@ ROW_OF = {
     "spend_answer": settlements.AnswerSlot,
     "share_answer": settlements.AnswerSlot,
     "unfinal_blocks": settlements.Block,
-    "preconfirm": settlements.Resolved,
-    "unseal": settlements.SettlementId,
-    "make_safe": settlements.Deeper,
-    "finalize": settlements.Deeper,
-    "reopen": settlements.Deeper,
-    "take_watched": settlements.Settlement,
-    "count_watched": settlements.Watched,
-    "resolve_late": settlements.SettlementId,
+    "finalize": settlements.SettlementId,
+    "reopen": settlements.SettlementId,
     "take_lease": relayers.Relayer,
     "renew_lease": relayers.Relayer,
     "raise_tx_nonce": relayers.Relayer,
@@ -41,7 +35,6 @@ ROW_OF = {
     "open_slots": relayers.OpenSlotId,
     "our_transactions": relayers.KnownHash,
     "live_replicas": relayers.LiveReplica,
-    "consumed_slots": relayers.ConsumedSlot,
     "record_attempt": relayers.KnownHash,
     "claims_in_blocks": reconciliation.LedgerRow,
     "rows_of_authorizations": reconciliation.LedgerRow,
@@ -51,6 +44,15 @@ ROW_OF = {
     "journal_lines": books.JournalLine,
     "open_lines": books.JournalLine,
     "balances": books.AccountTotal,
+    "add_schedule": billing.ScheduleRow,
+    "list_schedules": billing.ScheduleRow,
+    "counted": billing.Counted,
+    "find_invoice": billing.Invoice,
+    "invoiced_after": billing.Invoice,
+    "next_number": billing.NextNumber,
+    "post_entry": billing.EntryId,
+    "opening": billing.Opening,
+    "movements": billing.Movement,
     "find_tenant": tenants.Tenant,
     "create_api_key": tenants.ApiKey,
     "list_api_keys": tenants.ApiKey,
@@ -59,7 +61,7 @@ ROW_OF = {
 }
 QUERIES = [
     query
-    for module in ("settlements", "relayers", "reconciliation", "books", "rates", "tenants")
+    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "rates", "tenants")
     for query in load_queries(module).values()
 ]
 

@@ -10,7 +10,8 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
        case when s.admissions = r.admission then s.log_index end as log_index,
        case when s.admissions = r.admission then s.block_number end as block_number,
        case when s.admissions = r.admission then s.block_hash end as block_hash,
-       l.relayer, l.tx_nonce, t.gas_used, t.effective_gas_price_wei, q.usd_e8, q.source as rate_source, q.round as rate_round,
+       l.relayer, l.tx_nonce, t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei, t.operator_fee_wei, i.cost_wei,
+       q.usd_e8, q.source as rate_source, q.round as rate_round,
        q.quoted_at as rate_at, q.quoted_at > q.used_at - make_interval(secs => $4::double precision) as rate_fresh
   from journal_entry r
   join journal_entry p on p.entry_id = r.resolves
@@ -25,6 +26,7 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
         from settlement_move where settlement_id = r.settlement_id and moved_at between p.booked_at and r.booked_at) m on true
   left join relayer_transaction t on t.tx_hash = r.tx_hash
   left join relayer_slot l on l.slot_id = t.slot_id
+  left join slot_item i on i.slot_id = t.slot_id and i.settlement_id = r.settlement_id
   left join lateral (
       select a.usd_e8, a.source, a.round, a.quoted_at, coalesce(m.included_at, r.happened_at) as used_at from rate a
        where a.network = s.network and a.quoted_at <= coalesce(m.included_at, r.happened_at)
@@ -46,7 +48,7 @@ select n.network, now() as read_at,
 
 -- Entries in the order in which they were booked. A voided entry and the pending one that it ends say together that nothing came of it.
 -- name: journal_lines :many
-select e.entry_id, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.tx_hash, e.resolves,
+select e.entry_id, e.book, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.tx_hash, e.reference, e.resolves,
        r.entry_id as resolved_by, e.happened_at, e.booked_at
   from journal_entry e left join journal_entry r on r.resolves = e.entry_id
  where e.happened_at >= $1::timestamptz and e.happened_at < $2::timestamptz
@@ -54,7 +56,7 @@ select e.entry_id, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settl
 
 -- Pending entries from before this moment that nothing has resolved.
 -- name: open_lines :many
-select e.entry_id, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.tx_hash, e.resolves,
+select e.entry_id, e.book, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, e.tx_hash, e.reference, e.resolves,
        null::bigint as resolved_by, e.happened_at, e.booked_at
   from journal_entry e
  where e.phase = 'pending' and e.happened_at < $1::timestamptz
