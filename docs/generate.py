@@ -73,7 +73,9 @@ def states() -> str:
         "",
         "`submitted → queued`: its relayer slot was resolved without it, and there is time left; `queued → included`: that slot had paid",
         "it all the same. `… → submitted`: a block that proved the state left the canonical chain. `withdrawn → queued` and",
-        "`failed → queued`: a later `/settle` admits it again. `failed → external`: someone executed the authorization later.",
+        "`failed → queued`: a later `/settle` admits it again. `failed → expired`: by final chain time it can never be paid.",
+        "Other moves from `failed` and `withdrawn`: somebody used the authorization later. `external`, `cancelled` and `conflict` go",
+        "back to what they were before when the block that proved them left the canonical chain and no transaction of ours is open.",
         "",
     ]
     return "\n".join(lines)

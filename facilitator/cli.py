@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
@@ -25,7 +26,9 @@ from facilitator import config as configuration
 from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
+from facilitator.domain.confirmation import LEVELS
 from facilitator.errors import ConfigFault, Fault
+from facilitator.explain import explain
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store import tenants
@@ -84,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
 
     _add_keys(commands, with_config)
+    _add_tenants(commands, with_config)
+
     check = command("reconcile", _reconcile, "ledger against chain; exit 2 while something is unexplained")
     check.add_argument("--network", required=True, metavar="ID")
     check.add_argument("--from-block", type=int, default=0, metavar="N")
@@ -106,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         change.set_defaults(run=_relayers_change, change=name)
 
     books.add_commands(commands, with_config, _on_ledger, _offline)
+
+    why = command("explain", _explain, "why a payment payload or PAYMENT-SIGNATURE header is refused, field by field")
+    why.add_argument("file", metavar="FILE", help="request body, payment payload or header as copied from a log; - is stdin")
+    why.add_argument("--requirements", type=Path, metavar="FILE", help="the seller's terms, an entry of `accepts`")
+    why.add_argument("--rpc-url", metavar="URL", help="ask this chain too; a configuration's is asked anyway")
+    why.add_argument("--json", action="store_true")
 
     config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
     config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
@@ -138,6 +149,20 @@ def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", w
     revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
     revoke.add_argument("key_id", metavar="ID")
     revoke.set_defaults(run=_keys_revoke)
+
+
+def _add_tenants(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser) -> None:
+    change = commands.add_parser("tenants", help="tenants' own rules").add_subparsers(required=True, metavar="COMMAND")
+    rules = change.add_parser("set", parents=[with_config], help="change rules; running services notice within access.refresh_s")
+    rules.add_argument("tenant_id", metavar="ID")
+    rules.add_argument("--confirm-level", choices=[*LEVELS, "default"], help="how deep its payments must be before success is told")
+    for flag, text in (
+        ("--shared-transactions", "whether its payments may share a transaction"),
+        ("--accept-external", "whether a payment executed by another sender is a success: only for who de-duplicates by nonce"),
+        ("--trust-payment-identifier", "whether the buyer's payment-identifier stands for an Idempotency-Key"),
+    ):
+        rules.add_argument(flag, choices=["yes", "no"], help=text)
+    rules.set_defaults(run=_tenants_set)
 
 
 def _scopes(text: str) -> list[Scope]:
@@ -395,6 +420,31 @@ def _keys_revoke(parsed: argparse.Namespace) -> int:
     return _run(run())
 
 
+def _tenants_set(parsed: argparse.Namespace) -> int:
+    config = _prepare(parsed, quiet=True)
+
+    def chosen(answer: str | None) -> bool | None:
+        return None if answer is None else answer == "yes"
+
+    async def run() -> int:
+        async with _open(config) as db:
+            known = await tenants.change_tenant(
+                db,
+                parsed.tenant_id,
+                confirm_level=parsed.confirm_level,
+                shared_transactions=chosen(parsed.shared_transactions),
+                accept_external=chosen(parsed.accept_external),
+                trust_payment_identifier=chosen(parsed.trust_payment_identifier),
+            )
+            tenant = await tenants.find_tenant(db, parsed.tenant_id)
+        if not known or tenant is None:
+            return _complain(f"there is no tenant {parsed.tenant_id}: `facilitator keys create` makes one", FAILED)
+        print(", ".join(f"{name} {value}" for name, value in asdict(tenant).items()))
+        return DONE
+
+    return _run(run())
+
+
 def _key_facts(row: ApiKey) -> dict[str, object]:
     def time(moment: datetime | None) -> str | None:
         return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -418,6 +468,18 @@ def _print_table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> N
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    telemetry.configure("warning")
+    config = _load(parsed).config if parsed.config or os.environ.get(CONFIG_VARIABLE) else None
+    text = sys.stdin.buffer.read() if parsed.file == "-" else Path(parsed.file).read_bytes()
+    lines = asyncio.run(explain(text, parsed.requirements.read_bytes() if parsed.requirements else None, config, parsed.rpc_url))
+    if parsed.json:
+        print(json.dumps([asdict(line) for line in lines]))
+    else:
+        print("\n".join(str(line) for line in lines))
+    return FAILED if any(line.verdict == "fail" for line in lines) else DONE
 
 
 def _demo(parsed: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from facilitator.protocol.codec import BODY_BYTES_MAX
 from facilitator.reading import Origin, Parsers, Reader, flatten, line_numbers
 from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
 from facilitator.schemes.scheme import Token
+from facilitator.schemes.usdc import USDC
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
 from facilitator.units import Address, Network, Zone, parse_address, parse_network, parse_zone
@@ -83,7 +84,7 @@ class NetworkSettings:
     @property
     def tokens(self) -> tuple[Token, ...]:
         """Everything that is served on this network."""
-        known = {token.address: token for token in KNOWN_TOKENS if token.network == self.id}
+        known = {token.address: token for token in USDC if token.network == self.id}
         for asset in self.assets:
             known[asset.address] = Token(
                 network=self.id, address=asset.address, name=asset.name, version=asset.version, decimals=asset.decimals
@@ -119,24 +120,6 @@ class Config:
     def tokens(self) -> tuple[Token, ...]:
         """The tokens of all networks."""
         return tuple(token for network in self.networks for token in network.tokens)
-
-
-def _usdc(chain_id: int, address: str, name: str) -> Token:
-    return Token(network=Network(f"eip155:{chain_id}"), address=parse_address(address), name=name, version="2", decimals=6)
-
-
-KNOWN_TOKENS: Final = (
-    _usdc(8453, "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin"),
-    _usdc(84532, "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC"),
-    _usdc(1, "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48", "USD Coin"),
-    _usdc(43114, "0xB97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E", "USD Coin"),
-    _usdc(43113, "0x5425890298aed601595a70AB815c96711a31Bc65", "USD Coin"),
-    _usdc(137, "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", "USD Coin"),
-    _usdc(80002, "0x41E94Eb019C0762f9Bfcf9Fb1E58725BfB0e7582", "USDC"),
-    _usdc(42161, "0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin"),
-    _usdc(421614, "0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USDC"),
-)
-"""Circle's native USDC with its EIP-712 domain. The chain is asked at start-up whether it agrees."""
 
 
 # ---- loading
@@ -219,6 +202,7 @@ _PARSERS: Final[Parsers] = {
 def _broken_relations(config: Config) -> Iterator[str]:
     """One sentence for each rule between settings that does not hold."""
     yield from _bad_bounds(config)
+    yield from _bad_level(config)
     settlement, server, access = config.settlement, config.server, config.access
     for small, large in (
         ("lease_renew_s", "lease_trust_s"),
@@ -286,6 +270,12 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: rate_feed and rate_file exclude each other"
         if len({asset.address for asset in network.assets}) < len(network.assets):
             yield f"{where}: an asset is listed twice"
+
+
+def _bad_level(config: Config) -> Iterator[str]:
+    """The risk of a flashblock is taken tenant by tenant."""
+    if config.settlement.confirm_level == "preconfirmed":
+        yield "settlement.confirm_level = preconfirmed: tenants opt into that; expected latest, safe or finalized"
 
 
 def _bad_bounds(config: Config) -> Iterator[str]:

@@ -28,5 +28,10 @@ HEAD_AGE_SECONDS = Gauge("facilitator_head_age_seconds", "Wall time less the new
 LOOP_RESTARTS = Counter("facilitator_loop_restarts_total", "A loop met a bug and was restarted.", ["loop"])
 UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle answers whose caller was gone.")
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
+WATCHED_AUTHORIZATIONS = Gauge(
+    "facilitator_watched_authorizations",
+    "Failed and withdrawn settlements whose authorization may yet be used, up to 100,000.",
+    ["network"],
+)
 INCIDENTS = Counter("facilitator_incidents_total", "Incidents opened.", ["kind"])
 BLOCKING_SECONDS = Gauge("facilitator_event_loop_lag_seconds", "How late the event loop ran its last heartbeat.")

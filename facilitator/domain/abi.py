@@ -402,6 +402,11 @@ def payment_topics(payers: Sequence[Address] = ()) -> tuple[Sequence[str], ...]:
     return (events, tuple(topic_of(payer) for payer in payers)) if payers else (events,)
 
 
+def nonce_topics(payer: Address, auth_nonce: AuthNonce) -> tuple[str | Sequence[str], ...]:
+    """Topics for `eth_getLogs` that bring the one log of this authorization, used or cancelled."""
+    return ((AUTHORIZATION_USED_TOPIC, AUTHORIZATION_CANCELED_TOPIC), topic_of(payer), auth_nonce)
+
+
 def topic_of(address: Address) -> str:
     """An address as an indexed argument stands in a log's topics."""
     return "0x" + "00" * 12 + address[2:]

@@ -39,6 +39,8 @@ class State(StrEnum):
 
 
 _REORGANISED: Final = frozenset({State.SUBMITTED})
+_LATE: Final = frozenset({State.INCLUDED, State.EXTERNAL, State.CANCELLED, State.CONFLICT})
+_DISPROVED: Final = frozenset({State.QUEUED, State.WITHDRAWN, State.FAILED}) | _REORGANISED
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.QUEUED: frozenset(
         {
@@ -68,16 +70,17 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.INCLUDED: frozenset({State.SAFE, State.FINALIZED}) | _REORGANISED,
     State.SAFE: frozenset({State.FINALIZED}) | _REORGANISED,
     State.FINALIZED: frozenset(),
-    State.WITHDRAWN: frozenset({State.QUEUED}),
-    State.FAILED: frozenset({State.QUEUED, State.EXTERNAL}) | _REORGANISED,
+    State.WITHDRAWN: frozenset({State.QUEUED}) | _LATE,
+    State.FAILED: frozenset({State.QUEUED, State.EXPIRED}) | _LATE | _REORGANISED,
     State.EXPIRED: _REORGANISED,
-    State.EXTERNAL: _REORGANISED,
-    State.CANCELLED: _REORGANISED,
-    State.CONFLICT: _REORGANISED,
+    State.EXTERNAL: _DISPROVED,
+    State.CANCELLED: _DISPROVED,
+    State.CONFLICT: _DISPROVED,
 }
 """Allowed moves. `submitted → queued` when its relayer slot was resolved without it, and `queued → included` when that
 slot's transaction turns out to have paid it all the same; `… → submitted` when a block that proved the state was
-reorganised away; `failed → external` when someone executes the authorization later."""
+reorganised away, or to what it was before when no transaction of ours is open again; from `withdrawn` and `failed` to
+what a later use of the authorization says, and `failed → expired` once it can never be used."""
 
 UNRESOLVED: Final = frozenset({State.QUEUED, State.SUBMITTED})
 """States in which nobody may say how the payment ended."""

@@ -6,7 +6,7 @@ refused until contract signatures are judged.
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Final, NoReturn, TypeVar
 
 from facilitator.domain import abi
@@ -14,7 +14,7 @@ from facilitator.domain.facts import Call, CodeOf, Facts, Now, Question, Reply, 
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.messages import Authorization, Payment, Requirements
 from facilitator.protocol.reasons import Reason, Refusal
-from facilitator.schemes import signatures
+from facilitator.schemes import diagnosis, signatures
 from facilitator.schemes.scheme import Token
 from facilitator.units import (
     ZERO_ADDRESS,
@@ -23,6 +23,7 @@ from facilitator.units import (
     AuthNonce,
     Network,
     UnixSeconds,
+    chain_id_of,
     parse_address,
     parse_bytes32,
     parse_uint256,
@@ -84,26 +85,28 @@ class ExactEip3009:
 
     def check_terms(self, authorization: Authorization, requirements: Requirements) -> Refusal | None:
         """Static terms: payTo can be paid, asset policy, EIP-712 domain data, recipient, amount."""
+        return next(self.faults_in_terms(authorization, requirements), None)
+
+    def faults_in_terms(self, authorization: Authorization, requirements: Requirements) -> Iterator[Refusal]:
+        """All that is wrong with the static terms, in order of precedence; for an unknown asset nothing more can be said."""
         pay_to = requirements.pay_to
         if pay_to in {ZERO_ADDRESS, requirements.asset}:
             # The seller's mistake, whether or not the buyer signed for it. FiatToken refuses both: it blacklists itself.
             got = "the zero address" if pay_to == ZERO_ADDRESS else "the token contract itself"
-            return _refuse(Reason.INVALID_REQUIREMENTS, "paymentRequirements.payTo", "an account that can be paid", got)
+            yield _refuse(Reason.INVALID_REQUIREMENTS, "paymentRequirements.payTo", "an account that can be paid", got)
         token = self._tokens.get((requirements.network, requirements.asset))
         if token is None:
             served = ", ".join(checksum_address(address) for network, address in self._tokens if network == requirements.network)
             expected = f"a token served on {requirements.network} ({served})"
-            return _refuse(Reason.INVALID_ASSET, "paymentRequirements.asset", expected, checksum_address(requirements.asset))
-        refusal = _check_domain(token, requirements.extra)
-        if refusal is not None:
-            return refusal
+            yield _refuse(Reason.INVALID_ASSET, "paymentRequirements.asset", expected, checksum_address(requirements.asset))
+            return
+        yield from _domain_faults(token, requirements.extra)
         if authorization.pay_to != pay_to:
             expected, got = checksum_address(pay_to), checksum_address(authorization.pay_to)
-            return _refuse(Reason.RECIPIENT_MISMATCH, "payload.authorization.to", f"payTo {expected}", got)
+            yield _refuse(Reason.RECIPIENT_MISMATCH, "payload.authorization.to", f"payTo {expected}", got)
         if authorization.amount_atomic != requirements.amount_atomic:
-            expected, got = str(requirements.amount_atomic), str(authorization.amount_atomic)
-            return _refuse(Reason.AMOUNT_MISMATCH, "payload.authorization.value", f"exactly {expected}", got)
-        return None
+            expected, got = _money(requirements.amount_atomic, token), _money(authorization.amount_atomic, token)
+            yield _refuse(Reason.AMOUNT_MISMATCH, "payload.authorization.value", f"exactly {expected}", got)
 
     def check_signature(self, authorization: Authorization) -> Refusal | None:
         """Did the payer's own key sign it? A refusal may yet be a contract payer: ask for its code before believing it."""
@@ -116,6 +119,9 @@ class ExactEip3009:
         if signer == authorization.payer:
             return None
         got = "a signature that no key can make" if signer is None else f"a signature by {checksum_address(signer)} (or over other terms)"
+        if signer is not None and (domain := diagnosis.signed_for(authorization, token)) is not None:
+            got = f"a signature that would be valid with {domain}; here it is name = {token.name!r}, version = {token.version!r}"
+            got += f", chainId = {chain_id_of(token.network)}, verifyingContract = {checksum_address(token.address)}"
         return _refuse(Reason.SIGNATURE, "payload.signature", f"a signature by from {checksum_address(authorization.payer)}", got)
 
     def ask_payer_code(self, authorization: Authorization) -> tuple[Question, ...]:
@@ -129,14 +135,20 @@ class ExactEip3009:
 
     def check_time(self, authorization: Authorization, now: Now) -> Refusal | None:
         """The validity window against the later of chain and wall time (docs/architecture.md decision 8)."""
+        return next(self.faults_in_time(authorization, now), None)
+
+    def faults_in_time(self, authorization: Authorization, now: Now) -> Iterator[Refusal]:
+        """Both ends of the window."""
         latest = now.latest
+        skew = "" if now.wall is None else f"; block time {now.head}, wall clock {now.wall - now.head:+d} s from it"
         if authorization.valid_before < latest + TIME_MARGIN_S:
-            expected = f"at least {latest + TIME_MARGIN_S} (now {latest} and {TIME_MARGIN_S} s)"
-            return _refuse(Reason.EXPIRED, "payload.authorization.validBefore", expected, str(authorization.valid_before))
+            expected = f"at least {latest + TIME_MARGIN_S} (now {latest} and {TIME_MARGIN_S} s{skew})"
+            got = f"{authorization.valid_before}, {_distance(authorization.valid_before - latest)}"
+            yield _refuse(Reason.EXPIRED, "payload.authorization.validBefore", expected, got)
         if authorization.valid_after >= latest:
-            expected, got = f"less than now {latest}", str(authorization.valid_after)
-            return _refuse(Reason.NOT_YET_VALID, "payload.authorization.validAfter", expected, got)
-        return None
+            ahead_s = authorization.valid_after - latest
+            expected, got = f"less than now {latest}{skew}", f"{authorization.valid_after}, {_distance(ahead_s)}"
+            yield _refuse(Reason.NOT_YET_VALID, "payload.authorization.validAfter", expected, got)
 
     def trial(self, authorization: Authorization) -> Trial:
         """The payment itself, simulated: a served token that makes it has the nonce unused, the money there and nobody frozen."""
@@ -157,14 +169,22 @@ class ExactEip3009:
 
     def judge(self, authorization: Authorization, facts: Facts) -> Refusal | None:
         """Rule on the chain's answers to `ask`, in order of precedence. Assumes that `check_time` passed."""
+        return next(self.faults_in_facts(authorization, facts), None)
+
+    def faults_in_facts(self, authorization: Authorization, facts: Facts) -> Iterator[Refusal]:
+        """All that the chain has against it, in order of precedence. The simulation is the last word when nothing else is."""
         code, state, balance, payer_frozen, pay_to_frozen, paused, simulation = facts.replies
-        return (
-            _refuse_smart_wallet(authorization, code)
-            or _judge_nonce(authorization, state, balance)
-            or _judge_freezes(authorization, paused, payer_frozen, pay_to_frozen)
-            or _judge_balance(authorization, balance)
-            or _judge_simulation(authorization, facts, simulation)
-        )
+        token = self._tokens[authorization.network, authorization.asset]
+        known = [
+            _refuse_smart_wallet(authorization, code),
+            _judge_nonce(authorization, state, balance),
+            *_judge_freezes(authorization, paused, payer_frozen, pay_to_frozen),
+            _judge_balance(authorization, token, balance),
+        ]
+        found = [refusal for refusal in known if refusal is not None]
+        yield from found
+        if not found and (refusal := _judge_simulation(authorization, facts, simulation)) is not None:
+            yield refusal
 
     def call(self, authorization: Authorization) -> Call:
         """The call that makes the payment when a relayer sends it."""
@@ -248,7 +268,7 @@ def _read_signature(value: object) -> bytes:
     return signatures.normalise(bytes.fromhex(value[2:]))
 
 
-def _check_domain(token: Token, extra: Mapping[str, object]) -> Refusal | None:
+def _domain_faults(token: Token, extra: Mapping[str, object]) -> Iterator[Refusal]:
     """The seller must name the token's EIP-712 domain as it is: buyers sign with what `extra` says."""
     for key, configured, mismatch in (
         ("name", token.name, Reason.TOKEN_NAME_MISMATCH),
@@ -256,10 +276,9 @@ def _check_domain(token: Token, extra: Mapping[str, object]) -> Refusal | None:
     ):
         where, value = f"paymentRequirements.extra.{key}", extra.get(key)
         if not isinstance(value, str) or not value:
-            return _refuse(Reason.MISSING_EIP712_DOMAIN, where, f"the text {configured!a}", _show(value or None))
-        if value != configured:
-            return _refuse(mismatch, where, ascii(configured), _show(value))
-    return None
+            yield _refuse(Reason.MISSING_EIP712_DOMAIN, where, f"the text {configured!a}", _show(value or None))
+        elif value != configured:
+            yield _refuse(mismatch, where, ascii(configured), _show(value))
 
 
 def _refuse_smart_wallet(authorization: Authorization, code: Reply) -> Refusal | None:
@@ -288,29 +307,26 @@ def _judge_nonce(authorization: Authorization, state: Reply, balance: Reply) -> 
     return None
 
 
-def _judge_freezes(authorization: Authorization, paused: Reply, payer: Reply, pay_to: Reply) -> Refusal | None:
+def _judge_freezes(authorization: Authorization, paused: Reply, payer: Reply, pay_to: Reply) -> Iterator[Refusal]:
     """Paused token, frozen accounts. A token that lacks these functions has no such state; the simulation is its judge."""
     if paused.ok and abi.read_bool(paused.data):
-        return _refuse(
-            Reason.TOKEN_PAUSED, "paymentRequirements.asset", "a token that is not paused", checksum_address(authorization.asset)
-        )
+        yield _refuse(Reason.TOKEN_PAUSED, "paymentRequirements.asset", "a token that is not paused", checksum_address(authorization.asset))
     for where, account, reply in (
         ("payload.authorization.from", authorization.payer, payer),
         ("paymentRequirements.payTo", authorization.pay_to, pay_to),
     ):
         if reply.ok and abi.read_bool(reply.data):
             got = f"{checksum_address(account)}, which the token's issuer has blacklisted"
-            return _refuse(Reason.ACCOUNT_BLACKLISTED, where, "an account that may move the token", got)
-    return None
+            yield _refuse(Reason.ACCOUNT_BLACKLISTED, where, "an account that may move the token", got)
 
 
-def _judge_balance(authorization: Authorization, balance: Reply) -> Refusal | None:
+def _judge_balance(authorization: Authorization, token: Token, balance: Reply) -> Refusal | None:
     """Enough of the token. A contract without balanceOf is left to the simulation."""
     balance_atomic = abi.read_uint(balance.data) if balance.ok else None
     if balance_atomic is None or balance_atomic >= authorization.amount_atomic:
         return None
-    where = "payload.authorization.from"
-    return _refuse(Reason.INSUFFICIENT_BALANCE, where, f"a balance of at least {authorization.amount_atomic}", str(balance_atomic))
+    expected, got = _money(authorization.amount_atomic, token), _money(balance_atomic, token)
+    return _refuse(Reason.INSUFFICIENT_BALANCE, "payload.authorization.from", f"a balance of at least {expected}", got)
 
 
 def _judge_simulation(authorization: Authorization, facts: Facts, simulation: Reply) -> Refusal | None:
@@ -322,6 +338,18 @@ def _judge_simulation(authorization: Authorization, facts: Facts, simulation: Re
     if reason is Reason.NOT_YET_VALID and authorization.valid_after >= facts.head.timestamp:
         return None  # valid by the wall clock and so in the next block, while the simulation still runs in the last one
     return _refuse(reason, "the simulated transfer", "success", f"revert: {text or 'no reason given'}")
+
+
+def _money(amount_atomic: int, token: Token) -> str:
+    """An amount as it stands on the wire, and what it is: `10000 (0.01 USDC)`. Which decimals were meant is the usual mistake."""
+    whole, part = divmod(amount_atomic, 10**token.decimals)
+    text = f"{whole}.{part:0{token.decimals}d}".rstrip("0").rstrip(".") if token.decimals else str(whole)
+    return f"{amount_atomic} ({text} {token.name})"
+
+
+def _distance(seconds: int) -> str:
+    """How far from now."""
+    return f"{seconds} s from now" if seconds >= 0 else f"{-seconds} s ago"
 
 
 def _refuse(reason: Reason, where: str, expected: str, got: str) -> Refusal:

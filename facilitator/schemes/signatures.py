@@ -45,7 +45,11 @@ def domain_separator(name: str, version: str, chain_id: int, contract: Address) 
 
 def transfer_digest(authorization: Authorization, name: str, version: str) -> bytes:
     """The 32 bytes that the payer signs: EIP-712 over the token's domain and the authorization."""
-    domain = domain_separator(name, version, chain_id_of(authorization.network), authorization.asset)
+    return digest_in(authorization, domain_separator(name, version, chain_id_of(authorization.network), authorization.asset))
+
+
+def digest_in(authorization: Authorization, domain: bytes) -> bytes:
+    """The same in the domain of this separator."""
     struct = (
         TRANSFER_TYPE_HASH,
         _ADDRESS_PADDING,

@@ -13,6 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from facilitator.clock import Clock
+from facilitator.domain.confirmation import level_of
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
 from facilitator.domain.states import READMITTABLE, State
 from facilitator.errors import Fault, OverloadFault, StoreFault
@@ -234,6 +235,13 @@ class Admitter:
             idempotency_key=request.idempotency_key,
             admitted_block=head,
             alone=not request.caller.tenant.shared_transactions,
+            confirm_level=level_of(
+                request.caller.tenant.confirm_level,
+                self._settings.confirm_level,
+                request.authorization.amount_atomic,
+                self._settings.preconfirmed_payment_max_atomic,
+            ),
+            accept_external=request.caller.tenant.accept_external,
         )
         try:
             if record is None:
@@ -251,9 +259,11 @@ class Admitter:
             dispatcher.claim_soon()
             return Admitted(settlement_id=record.settlement_id, epoch=epoch, tx_hash=None)
         again = (await settlements.records(self._db, [record.settlement_id], self._settings.lease_ttl_s))[0]
-        if again.state == record.state and again.answer is not None:  # a transaction that carried it is not final yet
-            return SettleAnswer(result=_result(again, decode_answer(again.answer)))
-        return None
+        if again.moves != record.moves:
+            return None
+        if again.answer is None or not request.asks_for(again):  # what another tenant was told is nobody else's business
+            raise OverloadFault("not_final", "a transaction that carried this payment is not final yet; ask again")
+        return SettleAnswer(result=_result(again, decode_answer(again.answer)))
 
     async def _hold(self, request: _Request, seat: Seat, epoch: int) -> SettleAnswer | None:
         """Wait as the holder of the answer slot. None: the slot was lost, look at the record again."""
@@ -266,9 +276,9 @@ class Admitter:
             if not answer.success:
                 return SettleAnswer(result=self._told(request, seat, answer))
             if seat.spent_epoch != epoch and not await settlements.spend_answer(
-                self._db, seat.settlement_id, self._replica_id, epoch, self._settings.answer_doubt_s
+                self._db, seat.settlement_id, self._replica_id, epoch, self._settings.answer_doubt_s, seat.moves
             ):
-                seat.answer = None  # the slot is lost, or a reorganisation took the outcome back
+                seat.answer = None  # the slot is lost, or it has moved since: a reorganisation may have taken the outcome back
                 self._free_later(seat.settlement_id, epoch)
                 return None
             self._board.delivery_began(seat.settlement_id, epoch)
@@ -411,7 +421,7 @@ class Admitter:
 
     def _give_up(self, request: _Request, seat: Seat, record: Settlement) -> SettleAnswer:
         """A later caller's deadline."""
-        if request.shares_key(record) and seat.tx_hash is not None and record.answer is None:
+        if request.shares_key(record) and seat.tx_hash is not None and record.answer_state != "spent":
             return SettleAnswer(result=self._unfinished(request, seat))
         if seat.tx_hash is None:
             raise OverloadFault("not_sent", "this payment waits to be sent for another request; ask again")
@@ -427,7 +437,7 @@ class Admitter:
         local = self._dispatchers[request.authorization.network].watches(seat.settlement_id)
         left = request.deadline - self._clock.monotonic()
         seen = seat.version
-        await seat.changed(seen, min(left, _LOCAL_POLL_S if local else _FOREIGN_POLL_S))
+        await seat.changed(seen, min(left, _LOCAL_POLL_S if local or seat.deepening else _FOREIGN_POLL_S))
         if seat.version == seen or not local:
             try:
                 await self._board.read(seat)

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from facilitator.domain.states import PAID, State
 from facilitator.store import settlements
 from facilitator.store.db import Db
-from facilitator.store.settlements import Answer, Settlement, decode_answer
+from facilitator.store.settlements import Answer, Resolved, Settlement, decode_answer
 from facilitator.units import TxHash
 
 
@@ -23,6 +24,11 @@ class Seat:
     settlement_id: UUID
     tx_hash: TxHash | None = None
     answer: Answer | None = None
+    """How it ended, once that may be told."""
+    moves: int = -1
+    """Moves of the record that `answer` was read from."""
+    deepening: bool = False
+    """It is paid, only not as deep yet as its tenant wants it."""
     holder_epoch: int | None = None
     """Epoch of the answer slot, when a connected caller of this process holds it."""
     spent_epoch: int | None = None
@@ -110,6 +116,18 @@ class AnswerBoard:
         if seat := self._seats.get(settlement_id):
             seat.wake()
 
+    def heard(self, resolved: Resolved, answer: Answer, tx_hash: TxHash | None, replica_id: str, *, told: bool) -> None:
+        """An outcome was committed here; `told` when it may be told at this depth."""
+        if (seat := self._seats.get(resolved.settlement_id)) is None:
+            return
+        seat.tx_hash = tx_hash or seat.tx_hash
+        if told:
+            seat.answer = decode_answer(resolved.answer) if resolved.answer else answer  # what was told once stays
+            seat.moves = resolved.moves
+        if resolved.answer_state == "spent" and resolved.answer_holder == replica_id:
+            seat.spent_epoch = resolved.answer_epoch
+        seat.wake()
+
     async def read(self, seat: Seat) -> Settlement:
         """The row as it stands with everything this process knows; callers share a query. Raises StoreFault.
 
@@ -130,6 +148,7 @@ class AnswerBoard:
             if seat._reading is asyncio.current_task():  # noqa: SLF001
                 seat._reading = None  # noqa: SLF001
         seat.tx_hash = record.tx_hash or seat.tx_hash
-        if record.answer is not None and record.resolved_at is not None and seat.answer is None:
-            seat.answer = decode_answer(record.answer)
+        seat.deepening = State(record.state) in PAID and not record.may_be_told
+        if record.may_be_told and record.answer is not None and seat.answer is None:
+            seat.answer, seat.moves = decode_answer(record.answer), record.moves
         return record

@@ -15,6 +15,7 @@ from facilitator.errors import ConfigFault, Fault, OverloadFault
 from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
+from facilitator.settlement.aftermath import Aftermath
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
@@ -50,11 +51,6 @@ class Engine:
         open_key: OpenKey | None = None,
     ) -> None:
         """`open_key` resolves the references of relayers that are added at run time; None: none of them."""
-        if settings.confirm_level != "latest":
-            raise ConfigFault(
-                "confirm_level",
-                f"[settlement] confirm_level: this release answers at `latest`, got {settings.confirm_level!r}",
-            )
         self.replica_id: Final = replica_id or uuid4().hex
         self._settings = settings
         self._networks: Mapping[Network, ServedNetwork] = {chain.network: chain for chain in networks}
@@ -69,6 +65,7 @@ class Engine:
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
         self._finalities: dict[Network, Finality] = {}
+        self._aftermaths: dict[Network, Aftermath] = {}
         for chain in networks:
             resolver = Resolver(chain, registry, db)
             watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id, self._background)
@@ -76,6 +73,7 @@ class Engine:
                 chain, registry, self._verifier, resolver, watcher, db, clock, settings, self.replica_id, self._background
             )
             self._finalities[chain.network] = Finality(chain, db, clock, settings)
+            self._aftermaths[chain.network] = Aftermath(chain, resolver, db, clock, settings)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id, open_key or _no_key)
         self._admitter = Admitter(
@@ -110,6 +108,7 @@ class Engine:
                 loop("check", lambda chain=chain: self._check(chain))
                 loop("watcher", watcher.run)
                 loop("finality", self._finalities[network].run)
+                loop("aftermath", self._aftermaths[network].run)
                 if chain.ws_url is not None:
                     loop("heads", lambda chain=chain, watcher=watcher: self._follow(chain, watcher))
                 loop("dispatcher", dispatcher.run)

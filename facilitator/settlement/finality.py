@@ -1,10 +1,11 @@
-"""Holds included work against the canonical chain until it is final, and opens again what a reorganisation took away."""
+"""Holds what blocks proved against the canonical chain until it is final, and opens again what a reorganisation took away."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
+from facilitator.chain.evm import Tag
 from facilitator.clock import Clock
 from facilitator.errors import ChainFault
 from facilitator.metrics import INCIDENTS
@@ -23,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class Finality:
-    """One network's way from included to finalized."""
+    """One network's way from included over safe to finalized."""
 
     def __init__(self, chain: ServedNetwork, db: Db, clock: Clock, settings: Settings) -> None:
         self._chain = chain
@@ -38,29 +39,35 @@ class Finality:
             await self._clock.sleep(self._settings.finality_poll_s)
 
     async def check(self) -> None:
-        """Finalize what is final; open again what a reorganisation took away."""
+        """Move on what is safe or final; open again what a reorganisation took away."""
         head = await self._chain.evm.head(self._deadline())
         self._chain.head.observe(head)
         blocks = await settlements.unfinal_blocks(self._db, self._chain.network, head.number)
         if not blocks:
             return
-        try:
-            finalized = (await self._chain.evm.block_at("finalized", self._deadline())).number
-        except ChainFault as fault:
-            if fault.kind != "no_block":
-                raise
-            finalized = -1
-        final, gone = await self._compare(blocks, finalized)
-        if final:
+        safe, finalized = await self._number("safe"), await self._number("finalized")
+        canonical, gone = await self._compare(blocks)
+        if final := [block for block in canonical if block.block_number <= finalized]:
             await settlements.finalize(self._db, self._chain.network, final)
+        if deeper := [block for block in canonical if finalized < block.block_number <= safe]:
+            await settlements.make_safe(self._db, self._chain.network, deeper)
         if gone:
             reopened = await settlements.reopen(self._db, self._chain.network, gone)
             INCIDENTS.labels("reorganised").inc(len(reopened))
             log.error("block.reorganised", blocks=[block.block_number for block in gone], settlements=len(reopened))
 
-    async def _compare(self, blocks: Sequence[Block], finalized: int) -> tuple[list[Block], list[Block]]:
-        """Which of the blocks are final, and which left the canonical chain. What is known of some does not wait for others."""
-        final: list[Block] = []
+    async def _number(self, tag: Tag) -> int:
+        """How far the chain is safe or finalized; -1 on a chain too young for that."""
+        try:
+            return (await self._chain.evm.block_at(tag, self._deadline())).number
+        except ChainFault as fault:
+            if fault.kind != "no_block":
+                raise
+            return -1
+
+    async def _compare(self, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:
+        """Which of the blocks are canonical, and which are no more. What is known of some does not wait for others."""
+        canonical_blocks: list[Block] = []
         gone: list[Block] = []
         faults = 0
         for block in sorted(blocks, key=lambda block: block.block_number):
@@ -74,9 +81,9 @@ class Finality:
                 continue
             if canonical is not None and canonical.block_hash != block.block_hash:
                 gone.append(block)
-            elif canonical is not None and block.block_number <= finalized:
-                final.append(block)
-        return final, gone
+            elif canonical is not None:
+                canonical_blocks.append(block)
+        return canonical_blocks, gone
 
     def _deadline(self) -> float:
         return self._chain.evm.deadline_in(_RPC_S)

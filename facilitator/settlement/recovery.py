@@ -15,6 +15,7 @@ from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.facts import CodeOf
 from facilitator.domain.pool import share_out
+from facilitator.domain.states import State
 from facilitator.errors import ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
 from facilitator.settlement.dispatcher import Dispatcher
@@ -285,6 +286,7 @@ class Keeper:
                 items=tuple(item_of(row) for row in carried),
                 opened_at=self._clock.monotonic(),
                 sent_block=self._chain.head.newest.number if self._chain.head.newest else 0,
+                preconfirmed={row.settlement_id: row.block_number or 0 for row in carried if row.state == State.PRECONFIRMED},
             )
             self._watcher.add(slot)
         self._watcher.look_soon()

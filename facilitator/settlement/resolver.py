@@ -12,7 +12,7 @@ from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.network import ServedNetwork
-from facilitator.settlement.slots import Item, NoRuling, Ruling, included, refused
+from facilitator.settlement.slots import Item, NoRuling, Ruling, external, included, refused
 from facilitator.store import relayers
 from facilitator.store.db import Db
 from facilitator.store.settlements import Answer
@@ -44,7 +44,7 @@ class Resolver:
         if isinstance(found, PaymentProof):
             if await relayers.our_transactions(self._db, [found.log.tx_hash]):
                 return included(found.log)
-            return refused(State.EXTERNAL, Reason.SETTLEMENT_EXTERNAL, "another sender executed this authorization", found.log)
+            return external(found.log, item)
         if isinstance(found, Canceled):
             return refused(State.CANCELLED, Reason.AUTHORIZATION_CANCELED, "the payer cancelled this authorization", found.log)
         if isinstance(found, UsedOtherwise) and await relayers.our_transactions(self._db, [found.log.tx_hash]):

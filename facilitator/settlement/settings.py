@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ConfirmLevel = Literal["preconfirmed", "latest", "safe", "finalized"]
+from facilitator.domain.confirmation import ConfirmLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,11 +11,17 @@ class Settings:
     """The `[settlement]` table. Times in seconds, fees in wei."""
 
     confirm_level: ConfirmLevel = "latest"
-    """How deep a payment must be before `/settle` answers success."""
+    """How deep a payment must be before `/settle` answers success: `latest`, `safe` or `finalized`; a tenant may have its own."""
+    preconfirmed_payment_max_atomic: int = 10_000_000
+    """Most that one payment may be worth to be answered from a flashblock, for tenants who opted in; above it waits for `latest`."""
+    preconfirmed_total_max_atomic: int = 100_000_000
+    """Most that one tenant's unsealed payments in one token may be worth together; what exceeds it waits for `latest`."""
     deadline_s: float = 20.0
     """Longest wait of a `/settle` caller; then `settlement_pending` with the hash."""
     verify_deadline_s: float = 5.0
     """Longest time a verification may take, chain included."""
+    nonce_search_blocks: int = 2000
+    """Blocks searched for the transaction that used a nonce, to name it in the refusal; 0 names none."""
     batching: Literal["off", "adaptive"] = "adaptive"
     """Whether several payments may share a transaction under load."""
     queue_max: int = 2000
@@ -56,6 +62,8 @@ class Settings:
     """Blocks that a relayer's lowest open transaction may miss before it is outbid."""
     finality_poll_s: float = 15.0
     """How often included settlements are held against the safe and finalized blocks."""
+    watched_max: int = 200
+    """Auth nonces of failed and withdrawn settlements that one round looks at."""
     wall_skew_max_s: int = 30
     """A wall clock further than this from a moving head is not believed."""
     max_head_age_s: int = 10

@@ -5,6 +5,7 @@ from enum import Enum
 from uuid import UUID
 
 from facilitator.domain.abi import Log
+from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.domain.fees import Fees
 from facilitator.domain.states import State
 from facilitator.protocol.messages import Authorization
@@ -20,11 +21,19 @@ class Item:
     settlement_id: UUID
     authorization: Authorization
     admitted_block: int
+    confirm_level: ConfirmLevel
+    accept_external: bool
 
 
 def item_of(payment: Admission | Settlement) -> Item:
     """What a transaction has to know of a settlement."""
-    return Item(settlement_id=payment.settlement_id, authorization=payment.authorization, admitted_block=payment.admitted_block)
+    return Item(
+        settlement_id=payment.settlement_id,
+        authorization=payment.authorization,
+        admitted_block=payment.admitted_block,
+        confirm_level=payment.confirm_level,
+        accept_external=payment.accept_external,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +69,25 @@ class OpenSlot:
     resending: bool = False
     """The same bytes are on their way once more."""
     misses: int = 0
+    preconfirmed: dict[UUID, int] = field(default_factory=dict)
+    """Settlements that are `preconfirmed`, and the number of the flashblock that showed them."""
+    flashblock_seen: bool = False
+    """What a flashblock says of it was looked at."""
     refused: str | None = None
     """How the network last refused it; said once, however often it is sent again."""
 
     def is_noop(self, tx_hash: TxHash) -> bool:
         """Is this the attempt that carries no payment?"""
         return any(attempt.purpose == "noop" for attempt in self.attempts if attempt.tx_hash == tx_hash)
+
+    @property
+    def wants_flashblock(self) -> bool:
+        """May a payment in it be told from a flashblock, and none was seen yet?"""
+        return not self.flashblock_seen and any(item.confirm_level == "preconfirmed" for item in self.items)
+
+    def state_of(self, item: Item) -> State:
+        """Where the settlement stands while nobody knows the slot's end."""
+        return State.PRECONFIRMED if item.settlement_id in self.preconfirmed else State.SUBMITTED
 
     @property
     def reserved_wei(self) -> int:
@@ -101,6 +123,14 @@ def included(proof: Log, *, shared: bool = False) -> Ruling:
         tx_hash=proof.tx_hash,
         answer=Answer(success=True, tx_hash=proof.tx_hash, log_index=proof.log_index, shared=shared),
     )
+
+
+def external(proof: Log, item: Item) -> Ruling:
+    """Another sender executed it: a failure, but for a tenant that de-duplicates by nonce and whose request came first."""
+    if item.accept_external and proof.block_number > item.admitted_block:
+        answer = Answer(success=True, tx_hash=proof.tx_hash, log_index=proof.log_index)
+        return Ruling(state=State.EXTERNAL, reason=Reason.SETTLEMENT_EXTERNAL, log=proof, tx_hash=proof.tx_hash, answer=answer)
+    return refused(State.EXTERNAL, Reason.SETTLEMENT_EXTERNAL, "another sender executed this authorization", proof)
 
 
 def refused(state: State, reason: Reason, message: str, proof: Log) -> Ruling:

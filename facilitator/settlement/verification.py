@@ -5,13 +5,14 @@ used, so nobody learns anything from our record before the signature is judged.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facilitator.clock import Clock
+from facilitator.domain import abi
 from facilitator.domain.facts import Head
 from facilitator.domain.identity import fingerprint, key_of
 from facilitator.domain.states import State
-from facilitator.errors import StoreFault
+from facilitator.errors import ChainFault, StoreFault
 from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS
 from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
@@ -108,7 +109,9 @@ class Verifier:
             return None
         same = record.tenant_id == tenant_id and record.fingerprint == fingerprint(authorization)
         if same and state in {State.EXPIRED, State.EXTERNAL, State.CANCELLED, State.CONFLICT} and record.answer:
-            return recorded_refusal(record)
+            refusal = recorded_refusal(record)
+            if refusal is not None:
+                return refusal
         if same and record.answer_state != "spent":
             return True
         return duplicate(record)
@@ -128,7 +131,29 @@ class Verifier:
         if refusal is None and not facts.replies[0].ok:
             facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
             refusal = self._check_time(judged, facts.head) or judged.scheme.judge(judged.authorization, facts)
+        if refusal is not None and refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
+            refusal = await self._name_use(judged, refusal, facts.head, deadline)
         return refusal, facts.head
+
+    async def _name_use(self, judged: Judged, refusal: Refusal, head: Head, deadline: float) -> Refusal:
+        """The same refusal with the transaction that used or cancelled the nonce, when the last blocks have it."""
+        authorization = judged.authorization
+        try:
+            logs = await judged.chain.evm.logs(
+                deadline,
+                addresses=[authorization.asset],
+                topics=abi.nonce_topics(authorization.payer, authorization.auth_nonce),
+                from_block=max(0, head.number - self._settings.nonce_search_blocks),
+                to_block=head.number,
+            )
+        except ChainFault:
+            return refusal  # it is used, whoever did it
+        for log in logs:
+            if (use := abi.read_authorized(log)) is not None:
+                verb = "cancelled" if use.canceled else "used"
+                message = f"{refusal.message}; {verb} by transaction {log.tx_hash} in block {log.block_number}"
+                return replace(refusal, message=message, evidence={**refusal.evidence, "tx_hash": log.tx_hash})
+        return refusal
 
     @staticmethod
     def _check_time(judged: Judged, head: Head) -> Refusal | None:
@@ -152,8 +177,10 @@ def duplicate(record: Settlement) -> Refusal:
     )
 
 
-def recorded_refusal(record: Settlement) -> Refusal:
-    """The refusal that a settlement ended with."""
+def recorded_refusal(record: Settlement) -> Refusal | None:
+    """The refusal that a settlement ended with; None when its tenant accepts what another sender executed."""
     assert record.answer is not None
     answer = decode_answer(record.answer)
+    if answer.success:
+        return None
     return Refusal(reason=Reason[answer.reason or "TRANSACTION_FAILED"], message=answer.message or "")

@@ -17,13 +17,15 @@ from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import PaymentProof
+from facilitator.domain.confirmation import deep_enough
 from facilitator.domain.fees import Fees, split_evenly
 from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
-from facilitator.domain.states import State, move
+from facilitator.domain.states import PAID, State, move
 from facilitator.errors import ChainFault, Fault
 from facilitator.metrics import INCIDENTS, OPEN_SLOTS, SETTLEMENTS, STAGE_SECONDS
 from facilitator.settlement.answers import AnswerBoard
+from facilitator.settlement.flashblocks import Flashblocks
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
@@ -38,6 +40,8 @@ _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
+_FLASHBLOCK_POLL_S: Final = 0.1
+"""How often flashblocks are looked at while a payment may be told from one."""
 _HALT_FACTOR: Final = 5
 """Without a new block a transaction is sent again this many times more rarely: it has missed nothing yet."""
 _BURNED_PERCENT: Final = 95
@@ -84,6 +88,7 @@ class Watcher:
         self._watched: set[UUID] = set()
         self._looked_at: BlockHash | None = None
         self._bumps = BumpPolicy(resend_s=settings.resend_s, blocks=settings.bump_blocks, max_fee_cap_wei=Wei(settings.max_fee_cap_wei))
+        self._flashblocks = Flashblocks(chain, board, db, settings, replica_id)
         self._look = asyncio.Event()
         self._opened = asyncio.Event()
         self.slot_freed = asyncio.Event()
@@ -193,13 +198,15 @@ class Watcher:
             if not self._open:  # a send that never returns must not keep us asleep, so the slot itself wakes us
                 self._opened.clear()
                 await self._opened.wait()
+            flashblocks = any(slot.wants_flashblock for slot in self._open.values())
+            pause_s = _FLASHBLOCK_POLL_S if flashblocks else max(self._settings.poll_s, self._chain.head.next_block_in_s())
             try:
-                async with asyncio.timeout(max(self._settings.poll_s, self._chain.head.next_block_in_s())):
+                async with asyncio.timeout(pause_s):
                     await self._look.wait()
             except TimeoutError:
                 pass
             self._look.clear()
-            if await self._new_block() or self._late():
+            if await self._new_block() or flashblocks or self._late():
                 await self.look()
 
     async def _new_block(self) -> bool:
@@ -227,17 +234,22 @@ class Watcher:
         hashes = [(slot, attempt.tx_hash) for slot in slots for attempt in slot.attempts]
         receipts = await self._chain.evm.receipts_each([tx_hash for _, tx_hash in hashes], self._deadline())
         mined: dict[int, Receipt] = {}
+        unsealed: dict[int, Receipt] = {}
         unread: dict[int, ChainFault] = {}
         for (slot, _), receipt in zip(hashes, receipts, strict=True):
             if isinstance(receipt, ChainFault):
                 unread[slot.slot_id] = receipt
-            elif receipt is not None and receipt.sealed:
-                mined[slot.slot_id] = receipt
+            elif receipt is not None:
+                (mined if receipt.sealed else unsealed)[slot.slot_id] = receipt
         await self._settle([(slot, mined[slot.slot_id]) for slot in slots if slot.slot_id in mined])
+        undecided = [slot for slot in slots if slot.slot_id not in mined and slot.slot_id not in unread]
+        await self._flashblocks.seen([(slot, unsealed[slot.slot_id]) for slot in undecided if slot.slot_id in unsealed])
+        await self._flashblocks.passed([slot for slot in undecided if slot.slot_id not in unsealed], self._head_number())
         for slot_id, fault in unread.items():
             if slot_id not in mined:
                 log.warning("slot.undecided", slot_id=slot_id, kind=fault.kind, fault=str(fault))
-        if late := [slot for slot in self._late() if slot.slot_id not in mined and slot.slot_id not in unread]:
+        found = {*mined, *unread, *unsealed}
+        if late := [slot for slot in self._late() if slot.slot_id not in found]:
             await self._nudge(late)
 
     async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
@@ -256,6 +268,7 @@ class Watcher:
             else:
                 doubtful.append((slot, receipt))
         await self._close_mined(proven)
+        await self._flashblocks.fallen([slot for slot, _ in doubtful])
         for slot, _ in doubtful:
             slot.sent_at = self._clock.monotonic()
         for found in await asyncio.gather(*(self._rule_slot(slot, receipt) for slot, receipt in doubtful)):
@@ -281,7 +294,7 @@ class Watcher:
             return
         requeued = [_requeued(item) for each in mined for item in each.unpaid]
         await self.commit(
-            [*(self.outcome(item, State.SUBMITTED, ruling) for each in mined for item, ruling in each.rulings), *requeued],
+            [*(self.outcome(item, each.slot.state_of(item), ruling) for each in mined for item, ruling in each.rulings), *requeued],
             [
                 ClosedSlot(
                     slot_id=each.slot.slot_id,
@@ -314,6 +327,14 @@ class Watcher:
             if resolved.settlement_id not in rulings:  # queued again: nobody knows more than before
                 continue
             item, ruling, opened_at = rulings[resolved.settlement_id]
+            if (
+                resolved.state not in PAID
+                and resolved.answer
+                and decode_answer(resolved.answer).success
+                and resolved.state != State.EXTERNAL
+            ):
+                INCIDENTS.labels("lost_after_success").inc()
+                log.error("settlement.lost_after_success", settlement_id=str(resolved.settlement_id), state=resolved.state)
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
             SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
             STAGE_SECONDS.labels("inclusion").observe(took_s)
@@ -330,12 +351,7 @@ class Watcher:
                 log_index=ruling.log.log_index if ruling.log else None,
                 inclusion_s=round(took_s, 3),
             )
-            if seat := self._board.find(resolved.settlement_id):
-                seat.answer = decode_answer(resolved.answer) if resolved.answer else ruling.answer  # what was told once stays
-                seat.tx_hash = ruling.tx_hash or seat.tx_hash
-                if resolved.answer_state == "spent" and resolved.answer_holder == self._replica_id:
-                    seat.spent_epoch = resolved.answer_epoch
-                seat.wake()
+            self._board.heard(resolved, ruling.answer, ruling.tx_hash, self._replica_id, told=_may_be_told(item, ruling))
 
     def outcome(self, item: Item, from_state: State, ruling: Ruling, moves: int | None = None) -> Outcome:
         """The move that a ruling means; of the row with so many `moves` only, when they are given."""
@@ -351,7 +367,7 @@ class Watcher:
             log_index=ruling.log.log_index if ruling.log else None,
             block_number=ruling.log.block_number if ruling.log else None,
             block_hash=ruling.log.block_hash if ruling.log else None,
-            spend_epoch=seat.holder_epoch if seat else None,
+            spend_epoch=seat.holder_epoch if seat and _may_be_told(item, ruling) else None,
             moves=moves,
         )
 
@@ -431,6 +447,7 @@ class Watcher:
         own = {attempt.tx_hash for attempt in slot.attempts}
         if any(ruling is NoRuling.UNTOLD or (isinstance(ruling, Ruling) and ruling.tx_hash in own) for _, ruling in found):
             return  # mined after all, or used by nobody knows whom: not lost while the chain does not tell
+        await self._flashblocks.fallen([slot])
         outcomes = [
             self.outcome(item, State.SUBMITTED, ruling) if isinstance(ruling, Ruling) else _requeued(item) for item, ruling in found
         ]
@@ -468,6 +485,11 @@ def _cost(mined: _Mined, network: Network) -> Cost:
         shares_wei=shares,
         entries=gas_entries(network, slot.relayer, {Cause.PAYMENT: for_payment, otherwise: receipt.fee_wei - for_payment}),
     )
+
+
+def _may_be_told(item: Item, ruling: Ruling) -> bool:
+    """Is it a failure, or a success as deep as its tenant wants it?"""
+    return not ruling.answer.success or deep_enough(ruling.state, item.confirm_level)
 
 
 def _requeued(item: Item) -> Outcome:

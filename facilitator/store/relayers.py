@@ -65,6 +65,15 @@ class OpenItem:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsumedSlot:
+    """A tx_nonce that a transaction of somebody else consumed."""
+
+    slot_id: int
+    relayer: Address
+    tx_nonce: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolRelayer:
     """A relayer as operators and keepers see it."""
 
@@ -167,6 +176,16 @@ async def open_slots(db: Db, network: Network, relayer: Address) -> list[int]:
 async def open_items(db: Db, network: Network, relayer: Address) -> list[OpenItem]:
     """What the open slots carry."""
     return await db.many(OpenItem, QUERIES["open_items"], network, relayer)
+
+
+async def consumed_slots(db: Db, network: Network, limit: int) -> list[ConsumedSlot]:
+    """Slots that a stranger's transaction consumed, until `close_consumed`."""
+    return await db.many(ConsumedSlot, QUERIES["consumed_slots"], network, limit)
+
+
+async def close_consumed(db: Db, slot_ids: Sequence[int]) -> None:
+    """Those are consumed for good: what they carried may be admitted again."""
+    await db.execute(QUERIES["close_consumed"], list(slot_ids))
 
 
 async def record_attempt(

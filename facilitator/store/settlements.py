@@ -12,9 +12,10 @@ from uuid import UUID
 
 import msgspec
 
+from facilitator.domain.confirmation import ConfirmLevel, deep_enough
 from facilitator.domain.identity import AuthKey, fingerprint
 from facilitator.domain.postings import Entry, pending_entry
-from facilitator.domain.states import State
+from facilitator.domain.states import UNRESOLVED, State
 from facilitator.protocol.messages import Authorization
 from facilitator.store.db import Db, Session, as_text, load_queries
 from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Network, TxHash, UnixSeconds
@@ -64,6 +65,12 @@ class Settlement:
     answer: str | None
     alone: bool
     """It never shares a transaction: its tenant's rule, or a batch failed it."""
+    confirm_level: ConfirmLevel
+    """How deep it must be before success is told."""
+    accept_external: bool
+    """Executed by another sender, it is answered as success."""
+    closed: bool
+    """It ended otherwise than paid, and nothing on chain can change that any more."""
     holder_alive: bool
     answer_under_way: bool
     """Spent, and its holder's replica may still find out that the answer was lost."""
@@ -72,6 +79,15 @@ class Settlement:
     def key(self) -> AuthKey:
         """The identity of the payment."""
         return AuthKey(self.network, self.asset, self.payer, self.auth_nonce)
+
+    @property
+    def may_be_told(self) -> bool:
+        """Is there an end that may be told: a success as deep as its tenant wants it, or any other end?"""
+        state = State(self.state)
+        if state in UNRESOLVED:
+            return False
+        success = self.answer is not None and decode_answer(self.answer).success
+        return not success or deep_enough(state, self.confirm_level, closed=self.closed)
 
     @property
     def authorization(self) -> Authorization:
@@ -126,6 +142,10 @@ class Admission:
     """Newest block when it was judged: its logs are looked for from there."""
     alone: bool = False
     """Its tenant does not share transactions."""
+    confirm_level: ConfirmLevel = "latest"
+    """How deep it must be before success is told."""
+    accept_external: bool = False
+    """Executed by another sender, it is answered as success."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +250,7 @@ class Resolved:
 
     settlement_id: UUID
     state: str
+    moves: int
     answer_state: str
     answer_holder: str
     answer_epoch: int
@@ -281,6 +302,34 @@ class Block:
 
     block_number: int
     block_hash: BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class Deeper:
+    """A settlement that a comparison with the canonical chain moved."""
+
+    settlement_id: UUID
+    notified: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preconfirmation:
+    """A payment that was seen in a flashblock."""
+
+    settlement_id: UUID
+    tx_hash: TxHash
+    log_index: int
+    block_number: int
+    answer: Answer
+    spend_epoch: int | None
+    """As in `Outcome`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How many authorizations may yet be used although their settlements failed or were withdrawn; counted up to 100,000."""
+
+    watched: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +479,8 @@ async def write_ahead(
         [entry.asset for entry in entries],
         *_slot_columns(slots),
         [admission.alone for admission in admissions],
+        [admission.confirm_level for admission in admissions],
+        [admission.accept_external for admission in admissions],
     )
 
 
@@ -505,6 +556,8 @@ async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) 
         entry.credit,
         entry.asset,
         record.state,
+        admission.confirm_level,
+        admission.accept_external,
     )
     return readmitted.answer_epoch if readmitted else None
 
@@ -570,6 +623,31 @@ def _text_or_none(number: int | None) -> str | None:
     return None if number is None else str(number)
 
 
+async def preconfirm(db: Db, replica_id: str, seen: Sequence[Preconfirmation], total_max_atomic: int, delivery_s: float) -> list[Resolved]:
+    """Commit what a flashblock showed, as far as each tenant's total of unsealed value allows; `delivery_s` as in `resolve`."""
+    ids = [each.settlement_id for each in seen]
+    async with db.transaction() as session:
+        await session.execute(QUERIES["lock_tenants"], ids)
+        return await session.many(
+            Resolved,
+            QUERIES["preconfirm"],
+            replica_id,
+            ids,
+            [each.tx_hash for each in seen],
+            [each.log_index for each in seen],
+            [each.block_number for each in seen],
+            [encode_answer(each.answer) for each in seen],
+            [each.spend_epoch for each in seen],
+            str(total_max_atomic),
+            delivery_s,
+        )
+
+
+async def unseal(db: Db, settlement_ids: Sequence[UUID]) -> list[SettlementId]:
+    """Their flashblock was not sealed as it was seen: open again, with an incident. Answers stay as they were told."""
+    return await db.many(SettlementId, QUERIES["unseal"], list(settlement_ids))
+
+
 async def withdraw(db: Db, settlement_id: UUID, holder: str, epoch: int) -> bool:
     """Withdraw a settlement that is still queued; False when something was signed meanwhile."""
     return await db.optional(SettlementId, QUERIES["withdraw"], settlement_id, holder, epoch) is not None
@@ -581,9 +659,12 @@ async def take_answer(db: Db, settlement_id: UUID, holder: str, idempotency_key:
     return slot.answer_epoch if slot else None
 
 
-async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int, delivery_s: float) -> bool:
-    """Mark the slot spent for its connected holder; False when the holder lost it. `delivery_s` as in `resolve`."""
-    return await db.optional(AnswerSlot, QUERIES["spend_answer"], settlement_id, holder, epoch, delivery_s) is not None
+async def spend_answer(db: Db, settlement_id: UUID, holder: str, epoch: int, delivery_s: float, moves: int) -> bool:
+    """Mark the slot spent for its connected holder; False when the holder lost it, or the settlement has moved since it was read.
+
+    `delivery_s` as in `resolve`.
+    """
+    return await db.optional(AnswerSlot, QUERIES["spend_answer"], settlement_id, holder, epoch, delivery_s, moves) is not None
 
 
 async def share_answer(db: Db, settlement_id: UUID, tenant_id: str, idempotency_key: str) -> bool:
@@ -610,18 +691,57 @@ async def retire_replica(db: Db, replica_id: str) -> None:
 
 
 async def unfinal_blocks(db: Db, network: Network, up_to: int) -> list[Block]:
-    """Blocks up to a number that hold included work."""
+    """Blocks up to a number that hold included work, or prove that an authorization was used by somebody else."""
     return await db.many(Block, QUERIES["unfinal_blocks"], network, up_to)
 
 
+async def make_safe(db: Db, network: Network, blocks: Sequence[Block]) -> int:
+    """Everything included in these blocks is safe. Returns how many settlements moved."""
+    return len(await db.many(Deeper, QUERIES["make_safe"], network, *_block_columns(blocks)))
+
+
 async def finalize(db: Db, network: Network, blocks: Sequence[Block]) -> int:
-    """Everything included in these blocks is final; their entries are posted. Returns how many settlements moved."""
-    return len(await db.many(SettlementId, QUERIES["finalize"], network, *_block_columns(blocks)))
+    """Everything included in these blocks is final; their entries are posted. Returns how many settlements that concerned."""
+    return len(await db.many(Deeper, QUERIES["finalize"], network, *_block_columns(blocks)))
 
 
-async def reopen(db: Db, network: Network, blocks: Sequence[Block]) -> list[SettlementId]:
+async def reopen(db: Db, network: Network, blocks: Sequence[Block]) -> list[Deeper]:
     """These blocks left the canonical chain: what they proved is open again. Answers stay as they were told."""
-    return await db.many(SettlementId, QUERIES["reopen"], network, *_block_columns(blocks))
+    return await db.many(Deeper, QUERIES["reopen"], network, *_block_columns(blocks))
+
+
+async def take_watched(db: Db, network: Network, every_s: float, limit: int) -> list[Settlement]:
+    """Failed and withdrawn settlements whose auth nonce was not looked at for `every_s`; replicas share them."""
+    return await db.many(Settlement, QUERIES["take_watched"], network, every_s, limit)
+
+
+async def count_watched(db: Db, network: Network) -> int:
+    """How many there are."""
+    return (await db.one(Watched, QUERIES["count_watched"], network)).watched
+
+
+async def resolve_late(db: Db, record: Settlement, outcome: Outcome) -> bool:
+    """What failed or was withdrawn was used after all: the move and its incident. False when the record has moved since."""
+    moved = await db.optional(
+        SettlementId,
+        QUERIES["resolve_late"],
+        record.settlement_id,
+        outcome.from_state.value,
+        record.moves,
+        outcome.to_state.value,
+        outcome.reason,
+        outcome.tx_hash,
+        outcome.log_index,
+        outcome.block_number,
+        outcome.block_hash,
+        encode_answer(outcome.answer) if outcome.answer else None,
+    )
+    return moved is not None
+
+
+async def close_watched(db: Db, unused: Sequence[Settlement]) -> None:
+    """Their time is over by final chain time and they are unused: they are watched no longer, and what was refused for it is `expired`."""
+    await db.execute(QUERIES["close_watched"], [record.settlement_id for record in unused], [record.moves for record in unused])
 
 
 def _block_columns(blocks: Sequence[Block]) -> tuple[list[int], list[BlockHash]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
+from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.store.db import Db, load_queries
 
 _QUERIES: Final = load_queries("tenants")
@@ -37,6 +38,8 @@ class Tenant:
     """Whether a payment executed by another sender is answered as success (docs/architecture.md decision 6)."""
     trust_payment_identifier: bool = False
     """Whether the buyer's `payment-identifier` may stand for an Idempotency-Key (docs/architecture.md decision 5)."""
+    confirm_level: ConfirmLevel | None = None
+    """How deep its payments must be before success is told; None: `settlement.confirm_level`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ class LiveKey:
     shared_transactions: bool
     accept_external: bool
     trust_payment_identifier: bool
+    confirm_level: ConfirmLevel | None
 
     @property
     def tenant(self) -> Tenant:
@@ -92,6 +96,7 @@ class LiveKey:
             shared_transactions=self.shared_transactions,
             accept_external=self.accept_external,
             trust_payment_identifier=self.trust_payment_identifier,
+            confirm_level=self.confirm_level,
         )
 
     def opens_with(self, presented: KeySecret) -> bool:
@@ -107,6 +112,7 @@ class _TenantRow:
     shared_transactions: bool
     accept_external: bool
     trust_payment_identifier: bool
+    confirm_level: ConfirmLevel | None
 
 
 def generate_key() -> NewKey:
@@ -141,6 +147,7 @@ async def create_tenant(db: Db, tenant: Tenant) -> bool:
         tenant.shared_transactions,
         tenant.accept_external,
         tenant.trust_payment_identifier,
+        tenant.confirm_level,
     )
     return created == 1
 
@@ -156,8 +163,28 @@ async def find_tenant(db: Db, tenant_id: str) -> Tenant | None:
             shared_transactions=row.shared_transactions,
             accept_external=row.accept_external,
             trust_payment_identifier=row.trust_payment_identifier,
+            confirm_level=row.confirm_level,
         )
     )
+
+
+async def change_tenant(
+    db: Db,
+    tenant_id: str,
+    *,
+    shared_transactions: bool | None = None,
+    accept_external: bool | None = None,
+    trust_payment_identifier: bool | None = None,
+    confirm_level: ConfirmLevel | Literal["default"] | None = None,
+) -> bool:
+    """Change a tenant's own rules; None leaves one as it is. False when there is no such tenant.
+
+    Running processes notice when they next refresh the key; what is admitted by then keeps the rules it was admitted with.
+    """
+    changed = await db.execute(
+        _QUERIES["change_tenant"], tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level
+    )
+    return changed == 1
 
 
 async def create_api_key(db: Db, new: NewKey, tenant_id: str, scopes: Sequence[Scope], expires_at: datetime | None) -> ApiKey:

@@ -6,14 +6,14 @@ from typing import Any, Final
 
 import pytest
 
-from facilitator.config import KNOWN_TOKENS
 from facilitator.protocol.codec import check_content_type, decode_request
 from facilitator.protocol.messages import Authorization, Payment
 from facilitator.schemes.exact_eip3009 import ExactEip3009
+from facilitator.schemes.usdc import USDC
 
 RECORDED: Final = Path(__file__).with_name("golden") / "sdk_requests.jsonl"
 LINES: Final[list[dict[str, str]]] = [json.loads(line) for line in RECORDED.read_text("utf-8").splitlines()]
-SCHEME: Final = ExactEip3009(KNOWN_TOKENS)
+SCHEME: Final = ExactEip3009(USDC)
 
 every_request = pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['server']}-paid-by-{line['client']}")
 

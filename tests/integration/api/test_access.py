@@ -95,6 +95,18 @@ async def test_a_tenant_is_made_once_and_left_as_it_is(db: Db) -> None:
     assert await tenants.find_tenant(db, "nobody") is None
 
 
+async def test_a_tenant_s_rules_are_changed_one_by_one_and_its_keys_carry_them(db: Db) -> None:
+    new = await make_key(db, tenant="shop")
+    assert await tenants.change_tenant(db, "shop", confirm_level="safe")
+    assert await tenants.change_tenant(db, "shop", accept_external=True, shared_transactions=False)
+    [key] = await tenants.find_api_keys(db, [new.key_id])
+    assert key.tenant == Tenant(tenant_id="shop", confirm_level="safe", accept_external=True, shared_transactions=False)
+    assert await tenants.find_tenant(db, "shop") == key.tenant
+    assert await tenants.change_tenant(db, "shop", confirm_level="default", accept_external=False, shared_transactions=True)
+    assert await tenants.find_tenant(db, "shop") == Tenant(tenant_id="shop")
+    assert not await tenants.change_tenant(db, "nobody", confirm_level="safe")
+
+
 async def test_the_database_holds_no_usable_key(db: Db) -> None:
     new = await make_key(db)
     secret = new.text.rpartition("_")[2] if new.text.count("_") == 2 else new.text[16:]

@@ -102,6 +102,15 @@ async def test_keys_are_made_listed_and_revoked(shell: Shell) -> None:
         assert "verify,settle" in table
         assert key[16:] not in table
         assert shell.run("keys", "revoke", key[3:15]).stdout == f"revoked {key[3:15]} of tenant shop\n"
+        changed = shell.run("tenants", "set", "shop", "--confirm-level", "finalized", "--accept-external", "yes")
+        assert (changed.returncode, "confirm_level finalized" in changed.stdout, "accept_external True" in changed.stdout) == (
+            0,
+            True,
+            True,
+        )
+        assert "confirm_level None" in shell.run("tenants", "set", "shop", "--confirm-level", "default").stdout
+        nobody = shell.run("tenants", "set", "nobody", "--confirm-level", "safe")
+        assert (nobody.returncode, "there is no tenant nobody" in nobody.stderr) == (1, True)
         gone = shell.run("keys", "revoke", "zzzzzzzzzzzz")
         assert (gone.returncode, "keys list" in gone.stderr) == (1, True)
 

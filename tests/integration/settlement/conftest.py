@@ -44,9 +44,9 @@ class Rig:
         self.evm = evm
         self.settings = settings
 
-    def caller(self, tenant_id: str = "acme") -> Caller:
-        """Somebody who asks for that tenant."""
-        return Caller(tenant=Tenant(tenant_id=tenant_id), request_id="test")
+    def caller(self, tenant_id: str = "acme", **rules: Any) -> Caller:
+        """Somebody who asks for that tenant, which has these rules of its own."""
+        return Caller(tenant=Tenant(tenant_id=tenant_id, **rules), request_id="test")
 
     async def fetch(self, sql: str, *arguments: object) -> list[Any]:
         """Rows of a plain statement."""

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -224,11 +224,24 @@ async def test_hashes_are_lower_case_text(ledger: Ledger, column: str, text: str
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("amount_atomic", -1), ("moves", -1), ("admissions", 0), ("log_index", -1), ("answer_state", "told"), ("fingerprint", b"short")],
+    [
+        ("amount_atomic", -1),
+        ("moves", -1),
+        ("admissions", 0),
+        ("log_index", -1),
+        ("answer_state", "told"),
+        ("confirm_level", "deep"),
+        ("fingerprint", b"short"),
+    ],
 )
 async def test_a_value_out_of_its_range_is_refused(ledger: Ledger, column: str, value: Any) -> None:
     with refused(f"settlement_{column}_check"):
         await ledger.settlement(**{column: value})
+
+
+async def test_a_tenant_has_a_known_confirm_level(ledger: Ledger) -> None:
+    with refused("tenant_confirm_level_check"):
+        await ledger.insert("tenant", {"tenant_id": "globex", "confirm_level": "deep"})
 
 
 async def test_amounts_and_times_hold_every_uint256(ledger: Ledger) -> None:
@@ -430,7 +443,7 @@ async def test_a_share_of_a_cost_is_not_negative(ledger: Ledger) -> None:
         "update journal_entry set amount_atomic = amount_atomic + 1",
         "update journal_entry set booked_at = booked_at where false",
         "delete from journal_entry",
-        "truncate journal_entry",
+        "truncate journal_entry cascade",
     ],
 )
 async def test_nobody_changes_the_journal(ledger: Ledger, sql: str) -> None:
@@ -471,6 +484,57 @@ async def test_a_role_may_do_what_it_must_and_no_more(ledger: Ledger, role: str,
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await ledger.connection.execute(sql)
     await ledger.connection.fetch("select from journal_entry")
+
+
+# --- billing ---
+
+
+@pytest.mark.parametrize(
+    ("constraint", "table", "row"),
+    [
+        ("rate_usd_e8_check", "rate", {"network": NETWORK, "quoted_at": NOW, "source": "s", "round": "1", "usd_e8": 0}),
+        (
+            "fee_schedule_version_check",
+            "fee_schedule",
+            {"tenant_id": "acme", "version": 0, "effective_from": date(2026, 1, 1), "terms": "{}"},
+        ),
+        (
+            "fee_schedule_tenant_id_fkey",
+            "fee_schedule",
+            {"tenant_id": "nobody", "version": 1, "effective_from": date(2026, 1, 1), "terms": "{}"},
+        ),
+        ("invoice_number_check", "invoice", {"number": 0, "tenant_id": "acme", "month": date(2026, 1, 1), "document": ""}),
+        ("invoice_month_check", "invoice", {"number": 1, "tenant_id": "acme", "month": date(2026, 1, 2), "document": ""}),
+        ("invoice_tenant_id_fkey", "invoice", {"number": 1, "tenant_id": "nobody", "month": date(2026, 1, 1), "document": ""}),
+        (
+            "invoice_entry_id_fkey",
+            "invoice",
+            {"number": 1, "tenant_id": "acme", "month": date(2026, 1, 1), "document": "", "entry_id": 9},
+        ),
+    ],
+)
+async def test_a_bill_that_makes_no_sense(ledger: Ledger, constraint: str, table: str, row: dict[str, Any]) -> None:
+    with refused(constraint):
+        await ledger.insert(table, row)
+
+
+async def test_one_rate_version_and_invoice_of_a_kind(ledger: Ledger) -> None:
+    rate = {"network": NETWORK, "quoted_at": NOW, "source": "s", "round": "1", "usd_e8": 1}
+    await ledger.insert("rate", rate)
+    with refused("rate_pkey"):
+        await ledger.insert("rate", rate | {"round": "2"})
+    schedule = {"tenant_id": "acme", "version": 1, "effective_from": date(2026, 1, 1), "terms": "{}"}
+    await ledger.insert("fee_schedule", schedule)
+    with refused("fee_schedule_pkey"):
+        await ledger.insert("fee_schedule", schedule | {"effective_from": date(2026, 1, 2)})
+    with refused("fee_schedule_one_a_day"):
+        await ledger.insert("fee_schedule", schedule | {"version": 2})
+    invoice = {"number": 1, "tenant_id": "acme", "month": date(2026, 1, 1), "document": ""}
+    await ledger.insert("invoice", invoice)
+    with refused("invoice_pkey"):
+        await ledger.insert("invoice", invoice | {"month": date(2026, 2, 1)})
+    with refused("invoice_one_a_month"):
+        await ledger.insert("invoice", invoice | {"number": 2})
 
 
 # --- tenants and keys ---

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from facilitator.config import KNOWN_TOKENS, ConfigProblems, Loaded, describe, load
+from facilitator.config import ConfigProblems, Loaded, describe, load
 from facilitator.errors import ConfigFault
 from facilitator.references import Secret, Url
+from facilitator.schemes.usdc import USDC
 
 GOOD = """
 [server]
@@ -68,8 +69,8 @@ def test_everything_may_come_from_the_environment() -> None:
 
 
 def test_the_built_in_table_holds_circles_usdc() -> None:
-    by_network = {token.network: token for token in KNOWN_TOKENS}
-    assert len(by_network) == len(KNOWN_TOKENS)
+    by_network = {token.network: token for token in USDC}
+    assert len(by_network) == len(USDC)
     base, sepolia = by_network["eip155:8453"], by_network["eip155:84532"]  # type: ignore[index]
     assert (base.address, base.name, base.version, base.decimals) == ("0x833589fcd6edb6e08f4c7c32d4f71b54bda02913", "USD Coin", "2", 6)
     assert (sepolia.address, sepolia.name, sepolia.version) == ("0x036cbd53842c5426634e7929541ec2318f3dcf7e", "USDC", "2")
@@ -95,6 +96,8 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
         (("deadline_s = 20", "queue_max = 1.5"), "expected an integer, got 1.5"),
         (("deadline_s = 20", "queue_max = 0"), "settlement.queue_max = 0 must be above zero"),
         (("deadline_s = 20", 'confirm_level = "finalised"'), "did you mean finalized?"),
+        (("deadline_s = 20", 'confirm_level = "preconfirmed"'), "tenants opt into that; expected latest, safe or finalized"),
+        (("deadline_s = 20", 'confirm_level = "safe"'), None),
         (("deadline_s = 20", "lease_trust_s = 10"), "settlement.lease_trust_s = 10.0 must be below settlement.lease_ttl_s = 10.0"),
         (("deadline_s = 20", "deadline_s = 4"), "settlement.verify_deadline_s = 5.0 must not be above settlement.deadline_s = 4.0"),
         (('"127.0.0.1:4022"', '"4022"'), 'server.listen: expected "host:port"'),

@@ -54,5 +54,5 @@ def test_an_entry_that_was_posted_is_never_resolved_again() -> None:
 
 @pytest.mark.parametrize("state", [state for state in State if resolution(state) == "voided"])
 def test_a_voided_settlement_goes_on_only_where_a_new_entry_can_be_made(state: State) -> None:
-    """`queued` (admitted again) and `submitted` (reorganised) make a new pending entry; `failed → external` stays void."""
-    assert {target for target in TRANSITIONS[state] if resolution(target) != "voided"} <= {State.QUEUED, State.SUBMITTED}
+    """`queued`, `submitted` and `included` (paid after all) make a new pending entry; `failed → external` stays void."""
+    assert {target for target in TRANSITIONS[state] if resolution(target) != "voided"} <= {State.QUEUED, State.SUBMITTED, State.INCLUDED}

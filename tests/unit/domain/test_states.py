@@ -59,7 +59,13 @@ def test_a_payment_that_was_made_can_only_be_undone_by_a_reorganisation() -> Non
 
 
 def test_what_may_be_admitted_again_is_what_may_be_queued_again() -> None:
-    assert {state for state in State if State.QUEUED in TRANSITIONS[state]} == READMITTABLE | {State.SUBMITTED}
+    disproved = {State.EXTERNAL, State.CANCELLED, State.CONFLICT}
+    assert {state for state in State if State.QUEUED in TRANSITIONS[state]} == READMITTABLE | {State.SUBMITTED} | disproved
+
+
+def test_a_later_use_of_an_authorization_is_told_of_all_that_may_be_admitted_again() -> None:
+    for state in READMITTABLE:
+        assert TRANSITIONS[state] >= {State.INCLUDED, State.EXTERNAL, State.CANCELLED, State.CONFLICT}
 
 
 def test_the_schema_knows_the_same_states() -> None:

@@ -200,7 +200,7 @@ def test_mismatches_say_what_was_expected_and_what_came() -> None:
     assert found.message == "paymentRequirements.extra.name: expected 'USDC', got 'USD Coin'"
     assert found.evidence == {"field": "paymentRequirements.extra.name", "expected": "'USDC'", "got": "'USD Coin'"}
     found = refusal(SCHEME.check_terms(authorization(), requirements(amount_atomic=Atomic(9_999))))
-    assert found.message == "payload.authorization.value: expected exactly 9999, got 10000"
+    assert found.message == "payload.authorization.value: expected exactly 9999 (0.009999 USDC), got 10000 (0.01 USDC)"
 
 
 # ---- signature

@@ -93,3 +93,11 @@ insert into relayer (network, address, next_tx_nonce, key_reference) values ($1:
 
 -- name: notify_relayers :execute
 select pg_notify('facilitator_relayers', $1::text);
+
+-- Slots that a stranger's transaction consumed, until that is final.
+-- name: consumed_slots :many
+select slot_id, relayer, tx_nonce from relayer_slot
+ where network = $1::text and state = 'consumed_externally' and not closed order by slot_id limit $2::integer;
+
+-- name: close_consumed :execute
+update relayer_slot set closed = true where slot_id = any($1::bigint[]) and state = 'consumed_externally';

@@ -5,7 +5,7 @@
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as a (network, asset, payer, auth_nonce)
@@ -15,7 +15,7 @@ union all
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($5::text[], $6::text[]) as a (tenant_id, idempotency_key)
@@ -26,7 +26,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed,
        coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
@@ -37,7 +37,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed,
        true as holder_alive, false as answer_under_way
   from settlement s
  where ($1::text is null or s.tenant_id = $1::text)
@@ -72,10 +72,10 @@ with offered as (
     select * from unnest(
         $7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
         $16::bytea[], $17::bytea[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[], $23::text[],
-        $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[], $36::boolean[]
+        $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[], $36::boolean[], $37::text[], $38::boolean[]
     ) as o (settlement_id, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
             signature, fingerprint, tenant_id, request_id, resource, admitted_block, idempotency_key, tx_hash,
-            tx_nonce, item_index, debit, credit, entry_asset, alone)
+            tx_nonce, item_index, debit, credit, entry_asset, alone, confirm_level, accept_external)
 ), reserved as (
     update relayer set next_tx_nonce = next_tx_nonce + $6::integer
      where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
@@ -84,12 +84,13 @@ with offered as (
 ), admitted as (
     insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after,
                             valid_before, signature, fingerprint, tenant_id, request_id, resource, state, moves,
-                            admitted_block, tx_hash, answer_holder, idempotency_key, alone)
+                            admitted_block, tx_hash, answer_holder, idempotency_key, alone, confirm_level, accept_external)
     select o.settlement_id, $1::text, o.asset, o.payer, o.auth_nonce, o.scheme, o.pay_to, o.amount_atomic::numeric,
            o.valid_after::numeric, o.valid_before::numeric, o.signature, o.fingerprint, o.tenant_id, o.request_id,
            o.resource, case when exists (select from reserved) then 'submitted' else 'queued' end,
            case when exists (select from reserved) then 1 else 0 end, o.admitted_block,
-           case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key, o.alone
+           case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key, o.alone,
+           o.confirm_level, o.accept_external
       from offered o
     returning settlement_id
 ), moved as (
@@ -126,10 +127,11 @@ with readmitted as (
            resource = $12::text, admitted_block = $13::bigint, idempotency_key = $14::text, reason = null, tx_hash = null,
            log_index = null, block_number = null, block_hash = null, resolved_at = null, answer = null,
            answer_state = 'held', answer_holder = $2::text, answer_epoch = s.answer_epoch + 1, answer_shared = false,
-           queued_at = now(), alone = true
+           queued_at = now(), alone = true, confirm_level = $19::text, accept_external = $20::boolean, closed = false,
+           nonce_checked_at = null
      where s.settlement_id = $1::uuid and s.state in ('withdrawn', 'failed')
        and not exists (select from slot_item i join relayer_slot r using (slot_id)
-                        where i.settlement_id = s.settlement_id and r.state <> 'finalized')
+                        where i.settlement_id = s.settlement_id and r.state <> 'finalized' and not r.closed)
     returning s.settlement_id, s.moves, s.admissions, s.answer_epoch, s.network
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state)
@@ -148,7 +150,7 @@ select pg_notify('facilitator_queue', $1::text);
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed,
        true as holder_alive, false as answer_under_way
   from settlement s
  where s.network = $1::text and s.state = 'queued' and s.settlement_id <> all($3::uuid[])
@@ -195,7 +197,7 @@ with offered as (
 select slot_id, tx_nonce from slots;
 
 -- Outcomes of one look at the chain: state moves, their entries, answers, slots and costs commit together.
--- A row is touched only in the state it was judged in; a stored answer is never rewritten.
+-- A row is touched only in the state it was judged in; an answer that may have been told is never rewritten.
 -- name: resolve :many
 with judged as (
     select * from unnest(
@@ -209,17 +211,24 @@ with judged as (
            tx_hash = coalesce(o.tx_hash, s.tx_hash),
            log_index = o.log_index, block_number = o.block_number, block_hash = o.block_hash,
            resolved_at = case when o.to_state in ('queued', 'submitted') then null else coalesce(s.resolved_at, now()) end,
-           answer = coalesce(s.answer, o.answer::jsonb),
-           answer_state = case when s.answer_state <> 'held' then s.answer_state
-                               when o.to_state not in ('queued', 'submitted', 'preconfirmed', 'included', 'safe', 'finalized') then 'free'
+           answer = case when s.answer ->> 'success' = 'true' and s.answer_state <> 'spent' then o.answer::jsonb
+                         else coalesce(s.answer, o.answer::jsonb) end,
+           answer_state = case when s.answer_state <> 'held' or o.to_state in ('queued', 'submitted') then s.answer_state
+                               when o.answer::jsonb ->> 'success' = 'false' or s.answer ->> 'success' = 'false' then 'free'
                                when s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch then 'spent'
                                else 'held' end,
            answer_due = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = o.spend_epoch
                              then now() + make_interval(secs => $22::double precision) else s.answer_due end
       from judged o
      where s.settlement_id = o.settlement_id and s.state = o.from_state and s.moves = coalesce(o.moves, s.moves)
-    returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
-              s.answer_epoch, s.answer, o.from_state, o.phase
+    returning s.settlement_id, s.network, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
+              s.answer_epoch, s.answer, s.confirm_level, o.from_state, o.phase
+), lost as (
+    insert into incident (network, kind, settlement_id, tx_hash, detail)
+    select network, 'lost_after_success', settlement_id, tx_hash,
+           'success was told at confirm level ' || confirm_level || ', and the payment ended as ' || state
+      from resolved
+     where answer ->> 'success' = 'true' and state in ('failed', 'expired', 'cancelled', 'conflict')
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
     select settlement_id, moves, from_state, state, tx_hash, reason from resolved
@@ -260,9 +269,66 @@ with judged as (
       from unnest($28::text[], $29::text[], $30::text[], $31::text[], $32::text[]) as o (tx_hash, debit, credit, asset, amount)
       join closed c on c.mined_tx_hash = o.tx_hash
 )
-select settlement_id, state, answer_state, answer_holder, answer_epoch, answer,
+select settlement_id, state, moves, answer_state, answer_holder, answer_epoch, answer,
        case when answer_holder <> $1::text then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
   from resolved;
+
+-- Whoever preconfirms for these tenants goes one after the other: none sees a total without the other's part.
+-- name: lock_tenants :execute
+select from tenant where tenant_id in (select tenant_id from settlement where settlement_id = any($1::uuid[]))
+ order by tenant_id for no key update;
+
+-- Their log pairs were seen in a flashblock. What would exceed its tenant's total of unsealed value stays `submitted`.
+-- name: preconfirm :many
+with seen as (
+    select o.*, s.amount_atomic, s.tenant_id, s.network, s.asset
+      from unnest($2::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::text[], $7::integer[]) with ordinality
+           as o (settlement_id, tx_hash, log_index, block_number, answer, spend_epoch, place)
+      join settlement s using (settlement_id)
+     where s.state = 'submitted' and s.confirm_level = 'preconfirmed'
+), weighed as (
+    select n.*, sum(n.amount_atomic) over (partition by n.tenant_id, n.network, n.asset order by n.place)
+                + coalesce((select sum(u.amount_atomic) from settlement u
+                             where u.state = 'preconfirmed' and u.tenant_id = n.tenant_id and u.network = n.network
+                               and u.asset = n.asset), 0) as unsealed_atomic
+      from seen n
+), preconfirmed as (
+    update settlement s
+       set state = 'preconfirmed', moves = s.moves + 1, tx_hash = w.tx_hash, log_index = w.log_index,
+           block_number = w.block_number, block_hash = '0x' || repeat('0', 64), resolved_at = now(),
+           answer = coalesce(s.answer, w.answer::jsonb),
+           answer_state = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = w.spend_epoch
+                               then 'spent' else s.answer_state end,
+           answer_due = case when s.answer_state = 'held' and s.answer_holder = $1::text and s.answer_epoch = w.spend_epoch
+                             then now() + make_interval(secs => $9::double precision) else s.answer_due end
+      from weighed w
+     where s.settlement_id = w.settlement_id and s.state = 'submitted' and w.unsealed_atomic <= $8::text::numeric
+    returning s.settlement_id, s.state, s.moves, s.tx_hash, s.answer_state, s.answer_holder, s.answer_epoch, s.answer
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select settlement_id, moves, 'submitted', 'preconfirmed', tx_hash from preconfirmed
+)
+select settlement_id, state, moves, answer_state, answer_holder, answer_epoch, answer,
+       case when answer_holder <> $1::text then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
+  from preconfirmed;
+
+-- Their flashblock was not sealed as it was seen: open again. An answer that nobody was told is forgotten.
+-- name: unseal :many
+with unsealed as (
+    update settlement s
+       set state = 'submitted', moves = s.moves + 1, resolved_at = null, log_index = null, block_number = null, block_hash = null,
+           answer = case when s.answer_state = 'spent' then s.answer end
+     where s.settlement_id = any($1::uuid[]) and s.state = 'preconfirmed'
+    returning s.settlement_id, s.network, s.moves, s.tx_hash
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
+    select settlement_id, moves, 'preconfirmed', 'submitted', tx_hash, 'UNSEALED' from unsealed
+), incidents as (
+    insert into incident (network, kind, settlement_id, tx_hash, detail)
+    select network, 'unsealed', settlement_id, tx_hash, 'the flashblock that showed this payment was not sealed as it was seen'
+      from unsealed
+)
+select settlement_id from unsealed;
 
 -- Nothing was signed and the caller's time is up. Only final outcomes are kept under an idempotency key.
 -- name: withdraw :optional
@@ -302,7 +368,7 @@ returning s.answer_epoch, s.answer_state;
 -- name: spend_answer :optional
 update settlement set answer_state = 'spent', answer_due = now() + make_interval(secs => $4::double precision)
  where settlement_id = $1::uuid and answer_holder = $2::text and answer_epoch = $3::integer
-   and (answer_state = 'spent' or (answer_state = 'held' and resolved_at is not null))
+   and moves = $5::integer and answer_state in ('held', 'spent')
 returning answer_epoch, answer_state;
 
 -- The holder went away, or was told `settlement_pending`: the next caller may take the slot.
@@ -327,13 +393,33 @@ insert into replica (replica_id, networks, relayers) values ($1::text, $2::text[
 -- name: retire_replica :execute
 update replica set seen_at = '-infinity' where replica_id = $1::text;
 
--- Blocks that hold included work, for the comparison with the canonical chain.
+-- Blocks that hold included work or prove that somebody else used an authorization, for the comparison with the canonical chain.
 -- name: unfinal_blocks :many
 select distinct block_number, block_hash from settlement
- where network = $1::text and state in ('preconfirmed', 'included', 'safe') and block_number <= $2::bigint
+ where network = $1::text and state in ('included', 'safe') and block_number <= $2::bigint
+union
+select distinct block_number, block_hash from settlement
+ where network = $1::text and state in ('external', 'cancelled', 'conflict') and not closed and block_number <= $2::bigint
 union
 select distinct block_number, block_hash from relayer_slot
  where network = $1::text and state = 'included' and block_number <= $2::bigint;
+
+-- Derived from data on L1. Whoever waits for that is woken.
+-- name: make_safe :many
+with safe as (
+    update settlement s set state = 'safe', moves = s.moves + 1
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+     where s.network = $1::text and s.state = 'included'
+       and s.block_number = b.block_number and s.block_hash = b.block_hash
+    returning s.settlement_id, s.moves, s.tx_hash, s.answer_state, s.confirm_level
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select settlement_id, moves, 'included', 'safe', tx_hash from safe
+)
+select settlement_id,
+       case when answer_state = 'held' and confirm_level = 'safe'
+            then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
+  from safe;
 
 -- name: finalize :many
 with final as (
@@ -341,7 +427,13 @@ with final as (
       from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
      where s.network = $1::text and s.state in ('included', 'safe')
        and s.block_number = b.block_number and s.block_hash = b.block_hash
-    returning s.settlement_id, s.moves, s.admissions, s.tx_hash
+    returning s.settlement_id, s.moves, s.admissions, s.tx_hash, s.answer_state, s.confirm_level
+), proven as (
+    update settlement s set closed = true
+      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+     where s.network = $1::text and s.state in ('external', 'cancelled', 'conflict') and not s.closed
+       and s.block_number = b.block_number and s.block_hash = b.block_hash
+    returning s.settlement_id, s.answer_state, s.confirm_level
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
     select f.settlement_id, f.moves, o.state, 'finalized', f.tx_hash
@@ -361,15 +453,26 @@ with final as (
     select 'own', 'posted', e.debit, e.credit, e.asset, e.amount_atomic, e.admission, e.tx_hash, e.entry_id
       from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
      where not exists (select from journal_entry r where r.resolves = e.entry_id)
+), deeper as (
+    select settlement_id, answer_state, confirm_level from final
+    union all
+    select settlement_id, answer_state, confirm_level from proven
 )
-select settlement_id from final;
+select settlement_id,
+       case when answer_state = 'held' and confirm_level in ('safe', 'finalized')
+            then pg_notify('facilitator_answer', settlement_id::text)::text end as notified
+  from deeper;
 
--- The block was reorganised away: its settlements and slots are open again and their transactions are sent again. What those
--- cost there was never paid: it is voided, and booked afresh once they are mined again.
+-- These blocks were reorganised away: their slots are open again and their transactions are sent again. A settlement that one
+-- of the blocks proved is `submitted` when such a slot carries it, else what it was before: `failed` or `withdrawn` when the
+-- proof came later than that, `queued` otherwise. An answer is forgotten only when it was a success that nobody was told.
+-- What the transactions cost there was never paid: it is voided, and booked afresh once they are mined again.
 -- name: reopen :many
-with slots as (
+with gone as (
+    select * from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
+), slots as (
     update relayer_slot s set state = 'open', mined_tx_hash = null, block_number = null, block_hash = null
-      from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash), relayer_slot o
+      from gone b, relayer_slot o
      where s.network = $1::text and s.state = 'included' and s.block_number = b.block_number and s.block_hash = b.block_hash
        and o.slot_id = s.slot_id
     returning s.slot_id, o.mined_tx_hash
@@ -381,20 +484,40 @@ with slots as (
     select 'own', 'voided', e.debit, e.credit, e.asset, e.amount_atomic, e.admission, e.tx_hash, e.entry_id
       from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
      where not exists (select from journal_entry r where r.resolves = e.entry_id)
-), again as (
-    select i.slot_id, i.settlement_id from slot_item i join slots using (slot_id)
+), carried as (
+    select distinct on (i.settlement_id) i.settlement_id, i.slot_id from slot_item i join slots using (slot_id)
+     order by i.settlement_id, i.slot_id desc
+), disproved as (
+    select s.settlement_id, c.slot_id, s.state as before, s.admissions as admissions_before,
+           case when c.slot_id is not null then 'submitted'
+                when m.from_state in ('failed', 'withdrawn') then m.from_state
+                else 'queued' end as back_to,
+           p.reason, p.tx_hash
+      from settlement s
+      left join carried c using (settlement_id)
+      left join settlement_move m on m.settlement_id = s.settlement_id and m.move = s.moves
+      left join settlement_move p on p.settlement_id = s.settlement_id and p.move = s.moves - 1
+     where s.network = $1::text
+       and ((s.state in ('included', 'safe', 'external', 'cancelled', 'conflict')
+             and (s.block_number, s.block_hash) in (select block_number, block_hash from gone) and not s.closed)
+            or (s.state in ('failed', 'expired') and c.slot_id is not null))
 ), reopened as (
     update settlement s
-       set state = 'submitted', moves = s.moves + 1, resolved_at = null, log_index = null, block_number = null,
-           block_hash = null, reason = null,
-           admissions = s.admissions + (select count(*) from journal_entry v
-                                         join journal_entry p on p.entry_id = v.resolves
-                                        where p.settlement_id = s.settlement_id and p.admission = s.admissions)::integer
-      from again a
-     where s.settlement_id = a.settlement_id and s.state in ('preconfirmed', 'included', 'safe', 'failed', 'expired', 'external', 'cancelled', 'conflict')
-    returning s.settlement_id, s.moves, s.admissions, s.tx_hash, a.slot_id
-), before as (
-    select o.settlement_id, o.state, o.admissions from settlement o join again using (settlement_id)
+       set state = d.back_to, moves = s.moves + 1, log_index = null, block_number = null, block_hash = null,
+           resolved_at = case when d.back_to in ('failed', 'withdrawn') then s.resolved_at end,
+           reason = case when d.back_to in ('failed', 'withdrawn') then coalesce(d.reason, 'REORGANISED') end,
+           tx_hash = case d.back_to
+                          when 'submitted' then (select t.tx_hash from relayer_transaction t
+                                                  where t.slot_id = d.slot_id and t.purpose <> 'noop'
+                                                  order by t.tx_hash = s.tx_hash desc, t.attempt desc limit 1)
+                          when 'queued' then null else d.tx_hash end,
+           answer = case when s.answer ->> 'success' = 'true' and s.answer_state <> 'spent' then null else s.answer end,
+           admissions = s.admissions + case when d.back_to in ('failed', 'withdrawn') then 0 else
+                        (select count(*) from journal_entry v join journal_entry p on p.entry_id = v.resolves
+                          where p.settlement_id = s.settlement_id and p.admission = s.admissions)::integer end
+      from disproved d
+     where s.settlement_id = d.settlement_id and s.state = d.before
+    returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, d.slot_id, d.before, d.admissions_before
 ), items as (
     update slot_item i
        set cost_wei = null,
@@ -402,19 +525,79 @@ with slots as (
       from slots s where i.slot_id = s.slot_id
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
-    select r.settlement_id, r.moves, b.state, 'submitted', r.tx_hash, 'REORGANISED'
-      from reopened r join before b on b.settlement_id = r.settlement_id
+    select settlement_id, moves, before, state, tx_hash, 'REORGANISED' from reopened
 ), entries as (
     insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
     select 'pending', e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, r.admissions
-      from reopened r join before b on b.settlement_id = r.settlement_id and b.admissions <> r.admissions
-      join journal_entry e on e.settlement_id = r.settlement_id and e.admission = b.admissions and e.phase = 'pending'
+      from reopened r join journal_entry e
+        on e.settlement_id = r.settlement_id and e.admission = r.admissions_before and e.phase = 'pending'
+     where r.admissions <> r.admissions_before
 ), incidents as (
     insert into incident (network, kind, settlement_id, tx_hash, detail)
     select $1::text, 'reorganised', settlement_id, tx_hash, 'the block that proved this settlement left the canonical chain'
       from reopened
 )
-select settlement_id from reopened;
+select settlement_id, case when state = 'queued' then pg_notify('facilitator_queue', $1::text)::text end as notified from reopened;
+
+-- Failed and withdrawn settlements whose authorization may yet be used, those looked at longest ago first; replicas share them.
+-- name: take_watched :many
+with due as (
+    select settlement_id from settlement
+     where network = $1::text and state in ('failed', 'withdrawn') and not closed
+       and (nonce_checked_at is null or nonce_checked_at < now() - make_interval(secs => $2::double precision))
+     order by nonce_checked_at nulls first
+     limit $3::integer
+       for update skip locked
+)
+update settlement s set nonce_checked_at = now() from due d where s.settlement_id = d.settlement_id
+returning s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level,
+       s.accept_external, s.closed, true as holder_alive, false as answer_under_way;
+
+-- name: count_watched :one
+select count(*)::integer as watched
+  from (select from settlement where network = $1::text and state in ('failed', 'withdrawn') and not closed limit 100000) w;
+
+-- Used although it had failed or was withdrawn. Its entry is voided already; when it was we who paid it, it counts after all.
+-- name: resolve_late :optional
+with late as (
+    update settlement s
+       set state = $4::text, moves = s.moves + 1, reason = $5::text, tx_hash = $6::text, log_index = $7::integer,
+           block_number = $8::bigint, block_hash = $9::text, answer = coalesce(s.answer, $10::jsonb),
+           admissions = s.admissions + case when $4::text = 'included' then 1 else 0 end
+     where s.settlement_id = $1::uuid and s.state = $2::text and s.moves = $3::integer
+    returning s.settlement_id, s.network, s.state, s.moves, s.admissions, s.tx_hash, s.reason
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
+    select settlement_id, moves, $2::text, state, tx_hash, reason from late
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
+    select 'pending', e.debit, e.credit, e.asset, e.amount_atomic, e.settlement_id, l.admissions
+      from late l join journal_entry e
+        on e.settlement_id = l.settlement_id and e.admission = l.admissions - 1 and e.phase = 'pending'
+     where l.state = 'included'
+), incidents as (
+    insert into incident (network, kind, settlement_id, tx_hash, detail)
+    select network, 'used_late', settlement_id, tx_hash, 'this authorization was used after the settlement ended as ' || $2::text
+      from late
+)
+select settlement_id from late;
+
+-- Past validBefore by final chain time, and unused: nothing can change these any more.
+-- name: close_watched :execute
+with closed as (
+    update settlement s
+       set closed = true,
+           state = case when s.state = 'failed' and s.reason = 'EXPIRED' then 'expired' else s.state end,
+           moves = s.moves + case when s.state = 'failed' and s.reason = 'EXPIRED' then 1 else 0 end
+      from unnest($1::uuid[], $2::integer[]) as j (settlement_id, moves)
+     where s.settlement_id = j.settlement_id and s.moves = j.moves and s.state in ('failed', 'withdrawn')
+    returning s.settlement_id, s.state, s.moves, s.tx_hash, s.reason
+)
+insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
+select settlement_id, moves, 'failed', 'expired', tx_hash, reason from closed where state = 'expired';
 
 -- name: incidents :many
 select settlement_id, kind, tx_hash, detail, opened_at from incident

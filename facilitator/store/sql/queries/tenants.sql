@@ -1,14 +1,23 @@
 -- Tenants and their API keys. Of a key only the SHA-256 of its secret is here: a dump of the database opens nothing.
 
 -- name: create_tenant :execute
-insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier)
-values ($1::text, $2::boolean, $3::boolean, $4::boolean)
+insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level)
+values ($1::text, $2::boolean, $3::boolean, $4::boolean, $5::text)
 on conflict (tenant_id) do nothing;
 
 -- name: find_tenant :optional
-select tenant_id, shared_transactions, accept_external, trust_payment_identifier
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level
 from tenant
 where tenant_id = $1::text and disabled_at is null;
+
+-- What is null stays as it is.
+-- name: change_tenant :execute
+update tenant
+set shared_transactions = coalesce($2::boolean, shared_transactions),
+    accept_external = coalesce($3::boolean, accept_external),
+    trust_payment_identifier = coalesce($4::boolean, trust_payment_identifier),
+    confirm_level = case when $5::text = 'default' then null else coalesce($5::text, confirm_level) end
+where tenant_id = $1::text;
 
 -- name: create_api_key :one
 insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at)
@@ -30,7 +39,7 @@ returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_us
 -- name: find_api_keys :many
 select
     k.key_id, k.secret_sha256, k.scopes, k.expires_at,
-    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier
+    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level
 from api_key k
 join tenant t using (tenant_id)
 where k.key_id = any ($1::text[])
