@@ -25,6 +25,7 @@ QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network
 OPEN_SLOTS = Gauge("facilitator_relayer_open_slots", "Transactions in flight.", ["network", "relayer"])
 RELAYER_BALANCE = Gauge("facilitator_relayer_balance_wei", "Gas money of a relayer.", ["network", "relayer"])
 HEAD_AGE_SECONDS = Gauge("facilitator_head_age_seconds", "Wall time less the newest block's timestamp.", ["network"])
+LIFE_MIN_SECONDS = Gauge("facilitator_payment_life_min_seconds", "What must be left until validBefore to be taken.", ["network"])
 LOOP_RESTARTS = Counter("facilitator_loop_restarts_total", "A loop met a bug and was restarted.", ["loop"])
 UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle answers whose caller was gone.")
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])

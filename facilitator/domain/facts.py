@@ -6,6 +6,7 @@ judges. No call leaves this module and none arrives: it is the paper that the tw
 
 from dataclasses import dataclass
 
+from facilitator.domain.deadlines import LIFE_MIN_S
 from facilitator.units import Address, BlockHash, UnixSeconds, Wei
 
 
@@ -77,6 +78,8 @@ class Now:
     """Timestamp of the newest block."""
     wall: UnixSeconds | None
     """The machine's wall clock; None when it disagrees with a moving head by more than 30 s and must not be believed."""
+    life_min_s: int = LIFE_MIN_S
+    """Seconds that must be left until validBefore."""
 
     @property
     def latest(self) -> UnixSeconds:

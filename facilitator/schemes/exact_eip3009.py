@@ -32,8 +32,6 @@ from facilitator.units import (
 NAME: Final = "exact"
 SIGNATURE_BYTES_MAX: Final = 16 * 1024
 """Longest signature read; a contract payer's may be long, but calldata costs us gas."""
-TIME_MARGIN_S: Final = 6
-"""`validBefore` must lie at least so far ahead of the latest time: some blocks may pass until inclusion."""
 _GOT_MAX: Final = 80
 """Longest piece of a request that a message repeats."""
 
@@ -141,8 +139,8 @@ class ExactEip3009:
         """Both ends of the window."""
         latest = now.latest
         skew = "" if now.wall is None else f"; block time {now.head}, wall clock {now.wall - now.head:+d} s from it"
-        if authorization.valid_before < latest + TIME_MARGIN_S:
-            expected = f"at least {latest + TIME_MARGIN_S} (now {latest} and {TIME_MARGIN_S} s{skew})"
+        if authorization.valid_before < latest + now.life_min_s:  # some blocks may pass until inclusion
+            expected = f"at least {latest + now.life_min_s} (now {latest} and {now.life_min_s} s{skew})"
             got = f"{authorization.valid_before}, {_distance(authorization.valid_before - latest)}"
             yield _refuse(Reason.EXPIRED, "payload.authorization.validBefore", expected, got)
         if authorization.valid_after >= latest:

@@ -8,8 +8,9 @@ from facilitator.chain.evm import EvmClient
 from facilitator.chain.sharing import SharedAnswers
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
+from facilitator.domain.deadlines import LIFE_MIN_S, life_min_s
 from facilitator.domain.facts import Head, Now
-from facilitator.metrics import HEAD_AGE_SECONDS
+from facilitator.metrics import HEAD_AGE_SECONDS, LIFE_MIN_SECONDS
 from facilitator.units import Address, Network
 
 _MOVING_S: Final = 10.0
@@ -18,6 +19,12 @@ _GAPS: Final = 8
 """Gaps between blocks that are remembered."""
 _EARLY: Final = 0.75
 """Part of a gap after which to look: a block is seen a little late, and waiting a whole gap from there would stay late."""
+_INCLUSIONS: Final = 256
+"""Inclusions that are remembered."""
+_INCLUSIONS_S: Final = 60.0
+"""How long: a chain that was slow and takes nothing more is tried again after that."""
+_RECKONED_S: Final = 1.0
+"""How often they are summed up."""
 _GAP_MAX_S: Final = 2.0
 """Never wait longer than this for a block without looking."""
 
@@ -35,11 +42,15 @@ class HeadClock:
         self._wall_skew_max_s = wall_skew_max_s
         self._seen_at = float("-inf")
         self._gaps: deque[float] = deque(maxlen=_GAPS)
+        self._inclusions: deque[tuple[float, float]] = deque(maxlen=_INCLUSIONS)
+        self._life_min_s = LIFE_MIN_S
+        self._reckoned_at = float("-inf")
         self.newest: Head | None = None
         self.wall_trusted = True
         self.pushed = False
         """New heads come by subscription; polling is only the safety net."""
         HEAD_AGE_SECONDS.labels(network).set_function(self._age_s)
+        LIFE_MIN_SECONDS.labels(network).set_function(self.life_min_s)
 
     def observe(self, head: Head, *, pushed: bool = False) -> None:
         """Take note of a head that a node answered with, or `pushed` to us."""
@@ -70,11 +81,25 @@ class HeadClock:
             return 0.0
         return max(0.0, self._seen_at + _EARLY * min(*self._gaps, _GAP_MAX_S) - self._clock.monotonic())
 
+    def included_after(self, seconds: float) -> None:
+        """A payment was included that long after it was recorded."""
+        self._inclusions.append((self._clock.monotonic(), seconds))
+
+    def life_min_s(self) -> int:
+        """Seconds that a payment must have left, by what inclusion took in the last minute."""
+        now = self._clock.monotonic()
+        if now - self._reckoned_at >= _RECKONED_S:
+            while self._inclusions and now - self._inclusions[0][0] > _INCLUSIONS_S:
+                self._inclusions.popleft()
+            self._life_min_s, self._reckoned_at = life_min_s([took_s for _, took_s in self._inclusions]), now
+        return self._life_min_s
+
     def now(self) -> Now | None:
         """The time to judge at; None before the first block was seen."""
         if self.newest is None:
             return None
-        return Now(head=self.newest.timestamp, wall=self._clock.now() if self.wall_trusted else None)
+        wall = self._clock.now() if self.wall_trusted else None
+        return Now(head=self.newest.timestamp, wall=wall, life_min_s=self.life_min_s())
 
 
 class ServedNetwork:

@@ -338,6 +338,8 @@ class Watcher:
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
             SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
             STAGE_SECONDS.labels("inclusion").observe(took_s)
+            if ruling.state is State.INCLUDED:
+                self._chain.head.included_after(took_s)
             log.info(
                 "settlement.resolved",
                 settlement_id=str(resolved.settlement_id),

@@ -151,6 +151,22 @@ async def test_mode_23_expired_and_in_nobodys_way_it_is_left_to_revert(scene: Sc
     await scene.finish(settled=0)
 
 
+async def test_a_payment_with_less_life_than_inclusion_takes_is_refused_before_anything_is_signed(scene: Scene) -> None:
+    rig = await scene.engine()
+    head = rig.engine._networks[scene.network].head
+    assert reason(await scene.answer(await scene.settle_pooled(rig))) is None
+    assert len(head._inclusions) == 1, "what inclusion takes is measured"
+    for _ in range(20):
+        head.included_after(29.5)
+    await scene.until(lambda: head.life_min_s() == 31, "the measure to be taken")
+
+    now = max(int(time.time()), await scene.chain_time())
+    assert reason(await scene.settle(rig, scene.payment(valid_before=now + 25))) is Reason.EXPIRED
+    assert len(scene.sent()) == 1
+    assert reason(await scene.answer(await scene.settle_pooled(rig, scene.payment(valid_before=now + 60)))) is None
+    await scene.finish(settled=2)
+
+
 # --- 28, 29: judged payable, and not so in the block ---
 
 
