@@ -10,6 +10,8 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +26,7 @@ from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.rates import RateKeeper
-from facilitator.metrics import RPC_REQUESTS, RPC_SECONDS
+from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import Supported, SupportedKind
 from facilitator.references import Secret
 from facilitator.schemes.exact_eip3009 import ExactEip3009
@@ -83,6 +85,7 @@ class App:
 
         Raises ConfigFault for a secret that is not there or no key, Fault when the address is taken.
         """
+        BUILD_INFO.labels(version("facilitator"), os.environ.get("FACILITATOR_COMMIT", "unknown")).set(1)
         for network in self.config.networks:
             self._chains.append(await build_network(network, self.config, self.clock))
         tokens = self.config.tokens
@@ -275,7 +278,7 @@ async def build_network(network: NetworkSettings, config: Config, clock: Clock) 
 def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:
     """A client of one chain. Raises ConfigFault for a reference that leads nowhere."""
     urls = [url.read() for url in network.rpc_urls]
-    return EvmClient(network.id, RpcClient(urls, clock, config.rpc, observe=_observe_rpc))
+    return EvmClient(network.id, RpcClient(urls, clock, config.rpc, observe=partial(_observe_rpc, network.id)))
 
 
 async def build_signers(network: NetworkSettings, config: Config) -> list[LocalSigner]:
@@ -309,6 +312,6 @@ def _load(secret: Secret, network: Network, limits: SigningLimits) -> LocalSigne
         raise ConfigFault(fault.kind, f"networks ({network}), relayer {secret}: {fault.message}") from None
 
 
-def _observe_rpc(method: str, outcome: str, elapsed_s: float) -> None:
-    RPC_REQUESTS.labels(method, outcome).inc()
-    RPC_SECONDS.labels(method).observe(elapsed_s)
+def _observe_rpc(network: Network, endpoint: str, method: str, outcome: str, elapsed_s: float) -> None:
+    RPC_REQUESTS.labels(network, endpoint, method, outcome).inc()
+    RPC_SECONDS.labels(network, endpoint, method).observe(elapsed_s)

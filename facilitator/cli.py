@@ -29,6 +29,7 @@ from facilitator.doctor import examine
 from facilitator.domain.confirmation import LEVELS
 from facilitator.errors import ConfigFault, Fault
 from facilitator.explain import explain
+from facilitator.metrics import EVENTS
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store import tenants
@@ -207,7 +208,8 @@ def _prepare(parsed: argparse.Namespace, *, quiet: bool) -> Config:
     """Load the configuration and set logging up; a command for people logs warnings only."""
     loaded = _load(parsed)
     config = loaded.config
-    telemetry.configure("warning" if quiet and config.log.level == "info" else config.log.level, config.log.format)
+    level: telemetry.Level = "warning" if quiet and config.log.level == "info" else config.log.level
+    telemetry.configure(level, config.log.format, observe=lambda event, level: EVENTS.labels(event, level).inc())
     if not quiet:
         for warning in loaded.warnings:
             telemetry.get_logger().warning("config.doubtful", detail=warning)

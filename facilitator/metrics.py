@@ -1,38 +1,79 @@
-"""Every Prometheus series, declared once. Labels are bounded sets: no payer, hash or free text ever becomes one."""
+"""Every Prometheus series, declared once. Labels are bounded sets: no payer, hash or free text ever becomes one.
+
+Gauges that name a time hold the time, not an age: an age stands still with the process that should update it. Histograms
+are classic ones, their buckets cut at the objectives (docs/operations.md). One process per pod: nothing is merged here.
+"""
 
 from prometheus_client import Counter, Gauge, Histogram
 
-_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
+_REQUEST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 30.0, 60.0)
+"""From a verification on warm caches to a settlement that waits for its deadline."""
+_STAGE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 30.0, 60.0, 120.0, 600.0, 1800.0)
+"""From a signature to finality."""
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""One exchange with a node or the database."""
 
+# --- the process
+BUILD_INFO = Gauge("facilitator_build_info", "1; which release and commit runs here.", ["version", "commit"])
+EVENTS = Counter("facilitator_events_total", "Log lines written.", ["event", "level"])
+BLOCKING_SECONDS = Gauge("facilitator_event_loop_lag_seconds", "How late the event loop ran its last heartbeat.")
+LOOP_RESTARTS = Counter("facilitator_loop_restarts_total", "A loop met a bug and was restarted.", ["loop"])
+LOOP_HEARTBEAT = Gauge("facilitator_loop_heartbeat_timestamp_seconds", "When a loop last began a round.", ["loop", "network"])
+
+# --- HTTP
 REQUESTS = Counter("facilitator_http_requests_total", "HTTP requests answered.", ["route", "status"])
-REQUEST_SECONDS = Histogram("facilitator_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SLOW)
+REQUEST_SECONDS = Histogram("facilitator_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_REQUEST)
+REQUESTS_IN_FLIGHT = Gauge("facilitator_http_in_flight_requests", "HTTP requests being answered.", ["route"])
 CONNECTIONS = Gauge("facilitator_http_connections", "Open HTTP connections, as of the last request.")
 CONNECTIONS_MAX = Gauge("facilitator_http_connections_max", "Bound of that number; beyond it connections are refused.")
 CONNECTIONS_REFUSED = Counter("facilitator_http_connections_refused_total", "Connections closed because there were too many.")
+
+# --- payments
 VERIFICATIONS = Counter("facilitator_verifications_total", "Payments judged by /verify.", ["network", "scheme", "outcome"])
-SETTLEMENTS = Counter("facilitator_settlements_total", "Settlements by how they ended.", ["network", "scheme", "outcome"])
-SETTLE_ANSWERS = Counter("facilitator_settle_answers_total", "Answers of /settle by reason word; success is `success`.", ["outcome"])
-STAGE_SECONDS = Histogram("facilitator_stage_duration_seconds", "Time in one stage of a settlement.", ["stage"], buckets=_SLOW)
-RPC_REQUESTS = Counter("facilitator_rpc_requests_total", "JSON-RPC HTTP requests by method and outcome.", ["method", "outcome"])
-RPC_SECONDS = Histogram("facilitator_rpc_duration_seconds", "Time of a JSON-RPC HTTP request.", ["method"], buckets=_FAST)
-DATABASE_SECONDS = Histogram("facilitator_database_duration_seconds", "Time of a named SQL query.", ["query"], buckets=_FAST)
 UNRECORDED_VERIFICATIONS = Counter(
     "facilitator_verifications_without_record_total", "Verifications answered without the own-record check, the store being away."
 )
+SETTLE_ANSWERS = Counter("facilitator_settle_answers_total", "Answers of /settle by reason word; success is `success`.", ["outcome"])
+UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle answers whose caller was gone.")
+SETTLEMENTS = Counter("facilitator_settlements_total", "Settlements by how they ended.", ["network", "scheme", "outcome"])
+SETTLED_VALUE = Counter("facilitator_settled_value_atomic_total", "What settlements moved, in atomic units.", ["network", "asset"])
+STAGE_SECONDS = Histogram("facilitator_settle_duration_seconds", "Time in one stage of a settlement.", ["network", "stage"], buckets=_STAGE)
 QUEUE_DEPTH = Gauge("facilitator_queue_depth", "Settlements waiting in a bounded queue of this process.", ["network"])
 QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network"])
+
+# --- the ledger, as every replica reads it from the database
+OPEN_SETTLEMENTS = Gauge("facilitator_open_settlements", "Settlements in a state that must not last.", ["network", "state"])
+OLDEST_SETTLEMENT = Gauge("facilitator_open_settlements_oldest_timestamp_seconds", "Since when the oldest is open.", ["network", "state"])
+PAST_DEADLINE = Gauge("facilitator_past_deadline_settlements", "Open settlements whose validBefore is past.", ["network"])
+OPEN_INCIDENTS = Gauge("facilitator_open_incidents", "Incidents that nobody closed yet.", ["network", "kind"])
+INCIDENTS = Counter("facilitator_incidents_total", "Incidents opened.", ["kind"])
+
+# --- relayers and their gas money
 OPEN_SLOTS = Gauge("facilitator_relayer_open_slots", "Transactions in flight.", ["network", "relayer"])
 RELAYER_BALANCE = Gauge("facilitator_relayer_balance_wei", "Gas money of a relayer.", ["network", "relayer"])
+GAS_SPENT = Counter("facilitator_gas_spent_wei_total", "Gas money spent on mined transactions.", ["network", "relayer", "outcome"])
+
+# --- the chains
+NETWORK_SERVED = Gauge("facilitator_network_served", "1 while a network's chain agrees with the configuration.", ["network"])
 HEAD_AGE_SECONDS = Gauge("facilitator_head_age_seconds", "Wall time less the newest block's timestamp.", ["network"])
 LIFE_MIN_SECONDS = Gauge("facilitator_payment_life_min_seconds", "What must be left until validBefore to be taken.", ["network"])
-LOOP_RESTARTS = Counter("facilitator_loop_restarts_total", "A loop met a bug and was restarted.", ["loop"])
-UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle answers whose caller was gone.")
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
 WATCHED_AUTHORIZATIONS = Gauge(
     "facilitator_watched_authorizations",
     "Failed and withdrawn settlements whose authorization may yet be used, up to 100,000.",
     ["network"],
 )
-INCIDENTS = Counter("facilitator_incidents_total", "Incidents opened.", ["kind"])
-BLOCKING_SECONDS = Gauge("facilitator_event_loop_lag_seconds", "How late the event loop ran its last heartbeat.")
+HEAD_BLOCK = Gauge("facilitator_head_block", "Number of the newest block seen.", ["network"])
+RPC_REQUESTS = Counter(
+    "facilitator_rpc_requests_total",
+    "JSON-RPC HTTP requests by endpoint, method and outcome.",
+    ["network", "endpoint", "method", "outcome"],
+)
+RPC_SECONDS = Histogram(
+    "facilitator_rpc_duration_seconds", "Time of a JSON-RPC HTTP request.", ["network", "endpoint", "method"], buckets=_FAST
+)
+
+# --- the database
+DATABASE_SECONDS = Histogram("facilitator_database_duration_seconds", "Time of a named SQL query.", ["query"], buckets=_FAST)
+DATABASE_CONNECTIONS = Gauge("facilitator_database_connections", "Connections of this process's pool.", ["state"])
+DATABASE_CONNECTIONS_MAX = Gauge("facilitator_database_connections_max", "Bound of that pool.")

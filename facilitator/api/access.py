@@ -17,7 +17,7 @@ from facilitator.api.desk import Grant, HttpProblem
 from facilitator.api.settings import AccessSettings
 from facilitator.clock import Clock
 from facilitator.errors import Fault, StoreFault
-from facilitator.metrics import LOOP_RESTARTS
+from facilitator.metrics import LOOP_HEARTBEAT, LOOP_RESTARTS
 from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.tenants import SCOPES, LiveKey, Scope, Tenant
@@ -138,6 +138,7 @@ class Access:
     async def run(self) -> None:
         """Keep known keys fresh and write down which were used, until cancelled. Store faults are waited out."""
         while True:
+            LOOP_HEARTBEAT.labels("access", "").set_to_current_time()
             await self._clock.sleep(self._settings.refresh_s)
             try:
                 await self._refresh_once()

@@ -24,7 +24,16 @@ from facilitator.api.access import Access
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
 from facilitator.api.settings import Listen
 from facilitator.errors import Fault
-from facilitator.metrics import BLOCKING_SECONDS, CONNECTIONS, CONNECTIONS_MAX, CONNECTIONS_REFUSED, REQUEST_SECONDS, REQUESTS
+from facilitator.metrics import (
+    BLOCKING_SECONDS,
+    CONNECTIONS,
+    CONNECTIONS_MAX,
+    CONNECTIONS_REFUSED,
+    LOOP_HEARTBEAT,
+    REQUEST_SECONDS,
+    REQUESTS,
+    REQUESTS_IN_FLIGHT,
+)
 from facilitator.store.tenants import Tenant
 from facilitator.telemetry import annotate, bind, canonical, get_logger, trace_id_of
 
@@ -198,7 +207,8 @@ class Server:
         facts: dict[str, object] = {"request_id": request_id}
         if (trace_id := trace_id_of(request.headers.get("traceparent"))) is not None:
             facts["trace_id"] = trace_id
-        with bind(**facts), canonical("request.answered", method=request.method[:16], route=path) as line:
+        in_flight = REQUESTS_IN_FLIGHT.labels(path).track_inprogress()
+        with in_flight, bind(**facts), canonical("request.answered", method=request.method[:16], route=path) as line:
             status = 499  # the caller went away: nothing was answered
             try:
                 response = await self._answer(request, handler, line)
@@ -290,6 +300,7 @@ async def beat(desk: Desk) -> None:
     while True:
         due = desk.clock.monotonic() + HEARTBEAT_S
         desk.heartbeat_at = desk.clock.monotonic()
+        LOOP_HEARTBEAT.labels("event_loop", "").set_to_current_time()
         await desk.clock.sleep(HEARTBEAT_S)
         BLOCKING_SECONDS.set(max(0.0, desk.clock.monotonic() - due))
 

@@ -20,8 +20,8 @@ from yarl import URL
 from facilitator.clock import Clock
 from facilitator.errors import ChainFault, ConfigFault
 
-Observe = Callable[[str, str, float], None]
-"""Called once for each HTTP request: method (`batch` for several calls), outcome (`ok` or a short constant word), seconds."""
+Observe = Callable[[str, str, str, float], None]
+"""Called once for each HTTP request: endpoint (host:port), method (`batch` for several calls), outcome (`ok` or a short word), seconds."""
 
 Result = msgspec.Raw
 """The node's result, still JSON: the caller decodes it into the type it expects."""
@@ -245,7 +245,7 @@ class RpcClient:
         """HTTP requests sent so far, failed ones included."""
         self._clock = clock
         self._endpoints = tuple(_Endpoint(url, self.settings) for url in urls)
-        self._observe: Observe = observe or (lambda _method, _outcome, _seconds: None)
+        self._observe: Observe = observe or (lambda _endpoint, _method, _outcome, _seconds: None)
         self._session: aiohttp.ClientSession | None = None
         self._sends: set[asyncio.Task[Result | RpcError]] = set()
 
@@ -375,7 +375,7 @@ class RpcClient:
             return replies
         finally:
             endpoint.trial = False
-            self._observe(method, outcome, self._clock.monotonic() - began)
+            self._observe(endpoint.label, method, outcome, self._clock.monotonic() - began)
 
     async def _exchange(self, endpoint: _Endpoint, calls: Sequence[RpcCall], timeout_s: float) -> list[Result | RpcError]:
         """Send, read within bounds, and match replies to calls."""

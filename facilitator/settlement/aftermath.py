@@ -19,6 +19,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Ruling, item_of
+from facilitator.settlement.tasks import beat
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Outcome, Settlement
@@ -42,6 +43,7 @@ class Aftermath:
     async def run(self) -> None:
         """A round every `finality_poll_s`."""
         while True:
+            beat("aftermath", self._chain.network)
             await self.check()
             await self._clock.sleep(self._settings.finality_poll_s)
 

@@ -29,7 +29,7 @@ from facilitator.settlement.relayer import Account, Composer
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
-from facilitator.settlement.tasks import Background, set_within
+from facilitator.settlement.tasks import Background, beat, set_within
 from facilitator.settlement.verification import Judged, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
@@ -188,6 +188,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatch what arrives."""
         while True:
+            beat("dispatcher", self._chain.network)
             await set_within(self._wake, self._settings.queue_poll_s)
             if self._queue and self._settings.linger_ms:
                 await self._clock.sleep(self._settings.linger_ms / 1000)
@@ -202,6 +203,7 @@ class Dispatcher:
         A loop of its own, for it asks the chain: what arrives here does not wait for that.
         """
         while True:
+            beat("queue", self._chain.network)
             await set_within(self._claim_due, self._settings.queue_poll_s)
             if not self.stopping:
                 await self._dispatch_queued()
@@ -359,6 +361,7 @@ class Dispatcher:
         admissions = [waiting.admission for waiting in group]
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
         slots = await self._composer.sign(account, batches, authorizations) if account else []
+        STAGE_SECONDS.labels(self._chain.network, "sign").observe(self._clock.monotonic() - started)
         try:
             opened = await settlements.write_ahead(
                 self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
@@ -377,7 +380,7 @@ class Dispatcher:
                 _fail(waiting, told)
                 self._free(Admitted(settlement_id=waiting.admission.settlement_id, epoch=1, tx_hash=None))  # should it be on record
             return
-        STAGE_SECONDS.labels("record").observe(self._clock.monotonic() - started)
+        STAGE_SECONDS.labels(self._chain.network, "record").observe(self._clock.monotonic() - started)
         if account is not None and opened:
             account.next_tx_nonce += len(slots)
             self._launch(account, slots, opened, {admission.settlement_id: item_of(admission) for admission in admissions})
@@ -408,7 +411,7 @@ class Dispatcher:
         for waiting in group:
             settlement_id = waiting.admission.settlement_id
             admitted = Admitted(settlement_id=settlement_id, epoch=1, tx_hash=hash_of.get(settlement_id))
-            STAGE_SECONDS.labels("admission").observe(self._clock.monotonic() - waiting.entered_at)
+            STAGE_SECONDS.labels(self._chain.network, "queue").observe(self._clock.monotonic() - waiting.entered_at)
             if waiting.abandoned:
                 self._free(admitted)
             elif not waiting.done.done():

@@ -12,6 +12,7 @@ from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
+from facilitator.metrics import NETWORK_SERVED, STAGE_SECONDS
 from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
@@ -24,7 +25,8 @@ from facilitator.settlement.records import RecordReader
 from facilitator.settlement.recovery import Keeper, OpenKey
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
-from facilitator.settlement.tasks import Background, keep_running
+from facilitator.settlement.survey import Surveyor
+from facilitator.settlement.tasks import Background, beat, keep_running
 from facilitator.settlement.verification import Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import notifications, settlements
@@ -103,6 +105,7 @@ class Engine:
 
             loop("heartbeat", self._beat)
             loop("notifications", self._listen)
+            loop("survey", Surveyor(tuple(self._networks.values()), self._db, self._clock, self._settings).run)
             for network, chain in self._networks.items():
                 watcher, dispatcher, keeper = self._watchers[network], self._dispatchers[network], self._keepers[network]
                 loop("check", lambda chain=chain: self._check(chain))
@@ -179,9 +182,12 @@ class Engine:
             raise OverloadFault("draining", "this replica is stopping; ask again")
         self._callers += 1
         self._idle.clear()
+        started = self._clock.monotonic()
         try:
             return await self._admitter.settle(caller, payment, idempotency_key)
         finally:
+            network = payment.network if payment.network in self._networks else "other"
+            STAGE_SECONDS.labels(network, "total").observe(self._clock.monotonic() - started)
             self._callers -= 1
             if self._callers == 0:
                 self._idle.set()
@@ -198,6 +204,7 @@ class Engine:
 
     async def _beat(self) -> None:
         while True:
+            beat("heartbeat")
             await self._say_alive()
             await self._clock.sleep(self._settings.lease_renew_s)
 
@@ -244,6 +251,7 @@ class Engine:
             except ConfigFault as fault:
                 findings = [str(fault)]
             chain.findings = tuple(findings)
+            NETWORK_SERVED.labels(chain.network).set(not findings)
             for finding in findings:
                 log.error("network.withdrawn", network=chain.network, finding=finding)
             await self._clock.sleep(3600.0 if not findings else 60.0)

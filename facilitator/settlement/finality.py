@@ -8,12 +8,14 @@ import structlog
 from facilitator.chain.evm import Tag
 from facilitator.clock import Clock
 from facilitator.errors import ChainFault
-from facilitator.metrics import INCIDENTS
+from facilitator.metrics import INCIDENTS, STAGE_SECONDS
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
+from facilitator.settlement.tasks import beat
 from facilitator.store import settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Block
+from facilitator.units import UnixSeconds
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
@@ -31,10 +33,12 @@ class Finality:
         self._db = db
         self._clock = clock
         self._settings = settings
+        STAGE_SECONDS.labels(chain.network, "finality")  # shown as 0 before the first
 
     async def run(self) -> None:
         """Hold included blocks against the chain's safe and finalized ones, every `finality_poll_s`."""
         while True:
+            beat("finality", self._chain.network)
             await self.check()
             await self._clock.sleep(self._settings.finality_poll_s)
 
@@ -49,6 +53,8 @@ class Finality:
         canonical, gone = await self._compare(blocks)
         if final := [block for block in canonical if block.block_number <= finalized]:
             await settlements.finalize(self._db, self._chain.network, final)
+            for block in final:
+                STAGE_SECONDS.labels(self._chain.network, "finality").observe(max(0, self._clock.now() - canonical[block]))
         if deeper := [block for block in canonical if finalized < block.block_number <= safe]:
             await settlements.make_safe(self._db, self._chain.network, deeper)
         if gone:
@@ -65,9 +71,9 @@ class Finality:
                 raise
             return -1
 
-    async def _compare(self, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:
-        """Which of the blocks are canonical, and which are no more. What is known of some does not wait for others."""
-        canonical_blocks: list[Block] = []
+    async def _compare(self, blocks: Sequence[Block]) -> tuple[dict[Block, UnixSeconds], list[Block]]:
+        """Which of the blocks are canonical, with their times, and which are no more. What is known of some does not wait for others."""
+        canonical_blocks: dict[Block, UnixSeconds] = {}
         gone: list[Block] = []
         faults = 0
         for block in sorted(blocks, key=lambda block: block.block_number):
@@ -82,7 +88,7 @@ class Finality:
             if canonical is not None and canonical.block_hash != block.block_hash:
                 gone.append(block)
             elif canonical is not None:
-                canonical_blocks.append(block)
+                canonical_blocks[block] = canonical.timestamp
         return canonical_blocks, gone
 
     def _deadline(self) -> float:

@@ -10,7 +10,7 @@ from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.deadlines import LIFE_MIN_S, life_min_s
 from facilitator.domain.facts import Head, Now
-from facilitator.metrics import HEAD_AGE_SECONDS, LIFE_MIN_SECONDS
+from facilitator.metrics import HEAD_AGE_SECONDS, HEAD_BLOCK, LIFE_MIN_SECONDS
 from facilitator.units import Address, Network
 
 _MOVING_S: Final = 10.0
@@ -63,6 +63,7 @@ class HeadClock:
         if self.newest is not None:
             self._gaps.append((seen_at - self._seen_at) / (head.number - self.newest.number))
         self.newest, self._seen_at = head, seen_at
+        HEAD_BLOCK.labels(self._network).set(head.number)
 
     def _age_s(self) -> float:
         """Wall time less the newest block's timestamp, as the metric reads it."""

@@ -23,7 +23,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, OpenSlot, item_of
-from facilitator.settlement.tasks import set_within
+from facilitator.settlement.tasks import beat, set_within
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
@@ -74,6 +74,7 @@ class Keeper:
     async def run(self) -> None:
         """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
         while True:
+            beat("keeper", self._chain.network)
             pool = await relayers.list_relayers(self._db, self._chain.network)
             await self._take_in(pool)
             part = await self._part(pool)
@@ -81,6 +82,7 @@ class Keeper:
             if self._clock.monotonic() >= self._balances_due:
                 self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
                 await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
+                self._forget_balances([account for account in self._dispatcher.accounts if not account.adopted])
             settled = all(account.adopted for account in self._dispatcher.accounts if account.lease or account.address in part)
             await set_within(self._look, self._settings.lease_renew_s if settled else min(1.0, self._settings.lease_renew_s))
 
@@ -237,6 +239,11 @@ class Keeper:
                 self._watcher.slot_freed.set()
             account.balance_wei = balance_wei
             RELAYER_BALANCE.labels(self._chain.network, account.address).set(balance_wei)
+
+    def _forget_balances(self, accounts: Sequence[Account]) -> None:
+        """Whoever signs for a relayer shows its balance: one that stands still elsewhere would mislead."""
+        for account in accounts:
+            RELAYER_BALANCE.remove(self._chain.network, account.address)
 
     async def _used_on_chain(self, account: Account) -> int:
         """The next tx_nonce by the chain's and the pool's word, whichever is higher."""

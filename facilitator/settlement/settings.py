@@ -60,6 +60,8 @@ class Settings:
     """Age at which an unmined transaction is sent again, byte for byte."""
     bump_blocks: int = 2
     """Blocks that a relayer's lowest open transaction may miss before it is outbid."""
+    survey_s: float = 5.0
+    """How often the gauges of the whole ledger are read from it."""
     finality_poll_s: float = 15.0
     """How often included settlements are held against the safe and finalized blocks."""
     watched_max: int = 200

@@ -9,7 +9,7 @@ import structlog
 from facilitator.clock import Clock
 from facilitator.domain.backoff import Backoff
 from facilitator.errors import Fault
-from facilitator.metrics import LOOP_RESTARTS
+from facilitator.metrics import LOOP_HEARTBEAT, LOOP_RESTARTS
 
 _RESTART_FIRST_S: Final = 0.05
 """Pause of a loop after its first fault: one request that failed stalls nothing for long."""
@@ -77,3 +77,8 @@ async def set_within(event: asyncio.Event, timeout_s: float) -> None:
     except TimeoutError:
         pass
     event.clear()
+
+
+def beat(loop: str, network: str = "") -> None:
+    """Say that a loop begins a round: one that says so no more is stalled (docs/operations.md, LoopStalled)."""
+    LOOP_HEARTBEAT.labels(loop, network).set_to_current_time()

@@ -23,14 +23,14 @@ from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import PAID, State, move
 from facilitator.errors import ChainFault, Fault
-from facilitator.metrics import INCIDENTS, OPEN_SLOTS, SETTLEMENTS, STAGE_SECONDS
+from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.flashblocks import Flashblocks
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included
-from facilitator.settlement.tasks import Background
+from facilitator.settlement.tasks import Background, beat
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import ClosedSlot, Cost, Outcome, decode_answer
@@ -38,6 +38,8 @@ from facilitator.units import Address, BlockHash, Network, Wei
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
+_IDLE_S: Final = 15.0
+"""With nothing open, how often it says that it is alive."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
 _FLASHBLOCK_POLL_S: Final = 0.1
@@ -59,6 +61,11 @@ class _Mined:
     rulings: list[tuple[Item, Ruling]]
     unpaid: list[Item]
     """Failed among others, and would be paid now: each is tried again alone."""
+
+    @property
+    def bought(self) -> str:
+        """What its gas money bought, as the metric says it: `settled` when a payment in it was made, else `wasted`."""
+        return "settled" if any(ruling.state is State.INCLUDED for _, ruling in self.rulings) else "wasted"
 
 
 class Watcher:
@@ -89,6 +96,9 @@ class Watcher:
         self._looked_at: BlockHash | None = None
         self._bumps = BumpPolicy(resend_s=settings.resend_s, blocks=settings.bump_blocks, max_fee_cap_wei=Wei(settings.max_fee_cap_wei))
         self._flashblocks = Flashblocks(chain, board, db, settings, replica_id)
+        for relayer in chain.relayers:
+            for bought in ("settled", "wasted"):
+                GAS_SPENT.labels(chain.network, relayer, bought)
         self._look = asyncio.Event()
         self._opened = asyncio.Event()
         self.slot_freed = asyncio.Event()
@@ -180,7 +190,7 @@ class Watcher:
             log.warning("transaction.send_in_doubt", tx_hash=attempt.tx_hash, kind=fault.kind, fault=str(fault))
         else:
             if outcome.in_pool:
-                STAGE_SECONDS.labels("send").observe(self._clock.monotonic() - started)
+                STAGE_SECONDS.labels(self._chain.network, "broadcast").observe(self._clock.monotonic() - started)
             else:
                 kind = outcome.error.value if outcome.error else "unknown"
                 if kind != slot.refused:
@@ -195,9 +205,14 @@ class Watcher:
     async def run(self) -> None:
         """While anything is open: look at each new block, when something was sent, and at what is late."""
         while True:
+            beat("watcher", self._chain.network)
             if not self._open:  # a send that never returns must not keep us asleep, so the slot itself wakes us
                 self._opened.clear()
-                await self._opened.wait()
+                try:
+                    async with asyncio.timeout(_IDLE_S):
+                        await self._opened.wait()
+                except TimeoutError:
+                    continue
             flashblocks = any(slot.wants_flashblock for slot in self._open.values())
             pause_s = _FLASHBLOCK_POLL_S if flashblocks else max(self._settings.poll_s, self._chain.head.next_block_in_s())
             try:
@@ -309,6 +324,7 @@ class Watcher:
             {item.settlement_id: (item, ruling, each.slot.opened_at) for each in mined for item, ruling in each.rulings},
         )
         for each in mined:
+            GAS_SPENT.labels(self._chain.network, each.slot.relayer, each.bought).inc(each.receipt.fee_wei)
             if each.slot.kind == "batch" and each.receipt.gas_used * 100 >= each.slot.gas * _BURNED_PERCENT and self.batch_burned:
                 self.batch_burned()
             self._close(each.slot)
@@ -337,7 +353,9 @@ class Watcher:
                 log.error("settlement.lost_after_success", settlement_id=str(resolved.settlement_id), state=resolved.state)
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
             SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
-            STAGE_SECONDS.labels("inclusion").observe(took_s)
+            STAGE_SECONDS.labels(self._chain.network, "inclusion").observe(took_s)
+            if resolved.state == State.INCLUDED:
+                SETTLED_VALUE.labels(authorization.network, authorization.asset).inc(authorization.amount_atomic)
             if ruling.state is State.INCLUDED:
                 self._chain.head.included_after(took_s)
             log.info(

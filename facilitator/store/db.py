@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString, Self, TypeVar, cast
 import asyncpg
 
 from facilitator.errors import StoreFault
-from facilitator.metrics import DATABASE_SECONDS
+from facilitator.metrics import DATABASE_CONNECTIONS, DATABASE_CONNECTIONS_MAX, DATABASE_SECONDS
 
 Row = TypeVar("Row")
 
@@ -155,6 +155,9 @@ class Db:
                     "timezone": "UTC",
                 },
             )
+        DATABASE_CONNECTIONS_MAX.set(connections_max)
+        DATABASE_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)
+        DATABASE_CONNECTIONS.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
         return cls(pool, url, acquire_timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:

@@ -346,7 +346,7 @@ async def test_revert_data_that_is_no_hex_is_none(one: RpcClient, endpoints: tup
 
 
 async def test_every_request_is_observed_with_its_outcome(endpoints: tuple[Endpoint, Endpoint], clock: Clock) -> None:
-    seen: list[tuple[str, str, float]] = []
+    seen: list[tuple[str, str, str, float]] = []
     async with RpcClient([endpoints[0].url], clock, FAST, lambda *observed: seen.append(observed)) as client:
         await client.call("eth_chainId", (), client.deadline_in(2))
         await client.batch(CALLS, client.deadline_in(2))
@@ -355,13 +355,14 @@ async def test_every_request_is_observed_with_its_outcome(endpoints: tuple[Endpo
             await client.batch(CALLS, client.deadline_in(2))
         endpoints[0].behaviour = error(-32000, "nonce too low")
         await client.batch(CALLS[:1], client.deadline_in(2))
-    assert [(method, outcome) for method, outcome, _ in seen] == [
+    assert [(method, outcome) for _, method, outcome, _ in seen] == [
         ("eth_chainId", "ok"),
         ("batch", "ok"),
         ("batch", "http_status"),
         ("one", "nonce_too_low"),
     ]
     assert all(0 <= seconds < 1 for *_, seconds in seen)
+    assert {endpoint for endpoint, *_ in seen} == set(client.endpoints)
 
 
 # ---- sends

@@ -11,7 +11,14 @@ from facilitator.store.db import Session
 from tests.integration.settlement.conftest import Rig, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
-QUIET = {"lease_renew_s": 60.0, "lease_trust_s": 61.0, "lease_ttl_s": 120.0, "queue_poll_s": 60.0, "finality_poll_s": 60.0}
+QUIET = {
+    "lease_renew_s": 60.0,
+    "lease_trust_s": 61.0,
+    "lease_ttl_s": 120.0,
+    "queue_poll_s": 60.0,
+    "finality_poll_s": 60.0,
+    "survey_s": 60.0,
+}
 
 
 class Counter:

@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from facilitator.store import billing, books, reconciliation, relayers, settlements, tenants
+from facilitator.store import billing, books, reconciliation, relayers, settlements, survey, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -65,10 +65,13 @@ ROW_OF = {
     "list_api_keys": tenants.ApiKey,
     "revoke_api_key": tenants.ApiKey,
     "find_api_keys": tenants.LiveKey,
+    "open_settlements": survey.OpenSettlements,
+    "oldest_unfinal": survey.Unfinal,
+    "open_incidents": survey.OpenIncidents,
 }
 QUERIES = [
     query
-    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "rates", "tenants")
+    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "rates", "tenants", "survey")
     for query in load_queries(module).values()
 ]
 

@@ -50,6 +50,21 @@ def test_one_canonical_line_gathers_what_was_learnt_on_the_way(written: io.Strin
     }
 
 
+def test_each_line_that_is_written_is_counted_by_event_and_level() -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    told: list[tuple[str, str]] = []
+    telemetry.configure("info", "json", io.StringIO(), observe=lambda event, level: told.append((event, level)))
+    try:
+        get_logger().info("relayer.ready", relayer="0x1")
+        get_logger().debug("too.quiet")
+        logging.getLogger("aiohttp").error("text of its own %s", "0x2")
+    finally:
+        root.handlers[:], root.level = handlers, level
+        structlog.reset_defaults()
+    assert told == [("relayer.ready", "info"), ("library.logged", "error")]
+
+
 def test_the_canonical_line_is_written_when_the_block_fails_too(written: io.StringIO) -> None:
     with pytest.raises(RuntimeError), canonical("request.answered"):
         raise RuntimeError
