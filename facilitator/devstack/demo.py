@@ -71,7 +71,7 @@ def run_dev(*, port: int, block_time_s: float | None, state: Path | None, upstre
     try:
         served_by = None if upstream is None else Upstream(upstream, Secret.parse(upstream_key).read() if upstream_key else "")
     except ValueError as error:
-        raise ConfigFault("bad_usage", f"--upstream, --upstream-key: {error}") from None
+        raise ConfigFault("bad_usage", f"--upstream or --upstream-key: {error}") from None
     return _run(_dev(port, block_time_s, state, served_by))
 
 

@@ -64,7 +64,7 @@ def document(paths: Mapping[str, str], body: type, *, dollars: tuple[int, int], 
                     "200": {"description": "paid; the job is made", "content": _content(_CREATED)},
                     "400": {"description": "the order is wrong; nothing was asked for", "content": _content(_ERROR)},
                     "402": {"description": "Payment Required: the price by quality and size is in PAYMENT-REQUIRED"},
-                    "502": {"description": "the model failed; nothing is charged", "content": _content(_ERROR)},
+                    "502": {"description": "the model failed; this request charged nothing", "content": _content(_ERROR)},
                 },
             }
         }

@@ -40,7 +40,8 @@ class Pictures:
         path = self._directory / request.match_info["name"]
         if not path.is_file():
             raise web.HTTPNotFound
-        return web.FileResponse(path, headers={hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable"})
+        headers = {hdrs.CONTENT_TYPE: f"image/{path.suffix[1:]}", hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable"}
+        return web.FileResponse(path, headers=headers)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

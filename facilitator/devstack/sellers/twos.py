@@ -164,7 +164,7 @@ class _Seller:
         try:
             picture = await fetch(check_url(wanted.image_url, self.allowed_origin), allowed_origin=self.allowed_origin, names=self.names)
         except NotFetched as why:
-            raise refuse(422, f"the picture was not fetched, and nothing is charged: {why}", "imageUrl") from None
+            raise refuse(422, f"the picture was not fetched, and this request charged nothing: {why}", "imageUrl") from None
         found = await self.models.describe(picture.content, wanted.instruction)
         return _json(
             {

@@ -78,10 +78,10 @@ def open_shop(refuse: Refuse, *, fault_status: int) -> web.Application:
                 raise
             raise refuse(error.status, error.reason) from None
         except ModelFault as fault:
-            raise refuse(fault_status, f"nothing was made, and nothing is charged: {fault}") from None
+            raise refuse(fault_status, f"this request made nothing and charged nothing: {fault}") from None
         except Exception:  # noqa: BLE001 - what a bug did is no business of the buyer's, beyond that he was not charged
             _journal.exception("a handler failed")
-            raise refuse(500, "internal error; nothing is charged") from None
+            raise refuse(500, "internal error; this request charged nothing") from None
 
     async def open_to_scripts(request: web.Request, response: web.StreamResponse) -> None:
         expose(response.headers, request.headers.get(hdrs.ORIGIN), _ANYBODY)

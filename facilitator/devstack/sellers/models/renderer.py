@@ -53,7 +53,7 @@ def _render(order: Order, seed: int, index: int) -> bytes:
     if min(width, height) >= _LABEL_SIDE_MIN:
         canvas.rectangle((0, height - 16, width, height), fill=(0, 0, 0, 160))
         canvas.text((4, height - 14), f"{_LABEL} seed {seed}", fill=(255, 255, 255, 255))
-    return _encode(image, order.format)
+    return _encode(image if clear else image.convert("RGB"), order.format)
 
 
 def _palette(order: Order) -> list[Colour]:
@@ -90,5 +90,5 @@ def _encode(image: Image.Image, wanted: Format) -> bytes:
     elif wanted == "webp":
         image.save(file, "WEBP", lossless=True, method=0)
     else:
-        image.convert("RGB").save(file, "JPEG", quality=90)
+        image.save(file, "JPEG", quality=90)
     return file.getvalue()
