@@ -46,7 +46,7 @@ bench: setup $(VENV)/.conformance-packages ## the benchmarks, figures as JSON li
 
 lock: setup ## resolve all locks anew
 	$(UV_COMPILE) --extra service --output-file requirements/runtime.txt
-	$(UV_COMPILE) --extra service --extra dev --extra gateway --extra xlsx --extra parquet --group test --group lint --group deploy --group build --constraint requirements/runtime.txt \
+	$(UV_COMPILE) --extra service --extra dev --extra gateway --extra aws --extra gcp --extra xlsx --extra parquet --group test --group lint --group deploy --group build --constraint requirements/runtime.txt \
 		--output-file requirements/dev.txt
 	cd facilitator/devstack/npm && $(NPM_LOCK)
 	cd $(CONFORMANCE) && $(NPM_LOCK)

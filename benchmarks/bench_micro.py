@@ -16,7 +16,7 @@ from eth_account import Account
 from eth_account.messages import encode_typed_data
 from harness import NETWORK, QUICK, Prepared, Report
 
-from facilitator.chain.signer import LocalSigner, SigningLimits
+from facilitator.chain.signer import LocalSigner, SigningPolicy
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
@@ -127,7 +127,9 @@ def steps(report: Report) -> None:
         max_fee_wei=Wei(10**9),
         max_priority_fee_wei=Wei(10**6),
     )
-    signer = LocalSigner(bytes(key.key), SigningLimits(chain_id=chain_id_of(NETWORK), max_fee_max_wei=Wei(10**10)))
+    signer = LocalSigner(
+        bytes(key.key), SigningPolicy(chain_id=chain_id_of(NETWORK), assets=frozenset({authorization.asset}), max_fee_max_wei=Wei(10**10))
+    )
     as_library: dict[str, Any] = {
         "type": 2,
         "chainId": transaction.chain_id,

@@ -21,12 +21,12 @@ from facilitator.config import Config
 from facilitator.domain.postings import resolution
 from facilitator.domain.states import TRANSITIONS, State
 from facilitator.reading import spell
-from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl
+from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, WebSocketUrl
 from facilitator.units import Address, Network, Zone
 
 DOCS: Final = Path(__file__).parent
 _SCALARS: Final = {
-    Secret: "reference",
+    KeyReference: "reference",
     RpcUrl: "URL or reference",
     WebSocketUrl: "URL or reference",
     DatabaseUrl: "URL or reference",

@@ -21,14 +21,13 @@ from facilitator.api.desk import Desk
 from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_for
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
-from facilitator.chain.signer import LocalSigner, SigningLimits, load_signer
 from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.rates import RateKeeper
+from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import Supported, SupportedKind
-from facilitator.references import Secret
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
@@ -39,7 +38,7 @@ from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate, missing_migrations
 from facilitator.telemetry import get_logger
-from facilitator.units import Address, Network, Wei, chain_id_of
+from facilitator.units import Address, Network
 
 _log = get_logger()
 
@@ -125,7 +124,7 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for chain in self._chains:
-            await chain.evm.close()
+            await chain.close()
         if self.desk.db is not None:
             await self.desk.db.close()
         _log.info("server.stopped")
@@ -169,9 +168,10 @@ class App:
         own = [network.poll_s for network in self.config.networks if network.poll_s is not None]
         return replace(self.config.settlement, poll_s=min(own)) if own else self.config.settlement
 
-    async def _open_key(self, network: Network, reference: str) -> LocalSigner:
+    async def _open_key(self, network: Network, reference: str) -> KeptSigner:
         """The key of a relayer that was added at run time."""
-        return await open_signer(parse_reference(reference), network, self.config)
+        settings = next(each for each in self.config.networks if each.id == network)
+        return await open_signer(parse_reference(reference), settings, self.config)
 
     def _rate_keeper(self, db: Db) -> RateKeeper:
         sources: dict[Network, tuple[EvmClient, Address] | Path] = {}
@@ -279,37 +279,6 @@ def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmC
     """A client of one chain. Raises ConfigFault for a reference that leads nowhere."""
     urls = [url.read() for url in network.rpc_urls]
     return EvmClient(network.id, RpcClient(urls, clock, config.rpc, observe=partial(_observe_rpc, network.id)))
-
-
-async def build_signers(network: NetworkSettings, config: Config) -> list[LocalSigner]:
-    """The relayers' keys. Raises ConfigFault that names the reference, never the secret."""
-    signers = [await open_signer(secret, network.id, config) for secret in network.relayers]
-    addresses = [signer.address for signer in signers]
-    for signer in signers:
-        if addresses.count(signer.address) > 1:
-            raise ConfigFault("relayer_twice", f"networks ({network.id}): two relayer references lead to the same key, {signer.address}")
-    return signers
-
-
-async def open_signer(secret: Secret, network: Network, config: Config) -> LocalSigner:
-    """The key that a reference leads to. Raises ConfigFault that names the reference, never the secret."""
-    limits = SigningLimits(chain_id=chain_id_of(network), max_fee_max_wei=Wei(config.settlement.max_fee_cap_wei))
-    return await asyncio.to_thread(_load, secret, network, limits)
-
-
-def parse_reference(text: str) -> Secret:
-    """A relayer's reference. Raises ConfigFault that never quotes what came: it may be the key."""
-    try:
-        return Secret.parse(text)
-    except ValueError as error:
-        raise ConfigFault("bad_reference", f"relayer reference: {error}") from None
-
-
-def _load(secret: Secret, network: Network, limits: SigningLimits) -> LocalSigner:
-    try:
-        return load_signer(secret.read(), limits, None if secret.password is None else secret.password.read())
-    except ConfigFault as fault:
-        raise ConfigFault(fault.kind, f"networks ({network}), relayer {secret}: {fault.message}") from None
 
 
 def _observe_rpc(network: Network, endpoint: str, method: str, outcome: str, elapsed_s: float) -> None:

@@ -19,7 +19,7 @@ from facilitator.finance.settings import Settings as FinanceSettings
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.codec import BODY_BYTES_MAX
 from facilitator.reading import Origin, Parsers, Reader, flatten, line_numbers
-from facilitator.references import DatabaseUrl, RpcUrl, Secret, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
+from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.usdc import USDC
 from facilitator.settlement.settings import Settings as SettlementSettings
@@ -68,8 +68,10 @@ class NetworkSettings:
     """CAIP-2, such as `eip155:8453`."""
     rpc_urls: tuple[RpcUrl, ...]
     """In order of preference."""
-    relayers: tuple[Secret, ...]
+    relayers: tuple[KeyReference, ...]
     """Keys of the accounts that send and pay gas."""
+    plain_keys: bool = False
+    """Whether keys may lie unencrypted in the environment or in a file although this network's money is real."""
     ws_url: WebSocketUrl | None = None
     """For notice of new blocks; polling remains the truth."""
     poll_s: float | None = None
@@ -185,7 +187,7 @@ def _parse_token_address(text: str) -> Address:
 
 
 _PARSERS: Final[Parsers] = {
-    Secret: Secret.parse,
+    KeyReference: KeyReference.parse,
     RpcUrl: parse_rpc_url,
     WebSocketUrl: parse_ws_url,
     DatabaseUrl: parse_database_url,

@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from facilitator.app import build_client, build_signers, open_database, open_signer, parse_reference
+from facilitator.app import build_client, open_database
 from facilitator.chain.evm import EvmClient
-from facilitator.chain.signer import LocalSigner
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.domain.transactions import Transaction
 from facilitator.errors import ConfigFault, Fault
+from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
 from facilitator.protocol.address import checksum_address
-from facilitator.references import Secret
+from facilitator.references import KeyReference
 from facilitator.store import inspection, relayers
 from facilitator.store.migrate import missing_migrations
 from facilitator.store.relayers import PoolRelayer
@@ -137,7 +137,7 @@ async def _examine_relayers(config: Config, network: NetworkSettings, pool: Sequ
     except ConfigFault as fault:
         yield Finding("fail", f"{network.id} relayers", fault.message, "correct the reference or the key")
         return
-    added: list[LocalSigner] = []
+    added: list[KeptSigner] = []
     async for finding in _examine_pool(config, network, pool, {signer.address for signer in signers}, added):
         yield finding
     references = [*network.relayers, *(parse_reference(row.key_reference) for row in pool if row.key_reference)]
@@ -180,7 +180,7 @@ async def _examine_relayers(config: Config, network: NetworkSettings, pool: Sequ
 
 
 async def _examine_pool(
-    config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer], configured: AbstractSet[Address], added: list[LocalSigner]
+    config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer], configured: AbstractSet[Address], added: list[KeptSigner]
 ) -> AsyncIterator[Finding]:
     """Relayers on record; `added` is filled with those that were added at run time and whose key can be read here."""
     for relayer in pool:
@@ -190,7 +190,7 @@ async def _examine_pool(
         if relayer.key_reference is None or relayer.gone or relayer.address in configured:
             continue
         try:
-            signer = await open_signer(parse_reference(relayer.key_reference), network.id, config)
+            signer = await open_signer(parse_reference(relayer.key_reference), network, config)
         except ConfigFault as fault:
             yield Finding("warn", subject, f"{shown} was added, but not for here: {fault.message}", "services with its key use it")
             continue
@@ -200,9 +200,9 @@ async def _examine_pool(
             yield Finding("fail", subject, f"{relayer.key_reference} leads to another key than that of {shown}", "correct it, or remove it")
 
 
-def _readable_by_others(secrets: Sequence[Secret]) -> list[str]:
+def _readable_by_others(references: Sequence[KeyReference]) -> list[str]:
     """Key files that more than their owner can read."""
-    files = [Path(secret.where) for secret in secrets if secret.kind in {"file", "keystore"}]
+    files = [Path(secret.where) for reference in references for secret in reference.secrets if secret.kind in {"file", "keystore"}]
     return [str(file) for file in files if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
 
 

@@ -30,19 +30,16 @@ class ChainFault(Fault):
     """A chain endpoint did not answer, answered nonsense, or refused for a reason of its own."""
 
 
+class SignerFault(Fault):
+    """A key service did not sign, or signed something else. Nothing left this process."""
+
+
 class StoreFault(Fault):
     """Postgres is away, slow or refused a write."""
 
 
 class OverloadFault(Fault):
-    """A bounded queue is full or slow. The request was refused before anything was signed; come back later.
-
-    `retry_after_s` is when, as far as that can be told.
-    """
-
-    def __init__(self, kind: str, message: str, *, retry_after_s: int | None = None, **evidence: object) -> None:
-        super().__init__(kind, message, **evidence)
-        self.retry_after_s = retry_after_s
+    """A bounded queue is full. The request was refused before anything was signed; come back later."""
 
 
 class ConfigFault(Fault):

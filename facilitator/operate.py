@@ -6,12 +6,13 @@ It talks to the database and the chains only; running services are told, and not
 import json
 from collections.abc import Iterator, Sequence
 
-from facilitator.app import build_client, open_signer, parse_reference
+from facilitator.app import build_client
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.domain.facts import CodeOf
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.reconciliation import Report, reconcile
+from facilitator.keyring import open_signer, parse_reference
 from facilitator.protocol.address import checksum_address
 from facilitator.store import relayers
 from facilitator.store.db import Db
@@ -114,7 +115,7 @@ async def add_relayer(config: Config, db: Db, wanted: str, reference: str, addre
     network, secret = network_of(config, wanted), parse_reference(reference)
     relayer = None if address is None else _parse_relayer(address)
     try:
-        found = (await open_signer(secret, network.id, config)).address
+        found = (await open_signer(secret, network, config)).address
     except ConfigFault as fault:
         if relayer is None or fault.kind != "secret_missing":
             raise

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from facilitator.api.settings import Listen
 from facilitator.protocol.address import checksum_address
-from facilitator.references import Secret, Url, looks_secret
+from facilitator.references import KeyReference, Url, looks_secret
 from facilitator.units import Address
 
 Parsers = Mapping[Any, Callable[[str], object]]
@@ -36,10 +36,10 @@ class Origin:
 
 def flatten(path: str, value: object) -> Iterator[tuple[str, str]]:
     """Path and spelling of every setting within."""
-    if is_dataclass(value) and not isinstance(value, Secret | Url | Listen | type):
+    if is_dataclass(value) and not isinstance(value, KeyReference | Url | Listen | type):
         for entry in fields(value):
             yield from flatten(f"{path}.{entry.name}".lstrip("."), getattr(value, entry.name))
-    elif isinstance(value, tuple) and value and is_dataclass(value[0]) and not isinstance(value[0], Secret | Url):
+    elif isinstance(value, tuple) and value and is_dataclass(value[0]) and not isinstance(value[0], KeyReference | Url):
         for index, item in enumerate(value):
             yield from flatten(f"{path}.{index}", item)
     else:

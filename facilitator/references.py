@@ -8,11 +8,12 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from facilitator.api.settings import Listen
 from facilitator.errors import ConfigFault
+from facilitator.units import Address, parse_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,6 @@ class Secret:
             return cls(kind="env", where=where)
         if kind == "file" and where.startswith("/"):
             return cls(kind="file", where=where)
-        if kind in {"aws-kms", "gcp-kms", "web3signer"}:
-            raise ValueError(f"{kind} references are not supported by this release: use keystore:/path?password=env:NAME")
         raise ValueError(
             "a secret must not stand in the configuration: put it into an environment variable or a file"
             " and write env:NAME, file:/path or keystore:/path?password=env:NAME"
@@ -61,6 +60,85 @@ class Secret:
     def __str__(self) -> str:
         """The reference, as written."""
         return f"{self.kind}:{self.where}" + (f"?password={self.password}" if self.password else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceKey:
+    """A key that a service holds: `aws-kms:ARN?address=0x…`, `gcp-kms:projects/…?address=0x…`, `web3signer:https://…?address=0x…`."""
+
+    kind: Literal["aws-kms", "gcp-kms", "web3signer"]
+    where: str
+    """ARN, name of the key version, or URL."""
+    address: Address
+    """The account of the key, pinned: whatever else the service signs for is refused."""
+    endpoint: str | None = None
+    """Of AWS or Google, when it is not the public one."""
+    token: Secret | None = None
+    """Bearer token for a web3signer behind a gate."""
+
+    @classmethod
+    def parse(cls, text: str) -> "ServiceKey":
+        """Read a reference. Raises ValueError."""
+        kind, _, rest = text.partition(":")
+        where, _, query = rest.partition("?")
+        options = dict(parse_qsl(query))
+        shape = _SERVICES[kind]
+        if not shape.fullmatch(where) or not options.keys() <= {"address", "endpoint", "token"} or "address" not in options:
+            raise ValueError(
+                f"expected {kind}:{_SHOWN[kind]}?address=0x…, the account of the key; endpoint=URL and token=env:NAME may follow"
+            )
+        token = Secret.parse(options["token"]) if "token" in options else None
+        return cls(
+            kind=cast("Literal['aws-kms', 'gcp-kms', 'web3signer']", kind),
+            where=where,
+            address=parse_address(options["address"]),
+            endpoint=options.get("endpoint"),
+            token=token,
+        )
+
+    def __str__(self) -> str:
+        """The reference, as written."""
+        more = (
+            [f"address={self.address}"] + [f"endpoint={self.endpoint}"] * bool(self.endpoint) + [f"token={self.token}"] * bool(self.token)
+        )
+        return f"{self.kind}:{self.where}?{'&'.join(more)}"
+
+
+_SERVICES: Final = {
+    "aws-kms": re.compile(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"),
+    "gcp-kms": re.compile(r"projects/[^/?]+/locations/[^/?]+/keyRings/[^/?]+/cryptoKeys/[^/?]+/cryptoKeyVersions/[0-9]+"),
+    "web3signer": re.compile(r"https?://[^?@]+"),
+}
+_SHOWN: Final = {
+    "aws-kms": "arn:aws:kms:REGION:ACCOUNT:key/ID",
+    "gcp-kms": "projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/N",
+    "web3signer": "https://HOST:PORT",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyReference:
+    """Where a relayer's key is: a secret that is read into this process, or a service that signs."""
+
+    secret: Secret | None = None
+    service: ServiceKey | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "KeyReference":
+        """Read a reference. Raises ValueError that never quotes what came: it may be the key."""
+        if text.partition(":")[0] in _SERVICES:
+            return cls(service=ServiceKey.parse(text))
+        return cls(secret=Secret.parse(text))
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Every secret that must be there."""
+        parts = (self.secret, self.secret.password if self.secret else None, self.service.token if self.service else None)
+        return tuple(part for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        """The reference, as written."""
+        return str(self.secret or self.service)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from typing import Final, Protocol
 from coincurve import PrivateKey
 from eth_keyfile.keyfile import decode_keyfile_json
 
+from facilitator.domain import abi
+from facilitator.domain.facts import Call
 from facilitator.domain.transactions import SignedTransaction, Transaction, assemble, signing_hash
 from facilitator.errors import ConfigFault
 from facilitator.protocol.address import keccak256
@@ -29,27 +31,33 @@ class Signer(Protocol):
         ...
 
     async def sign(self, transaction: Transaction) -> SignedTransaction:
-        """Sign exactly this transaction. Raises SigningRefusedError when it is outside the signer's limits."""
+        """Sign exactly this transaction. Raises SigningRefusedError outside the policy, SignerFault when a service does not sign."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what was opened for it."""
         ...
 
 
 class SigningRefusedError(Exception):
-    """A transaction outside the limits came to be signed: a bug above, or an attempt to misuse the key."""
+    """A transaction outside the policy came to be signed: a bug above, or an attempt to misuse the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SigningLimits:
-    """What a key may be used for. The last line of defence, so it repeats limits that policies above keep already."""
+class SigningPolicy:
+    """What a key may be used for. The last line of defence, so it repeats limits that the loops above keep already."""
 
     chain_id: int
     """The only chain that this key signs for."""
+    assets: frozenset[Address]
+    """The tokens whose payments are signed."""
     gas_max: Gas = GAS_CAP
     """Highest gas limit signed."""
     max_fee_max_wei: Wei
     """Highest `maxFeePerGas` signed; with `gas_max` the most that one signature can cost."""
 
-    def check(self, transaction: Transaction) -> None:
-        """Raise SigningRefusedError unless the transaction keeps to the limits. A no-op self-transfer carries no value either."""
+    def check(self, transaction: Transaction, signer: Address) -> None:
+        """Raise SigningRefusedError unless it pays served tokens, alone or through Multicall3, or is a no-op to `signer` itself."""
         if transaction.chain_id != self.chain_id:
             raise SigningRefusedError(f"this key signs for chain {self.chain_id}, not for {transaction.chain_id}")
         if transaction.value_wei != 0:
@@ -60,14 +68,26 @@ class SigningLimits:
             raise SigningRefusedError(f"max fee {transaction.max_fee_wei} wei is above the limit of {self.max_fee_max_wei}")
         if transaction.max_priority_fee_wei > transaction.max_fee_wei:
             raise SigningRefusedError("the priority fee is above the max fee: every node would refuse it")
+        if transaction.to == signer and not transaction.data:
+            return
+        call = Call(to=transaction.to, data=transaction.data)
+        calls = abi.read_aggregate3_calls(call.data) if call.to == abi.MULTICALL3_ADDRESS else (call,)
+        if not calls or not all(self._pays(each) for each in calls):
+            raise SigningRefusedError(f"a relayer calls nothing but payments of served tokens, and this calls {transaction.to} otherwise")
+
+    def _pays(self, call: Call) -> bool:
+        return call.to in self.assets and call.data[:4] in _PAYMENTS
+
+
+_PAYMENTS: Final = frozenset({abi.TRANSFER_WITH_AUTHORIZATION, abi.TRANSFER_WITH_AUTHORIZATION_BYTES})
 
 
 class LocalSigner:
     """A key in this process's memory."""
 
-    __slots__ = ("_key", "_limits", "address")
+    __slots__ = ("_key", "_policy", "address")
 
-    def __init__(self, key: bytes, limits: SigningLimits) -> None:
+    def __init__(self, key: bytes, policy: SigningPolicy) -> None:
         """`key` is the 32-byte private key. Raises ValueError, without the key, when it is not one."""
         try:
             self._key = PrivateKey(key)
@@ -75,7 +95,7 @@ class LocalSigner:
             raise ValueError("not a secp256k1 private key: expected 32 bytes between 1 and the group order") from None
         if len(key) != 32:
             raise ValueError("not a secp256k1 private key: expected 32 bytes")
-        self._limits = limits
+        self._policy = policy
         self.address = address_of(self._key)
 
     def __repr__(self) -> str:
@@ -84,15 +104,18 @@ class LocalSigner:
 
     async def sign(self, transaction: Transaction) -> SignedTransaction:
         """Sign in about 25 µs; deterministic (RFC 6979), so the same transaction gives the same bytes."""
-        self._limits.check(transaction)
+        self._policy.check(transaction, self.address)
         signature = self._key.sign_recoverable(signing_hash(transaction), hasher=None)
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")  # libsecp256k1 gives low s
         return assemble(transaction, r=r, s=s, y_parity=signature[64])
 
+    async def close(self) -> None:
+        """Nothing was opened."""
 
-def load_signer(secret_text: str, limits: SigningLimits, password: str | None = None) -> LocalSigner:
+
+def load_signer(secret_text: str, policy: SigningPolicy, password: str | None = None) -> LocalSigner:
     """A signer from a hex key or an encrypted JSON keystore. Raises ConfigFault that names no part of the secret."""
-    return LocalSigner(load_key(secret_text, password), limits)
+    return LocalSigner(load_key(secret_text, password), policy)
 
 
 def load_key(secret_text: str, password: str | None = None) -> bytes:

@@ -175,6 +175,21 @@ def aggregate3(calls: Sequence[Call], *, allow_failure: bool = True) -> bytes:
     return b"".join((AGGREGATE3, _uint(32), _uint(len(items)), *offsets, *items))
 
 
+def read_aggregate3_calls(data: bytes) -> tuple[Call, ...] | None:
+    """The calls in calldata that `aggregate3` made, all allowed to fail; None for any other bytes, however they decode."""
+    calls: list[Call] = []
+    count = _word_at(data, 4 + 32)
+    if data[:4] != AGGREGATE3 or count is None or count * 32 > len(data):
+        return None
+    for index in range(count):
+        item = 4 + 64 + int.from_bytes(data[4 + 64 + 32 * index : 4 + 96 + 32 * index], "big")
+        target, called = _word_at(data, item), _bytes_at(data, item + 96)
+        if target is None or target >= 2**160 or called is None:
+            return None
+        calls.append(Call(to=Address(f"0x{target:040x}"), data=called))
+    return tuple(calls) if aggregate3(calls) == data else None
+
+
 # --- returns ---
 
 

@@ -172,7 +172,7 @@ class ExactEip3009:
     def faults_in_facts(self, authorization: Authorization, facts: Facts) -> Iterator[Refusal]:
         """All that the chain has against it, in order of precedence. The simulation is the last word when nothing else is."""
         code, state, balance, payer_frozen, pay_to_frozen, paused, simulation = facts.replies
-        token = self._tokens[authorization.network, authorization.asset]
+        token = self._tokens.get((authorization.network, authorization.asset))
         known = [
             _refuse_smart_wallet(authorization, code),
             _judge_nonce(authorization, state, balance),
@@ -318,7 +318,7 @@ def _judge_freezes(authorization: Authorization, paused: Reply, payer: Reply, pa
             yield _refuse(Reason.ACCOUNT_BLACKLISTED, where, "an account that may move the token", got)
 
 
-def _judge_balance(authorization: Authorization, token: Token, balance: Reply) -> Refusal | None:
+def _judge_balance(authorization: Authorization, token: Token | None, balance: Reply) -> Refusal | None:
     """Enough of the token. A contract without balanceOf is left to the simulation."""
     balance_atomic = abi.read_uint(balance.data) if balance.ok else None
     if balance_atomic is None or balance_atomic >= authorization.amount_atomic:
@@ -338,8 +338,10 @@ def _judge_simulation(authorization: Authorization, facts: Facts, simulation: Re
     return _refuse(reason, "the simulated transfer", "success", f"revert: {text or 'no reason given'}")
 
 
-def _money(amount_atomic: int, token: Token) -> str:
+def _money(amount_atomic: int, token: Token | None) -> str:
     """An amount as it stands on the wire, and what it is: `10000 (0.01 USDC)`. Which decimals were meant is the usual mistake."""
+    if token is None:
+        return str(amount_atomic)
     whole, part = divmod(amount_atomic, 10**token.decimals)
     text = f"{whole}.{part:0{token.decimals}d}".rstrip("0").rstrip(".") if token.decimals else str(whole)
     return f"{amount_atomic} ({text} {token.name})"

@@ -124,6 +124,12 @@ class ServedNetwork:
         """Accounts that pay for gas."""
         return tuple(signer.address for signer in self.signers)
 
+    async def close(self) -> None:
+        """Close connections to the chain and to key services."""
+        await self.evm.close()
+        for signer in self.signers:
+            await signer.close()
+
 
 class OwnAccounts(Container[Address]):
     """The relayers of all networks, as of the moment of asking: no payment may be drawn on them."""

@@ -1,12 +1,12 @@
 """One relayer account of this process, and the transactions it signs. Signs what is about to be recorded; sends nothing."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from facilitator.chain.signer import Signer
 from facilitator.domain import abi
-from facilitator.domain.backoff import Backoff
 from facilitator.domain.batching import Batch
 from facilitator.domain.facts import Call
 from facilitator.domain.fees import FeePolicy, Fees, max_fee, next_base_fee
@@ -26,8 +26,6 @@ class Account:
     """One relayer key of this process, and the lease it holds, if any."""
 
     signer: Signer
-    backoff: Backoff
-    """Of those rests."""
     lease: Lease | None = None
     next_tx_nonce: int = 0
     renewed_at: float = float("-inf")
@@ -38,8 +36,6 @@ class Account:
     """Adopted, and it may sign."""
     balance_wei: int | None = None
     """Its coins as last read; None before that."""
-    rest_until: float = float("-inf")
-    """Monotonic time until which it is given no new slots: the network refused its transactions."""
     has_code: bool = False
     """It must not sign: pools give an account with code (EIP-7702) one slot, and its code runs on our gas."""
 
@@ -90,24 +86,25 @@ class Composer:
     ) -> list[SignedSlot]:
         """One transaction per batch, with consecutive tx_nonces from the account's next one."""
         fees = self.quote()
-        slots = []
-        for index, batch in enumerate(batches):
-            call = self.call([authorizations[settlement_id] for settlement_id in batch.ids])
-            transaction = self._transaction(account.next_tx_nonce + index, call, batch.gas, fees)
-            signed = await account.signer.sign(transaction)
-            slots.append(
-                SignedSlot(
-                    tx_nonce=transaction.tx_nonce,
-                    kind=batch.kind,
-                    tx_hash=signed.tx_hash,
-                    raw=signed.raw,
-                    gas=transaction.gas,
-                    max_fee_wei=fees.max_fee_wei,
-                    max_priority_fee_wei=fees.max_priority_fee_wei,
-                    settlement_ids=batch.ids,
-                )
+        calls = [self.call([authorizations[settlement_id] for settlement_id in batch.ids]) for batch in batches]
+        transactions = [
+            self._transaction(account.next_tx_nonce + index, call, batch.gas, fees)
+            for index, (batch, call) in enumerate(zip(batches, calls, strict=True))
+        ]
+        signed = await asyncio.gather(*(account.signer.sign(transaction) for transaction in transactions))  # a key service takes a while
+        return [
+            SignedSlot(
+                tx_nonce=transaction.tx_nonce,
+                kind=batch.kind,
+                tx_hash=each.tx_hash,
+                raw=each.raw,
+                gas=transaction.gas,
+                max_fee_wei=fees.max_fee_wei,
+                max_priority_fee_wei=fees.max_priority_fee_wei,
+                settlement_ids=batch.ids,
             )
-        return slots
+            for batch, transaction, each in zip(batches, transactions, signed, strict=True)
+        ]
 
     async def sign_again(self, account: Account, slot: OpenSlot, fees: Fees, *, noop: bool) -> tuple[SignedTransaction, Gas]:
         """The slot's payload at other fees, or a no-op in its place: a self-transfer of nothing."""

@@ -11,7 +11,7 @@ from eth_utils.crypto import keccak
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from facilitator.chain.signer import LocalSigner, SigningLimits
+from facilitator.chain.signer import LocalSigner, SigningPolicy
 from facilitator.domain import abi
 from facilitator.domain.abi import PaymentProof, find_payment
 from facilitator.domain.facts import Call, Head, Reply
@@ -164,7 +164,7 @@ transactions = st.builds(
     chain_id=st.integers(1, 2**53),
     tx_nonce=st.integers(0, 2**64 - 2),
     to=addresses,
-    data=st.binary(max_size=400),
+    data=st.binary(max_size=400).map(lambda arguments: abi.TRANSFER_WITH_AUTHORIZATION + arguments),
     gas=st.integers(0, 16_777_216).map(Gas),
     max_fee_wei=st.integers(0, 10**30).map(Wei),
     max_priority_fee_wei=st.integers(0, 10**30).map(Wei),
@@ -174,7 +174,7 @@ transactions = st.builds(
 @given(transactions, keys)
 def test_a_signed_transaction_is_byte_for_byte_eth_accounts(transaction: Transaction, key: bytes) -> None:
     assume(transaction.max_priority_fee_wei <= transaction.max_fee_wei)
-    signer = LocalSigner(key, SigningLimits(chain_id=transaction.chain_id, max_fee_max_wei=Wei(10**30)))
+    signer = LocalSigner(key, SigningPolicy(chain_id=transaction.chain_id, assets=frozenset({transaction.to}), max_fee_max_wei=Wei(10**30)))
     signed = asyncio.run(signer.sign(transaction))
     oracle = Account.sign_transaction(
         {

@@ -254,7 +254,7 @@ async def test_the_wrong_chain_and_the_wrong_token_are_found_and_withdrawn(tmp_p
         database_url=database_url,
         rpc_url=chain.rpc_url,
         relayer_keys=[KEY],
-        environment={"FACILITATOR__NETWORKS__0__ID": "eip155:8453"},
+        environment={"FACILITATOR__NETWORKS__0__ID": "eip155:8453", "FACILITATOR__NETWORKS__0__PLAIN_KEYS": "true"},
     )
     await process.astart()
     try:

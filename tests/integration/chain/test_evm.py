@@ -11,7 +11,7 @@ from eth_account.signers.local import LocalAccount
 
 from facilitator.chain.evm import UNSEALED, EvmClient, Receipt, SendOutcome
 from facilitator.chain.rpc import NodeError, RpcClient
-from facilitator.chain.signer import LocalSigner, SigningLimits
+from facilitator.chain.signer import LocalSigner, SigningPolicy
 from facilitator.clock import SystemClock
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer
@@ -33,7 +33,17 @@ from tests.fixtures.payments import BASE_SEPOLIA, SCHEME, TOKEN, USDC, authoriza
 NewBuyer = Callable[..., Awaitable[Buyer]]
 NewRelayer = Callable[..., Awaitable[LocalAccount]]
 PAY_TO = Address(dev_account("seller", 7).address.lower())
-LIMITS = SigningLimits(chain_id=84532, max_fee_max_wei=Wei(10**13))
+LIMITS = SigningPolicy(chain_id=84532, assets=frozenset({USDC}), max_fee_max_wei=Wei(10**13))
+
+
+class Unbounded(SigningPolicy):
+    """For transactions that no relayer sends: cancellations, calls of other contracts."""
+
+    def check(self, transaction: Transaction, signer: Address) -> None:
+        """Anything goes."""
+
+
+ANYTHING = Unbounded(chain_id=84532, assets=frozenset(), max_fee_max_wei=Wei(0))
 
 
 @pytest_asyncio.fixture
@@ -84,7 +94,7 @@ async def signed_transaction(evm: EvmClient, signer: LocalSigner, call: Call, ga
 
 async def settle(evm: EvmClient, new_relayer: NewRelayer, call: Call, gas: int = 120_000) -> Receipt:
     """Send a call in a transaction of its own and wait for its receipt."""
-    signer = LocalSigner(bytes((await new_relayer()).key), LIMITS)
+    signer = LocalSigner(bytes((await new_relayer()).key), ANYTHING)
     signed = await signed_transaction(evm, signer, call, gas)
     outcome = await evm.send_raw(signed.raw, evm.deadline_in(10))
     assert outcome == SendOutcome(error=None)
@@ -320,7 +330,7 @@ async def test_each_refusal_of_a_send_is_told_apart(start_chain: Callable[..., A
         assert (await send(tx_nonce=1, max_fee_wei=Wei(2))).error is NodeError.UNDERPRICED
         assert (await send(tx_nonce=1, gas=Gas(20_000))).error is NodeError.GAS_LIMIT
         assert (await send(LocalSigner(bytes(poor.key), LIMITS))).error is NodeError.INSUFFICIENT_FUNDS
-        foreign = LocalSigner(bytes(relayer.key), SigningLimits(chain_id=1, max_fee_max_wei=Wei(10**13)))
+        foreign = LocalSigner(bytes(relayer.key), SigningPolicy(chain_id=1, assets=frozenset({USDC}), max_fee_max_wei=Wei(10**13)))
         assert (await send(foreign, chain_id=1, tx_nonce=1)).error is NodeError.INVALID_TRANSACTION
         await anvil.node.call("evm_mine")
         low = await send(max_fee_wei=Wei(10**11))

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
-from facilitator.chain.signer import SigningLimits, load_signer
+from facilitator.chain.signer import Signer, SigningPolicy, load_signer
 from facilitator.clock import SystemClock
 from facilitator.devstack.buyer import facilitator_request
 from facilitator.devstack.stack import Anvil
@@ -69,7 +69,13 @@ async def start_engine(
     async with AsyncExitStack() as stack:
 
         async def start(
-            *, rpc_url: str | None = None, ws_url: str | None = None, relayers: list[Any] | None = None, ready: bool = True, **changes: Any
+            *,
+            rpc_url: str | None = None,
+            ws_url: str | None = None,
+            relayers: list[Any] | None = None,
+            signers: list[Signer] | None = None,
+            ready: bool = True,
+            **changes: Any,
         ) -> Rig:
             settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
             clock = SystemClock()
@@ -80,9 +86,10 @@ async def start_engine(
             rpc = RpcClient([rpc_url or chain.rpc_url], clock)
             evm = EvmClient(NETWORK, rpc)
             stack.push_async_callback(evm.close)
-            keys = relayers if relayers is not None else [await new_relayer()]
-            limits = SigningLimits(chain_id=84532, max_fee_max_wei=Wei(settings.max_fee_cap_wei))
-            signers = [load_signer(key.key.hex(), limits) for key in keys]
+            if signers is None:
+                keys = relayers if relayers is not None else [await new_relayer()]
+                policy = SigningPolicy(chain_id=84532, assets=frozenset({USDC.address}), max_fee_max_wei=Wei(settings.max_fee_cap_wei))
+                signers = [load_signer(key.key.hex(), policy) for key in keys]
             served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url)
             registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
             engine = Engine(settings, [served], registry, db, clock)

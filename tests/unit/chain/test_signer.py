@@ -1,28 +1,40 @@
 """Relayer keys: what they sign, what they refuse, what they never show."""
 
+import asyncio
 import json
 from typing import Any
 
+import eth_abi
 import pytest
 from eth_account import Account
+from hypothesis import given
+from hypothesis import strategies as st
 
-from facilitator.chain.signer import GAS_CAP, LocalSigner, SigningLimits, SigningRefusedError, load_key, load_signer
+from facilitator.chain.signer import GAS_CAP, LocalSigner, SigningPolicy, SigningRefusedError, load_key, load_signer
+from facilitator.domain import abi
+from facilitator.domain.facts import Call
 from facilitator.domain.transactions import Transaction
 from facilitator.errors import ConfigFault
 from facilitator.units import Address, Gas, Wei
 from tests.fixtures.vectors import PAYER, PAYER_KEY
 
 KEY_TEXT = "0x" + PAYER_KEY.hex()
-LIMITS = SigningLimits(chain_id=84532, max_fee_max_wei=Wei(10**12))
+TOKEN = Address("0x" + "22" * 20)
+POLICY = SigningPolicy(chain_id=84532, assets=frozenset({TOKEN}), max_fee_max_wei=Wei(10**12))
+PAYMENT = abi.TRANSFER_WITH_AUTHORIZATION + b"\x01" * 288
 KEYSTORE = json.dumps(Account.encrypt(PAYER_KEY, "correct horse", iterations=2))
+
+
+def batch(other: Address) -> bytes:
+    return abi.aggregate3([Call(to=TOKEN, data=PAYMENT), Call(to=other, data=PAYMENT), Call(to=TOKEN, data=PAYMENT)])
 
 
 def transaction(**changes: Any) -> Transaction:
     fields: dict[str, Any] = {
         "chain_id": 84532,
         "tx_nonce": 3,
-        "to": Address("0x" + "22" * 20),
-        "data": b"\x01" * 292,
+        "to": TOKEN,
+        "data": PAYMENT,
         "gas": Gas(120_000),
         "max_fee_wei": Wei(10**9),
         "max_priority_fee_wei": Wei(10**6),
@@ -31,7 +43,7 @@ def transaction(**changes: Any) -> Transaction:
 
 
 async def test_the_signed_bytes_are_eth_accounts() -> None:
-    signer = LocalSigner(PAYER_KEY, LIMITS)
+    signer = LocalSigner(PAYER_KEY, POLICY)
     signed = await signer.sign(transaction())
     oracle = Account.sign_transaction(
         {
@@ -39,7 +51,7 @@ async def test_the_signed_bytes_are_eth_accounts() -> None:
             "chainId": 84532,
             "nonce": 3,
             "to": "0x" + "22" * 20,
-            "data": b"\x01" * 292,
+            "data": PAYMENT,
             "value": 0,
             "gas": 120_000,
             "maxFeePerGas": 10**9,
@@ -60,15 +72,56 @@ async def test_the_signed_bytes_are_eth_accounts() -> None:
         ({"gas": Gas(GAS_CAP + 1)}, "above the limit"),
         ({"max_fee_wei": Wei(10**12 + 1)}, "above the limit"),
         ({"max_priority_fee_wei": Wei(10**9 + 1)}, "priority fee"),
+        ({"to": Address("0x" + "44" * 20)}, "payments of served tokens"),
+        ({"data": b"\xa9\x05\x9c\xbb" + bytes(64)}, "payments of served tokens"),
+        ({"data": b""}, "payments of served tokens"),
+        ({"to": Address(PAYER.lower())}, "payments of served tokens"),
+        ({"to": abi.MULTICALL3_ADDRESS}, "payments of served tokens"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": abi.aggregate3([])}, "payments of served tokens"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": batch(abi.MULTICALL3_ADDRESS)}, "payments of served tokens"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": batch(TOKEN) + b"\x00"}, "payments of served tokens"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": abi.aggregate3([Call(to=TOKEN, data=PAYMENT)], allow_failure=False)}, "payments"),
     ],
 )
 async def test_a_transaction_outside_the_limits_is_not_signed(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(SigningRefusedError, match=says):
-        await LocalSigner(PAYER_KEY, LIMITS).sign(transaction(**changes))
+        await LocalSigner(PAYER_KEY, POLICY).sign(transaction(**changes))
+
+
+async def test_a_batch_of_payments_is_signed_and_its_calls_are_read_back() -> None:
+    await LocalSigner(PAYER_KEY, POLICY).sign(transaction(to=abi.MULTICALL3_ADDRESS, data=batch(TOKEN)))
+    assert abi.read_aggregate3_calls(batch(TOKEN)) == (Call(to=TOKEN, data=PAYMENT),) * 2 + (Call(to=TOKEN, data=PAYMENT),)
+
+
+@given(
+    st.sampled_from([TOKEN, Address(PAYER.lower()), abi.MULTICALL3_ADDRESS, Address("0x" + "44" * 20)]),
+    st.one_of(
+        st.binary(max_size=64),
+        st.just(PAYMENT),
+        st.lists(st.tuples(st.sampled_from([TOKEN, Address("0x" + "44" * 20)]), st.sampled_from([PAYMENT, b"", b"\xa9\x05\x9c\xbb"]))).map(
+            lambda calls: abi.aggregate3([Call(to=to, data=data) for to, data in calls])
+        ),
+    ),
+    st.integers(0, 1),
+    st.sampled_from([84532, 8453]),
+)
+def test_nothing_outside_the_policy_is_ever_signed(to: Address, data: bytes, value_wei: int, chain_id: int) -> None:
+    asked = transaction(to=to, data=data, value_wei=Wei(value_wei), chain_id=chain_id)
+    try:
+        asyncio.run(LocalSigner(PAYER_KEY, POLICY).sign(asked))
+    except SigningRefusedError:
+        return
+    assert (value_wei, chain_id) == (0, 84532)
+    if to == PAYER.lower():
+        assert data == b""
+        return
+    [decoded] = eth_abi.decode(["(address,bool,bytes)[]"], data[4:]) if to == abi.MULTICALL3_ADDRESS else [[(to, True, data)]]
+    assert decoded
+    assert {(target, called[:4]) for target, _, called in decoded} == {(TOKEN, abi.TRANSFER_WITH_AUTHORIZATION)}
 
 
 async def test_a_transaction_at_the_limits_and_a_noop_are_signed() -> None:
-    signer = LocalSigner(PAYER_KEY, LIMITS)
+    signer = LocalSigner(PAYER_KEY, POLICY)
     await signer.sign(transaction(gas=GAS_CAP, max_fee_wei=Wei(10**12)))
     await signer.sign(transaction(to=signer.address, data=b"", gas=Gas(21_000)))
 
@@ -76,11 +129,11 @@ async def test_a_transaction_at_the_limits_and_a_noop_are_signed() -> None:
 @pytest.mark.parametrize("text", [KEY_TEXT, KEY_TEXT[2:], f"  {KEY_TEXT.upper().replace('0X', '0x')}\n"])
 def test_a_key_is_read_from_hex(text: str) -> None:
     assert load_key(text) == PAYER_KEY
-    assert load_signer(text, LIMITS).address == PAYER.lower()
+    assert load_signer(text, POLICY).address == PAYER.lower()
 
 
 def test_a_key_is_read_from_an_encrypted_keystore() -> None:
-    assert load_signer(KEYSTORE, LIMITS, "correct horse").address == PAYER.lower()
+    assert load_signer(KEYSTORE, POLICY, "correct horse").address == PAYER.lower()
 
 
 @pytest.mark.parametrize(
@@ -112,8 +165,8 @@ def test_what_is_no_key_is_refused_without_being_shown(text: str, password: str 
 @pytest.mark.parametrize("key", [b"", bytes(32), b"\xff" * 32, b"\x11" * 31, b"\x11" * 33])
 def test_bytes_that_are_no_key_make_no_signer(key: bytes) -> None:
     with pytest.raises(ValueError, match="secp256k1"):
-        LocalSigner(key, LIMITS)
+        LocalSigner(key, POLICY)
 
 
 def test_a_signer_shows_its_address_only() -> None:
-    assert repr(LocalSigner(PAYER_KEY, LIMITS)) == f"LocalSigner({PAYER.lower()})"
+    assert repr(LocalSigner(PAYER_KEY, POLICY)) == f"LocalSigner({PAYER.lower()})"

@@ -106,7 +106,7 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
         (('["http://127.0.0.1:8545"]', "[]"), "networks.0.rpc_urls: expected at least one entry"),
         (('["http://127.0.0.1:8545"]', '["ftp://x"]'), "expected http://… or https://…"),
         (('"env:RELAYER_KEY_1", ', '"env:A", "env:A", '), "a relayer is listed twice"),
-        (('"env:RELAYER_KEY_1", ', '"aws-kms:alias/x", '), "not supported by this release"),
+        (('"env:RELAYER_KEY_1", ', '"aws-kms:alias/x", '), "expected aws-kms:arn:aws:kms:REGION:ACCOUNT:key/ID?address=0x"),
         (("[database]", "[access]\nmode = 'open'\n[database]"), None),
         (('"env:DATABASE_URL"', '"embedded:./var"'), None),
     ],
