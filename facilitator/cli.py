@@ -126,12 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     demo = command("demo", _demo, "the whole stack once: pay, settle, reconcile", config=False)
-    demo.add_argument("--payments", type=int, default=6, metavar="N")
+    demo.add_argument("--payments", type=int, default=10, metavar="N")
     demo.add_argument("--json", action="store_true")
     dev = command("dev", _dev, "the same stack kept running", config=False)
     dev.add_argument("--port", type=int, default=4022)
     dev.add_argument("--block-time", type=float, default=None, metavar="S")
     dev.add_argument("--state", type=Path, default=None, metavar="DIR")
+    dev.add_argument("--upstream", default=None, metavar="URL", help="OpenAI-compatible API behind the sample sellers")
+    dev.add_argument("--upstream-key", default=None, metavar="REF", help="its key: env:NAME or file:/path")
     return parser
 
 
@@ -488,7 +490,13 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _dev(parsed: argparse.Namespace) -> int:
-    status: int = _devstack("run_dev")(port=parsed.port, block_time_s=parsed.block_time, state=parsed.state)
+    status: int = _devstack("run_dev")(
+        port=parsed.port,
+        block_time_s=parsed.block_time,
+        state=parsed.state,
+        upstream=parsed.upstream,
+        upstream_key=parsed.upstream_key,
+    )
     return status
 
 

@@ -39,7 +39,14 @@ class StoreFault(Fault):
 
 
 class OverloadFault(Fault):
-    """A bounded queue is full. The request was refused before anything was signed; come back later."""
+    """A bounded queue is full or slow. The request was refused before anything was signed; come back later.
+
+    `retry_after_s` is when, as far as that can be told.
+    """
+
+    def __init__(self, kind: str, message: str, *, retry_after_s: int | None = None, **evidence: object) -> None:
+        super().__init__(kind, message, **evidence)
+        self.retry_after_s = retry_after_s
 
 
 class ConfigFault(Fault):

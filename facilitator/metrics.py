@@ -40,6 +40,7 @@ SETTLED_VALUE = Counter("facilitator_settled_value_atomic_total", "What settleme
 STAGE_SECONDS = Histogram("facilitator_settle_duration_seconds", "Time in one stage of a settlement.", ["network", "stage"], buckets=_STAGE)
 QUEUE_DEPTH = Gauge("facilitator_queue_depth", "Settlements waiting in a bounded queue of this process.", ["network"])
 QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network"])
+QUEUE_AGE_SECONDS = Gauge("facilitator_queue_oldest_seconds", "How long the oldest waiting settlement has waited.", ["network"])
 
 # --- the ledger, as every replica reads it from the database
 OPEN_SETTLEMENTS = Gauge("facilitator_open_settlements", "Settlements in a state that must not last.", ["network", "state"])

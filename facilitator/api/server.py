@@ -23,7 +23,7 @@ from facilitator.api import openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
 from facilitator.api.settings import Listen
-from facilitator.errors import Fault
+from facilitator.errors import Fault, OverloadFault
 from facilitator.metrics import (
     BLOCKING_SECONDS,
     CONNECTIONS,
@@ -247,7 +247,8 @@ class Server:
         if not fault.retryable:
             return HttpProblem(500, fault.kind, "the service is misconfigured; its operator finds the reason in the log")
         message = "cannot serve this now; send the same payment again later, never a fresh one: it is made once at most"
-        return HttpProblem(503, fault.kind, message, {"Retry-After": str(self._desk.settings.retry_after_s)})
+        told_s = fault.retry_after_s if isinstance(fault, OverloadFault) else None
+        return HttpProblem(503, fault.kind, message, {"Retry-After": str(told_s or self._desk.settings.retry_after_s)})
 
 
 def _readable(record: logging.LogRecord) -> bool:

@@ -13,25 +13,31 @@ import sys
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import cycle, islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 import aiohttp
 import uvloop
+from yarl import URL
 
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
 from facilitator.clock import SystemClock
 from facilitator.devstack.buyer import Buyer, Json
 from facilitator.devstack.ensemble import NETWORK, SELLER, Ensemble
-from facilitator.devstack.gateway import ROUTES, Priced
-from facilitator.devstack.pay import Bought, buy, demanded, hand_over, new_session
+from facilitator.devstack.gateway import ROUTES
+from facilitator.devstack.pay import Bought, buy, demanded, hand_over, new_session, sign_in
+from facilitator.devstack.sellers.models.local import LOCAL
+from facilitator.devstack.sellers.models.upstream import Upstream
 from facilitator.devstack.token import BASE_SEPOLIA_USDC
+from facilitator.devstack.tour import Purchase, purchases
 from facilitator.errors import ConfigFault
 from facilitator.finance.reconciliation import Report, reconcile
 from facilitator.gateway.client import Exchange
 from facilitator.protocol.messages import Version
+from facilitator.references import Secret
 from facilitator.store.db import Db
 from facilitator.units import Address, Network
 
@@ -40,6 +46,8 @@ _EMPTY: Final = Buyer.numbered(9_999)
 _NO_FUNDS: Final[dict[Version, str]] = {1: "insufficient_funds", 2: "invalid_exact_evm_insufficient_balance"}
 _PAID: Final = frozenset({"preconfirmed", "included", "safe", "finalized"})
 _WIDTH: Final = 100
+_DEAREST_ATOMIC: Final = 50_000
+"""No purchase of the tour costs more."""
 _DEV_BUYERS: Final = 3
 _DEV_FUNDS_ATOMIC: Final = 1_000_000_000
 
@@ -51,13 +59,20 @@ def run_demo(*, payments: int, as_json: bool) -> int:
     return _run(_Demo(payments, as_json=as_json).run())
 
 
-def run_dev(*, port: int, block_time_s: float | None, state: Path | None) -> int:
-    """Keep the stack running until it is told to stop, and return the exit status. Raises Fault."""
+def run_dev(*, port: int, block_time_s: float | None, state: Path | None, upstream: str | None, upstream_key: str | None) -> int:
+    """Keep the stack running until it is told to stop, and return the exit status. Raises Fault.
+
+    `upstream` is the URL of an OpenAI-compatible API that serves the sample sellers' models, `upstream_key` a reference to its key.
+    """
     if not 0 <= port <= 65535:
         raise ConfigFault("bad_usage", f"--port: expected 0 to 65535, got {port}")
     if block_time_s is not None and block_time_s <= 0:
         raise ConfigFault("bad_usage", f"--block-time: expected seconds above 0, got {block_time_s:g}")
-    return _run(_dev(port, block_time_s, state))
+    try:
+        served_by = None if upstream is None else Upstream(upstream, Secret.parse(upstream_key).read() if upstream_key else "")
+    except ValueError as error:
+        raise ConfigFault("bad_usage", f"--upstream or --upstream-key: {error}") from None
+    return _run(_dev(port, block_time_s, state, served_by))
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -99,17 +114,16 @@ class _Demo:
     async def run(self) -> int:
         """Start, pay, refuse, reconcile, stop."""
         began = monotonic()
-        funds_atomic = max(10_000_000, self.payments * max(priced.price_atomic for priced in ROUTES))
+        funds_atomic = max(10_000_000, self.payments * _DEAREST_ATOMIC)
         async with Ensemble(funds_atomic=funds_atomic, observe=self.exchanges.append) as everything, new_session() as session:
             self._show(_started(everything, monotonic() - began))
             paid_atomic, last = 0, None
-            for number in range(1, self.payments + 1):
-                version: Version = 2 if number % 2 else 1
-                priced = ROUTES[(number - 1) // 2 % len(ROUTES)]
-                last = await self._pay(everything, session, number, version, priced)
-                paid_atomic += priced.price_atomic
+            for number, purchase in enumerate(islice(cycle(purchases(everything)), self.payments), start=1):
+                amount_atomic, bought = await self._pay(everything, session, number, purchase)
+                paid_atomic += amount_atomic
+                last = purchase, bought
             assert last is not None
-            await self._replay(everything, session, last)
+            await self._replay(everything, session, *last)
             for version in _NO_FUNDS:
                 await self._pay_with_nothing(everything, session, version)
             report = await _reconciled(everything)
@@ -121,19 +135,20 @@ class _Demo:
         self._show(_ended(report, seller_atomic, self.problems, monotonic() - began))
         return 1 if self.problems else 0
 
-    async def _pay(self, everything: Ensemble, session: aiohttp.ClientSession, number: int, version: Version, priced: Priced) -> Bought:
-        """One payment, and all traces of it."""
-        url = everything.gateway_url + priced.path
+    async def _pay(self, everything: Ensemble, session: aiohttp.ClientSession, number: int, purchase: Purchase) -> tuple[int, Bought]:
+        """One payment, and all traces of it; what it cost."""
+        url, version, order = purchase.url, purchase.version, purchase.order
         self.exchanges.clear()
         began = monotonic()
-        terms = await demanded(session, url, version)
-        bought = await hand_over(session, url, everything.buyers[0].pay(version, terms))
+        terms = await demanded(session, url, version, order)
+        amount = str(terms["amount" if version == 2 else "maxAmountRequired"])
+        bought = await hand_over(session, url, everything.buyers[0].pay(version, terms), order)
         took_s = monotonic() - began
         record = await _lookup(everything, session, bought)
         receipt = await everything.stack.anvil.node.call("eth_getTransactionReceipt", bought.tx_hash) if bought.tx_hash else None
         verified = next((exchange for exchange in self.exchanges if exchange.route == "/verify"), None)
         fact: Json = {"event": "payment", "number": number, "of": self.payments, "x402Version": version, "url": url}
-        fact |= {"amount": str(priced.price_atomic), "tookMs": _ms(took_s)}
+        fact |= {"seller": purchase.seller, "method": "GET" if order is None else "POST", "amount": amount, "tookMs": _ms(took_s)}
         fact["demanded"] = {"status": 402, "payTo": terms["payTo"], "asset": terms["asset"], "network": terms["network"]}
         fact["signed"] = bought.payment["payload"]["authorization"]
         fact["verified"] = None if verified is None else {**verified.answer, "tookMs": _ms(verified.took_s)}
@@ -144,21 +159,23 @@ class _Demo:
             and bought.receipt is not None
             and bought.receipt["success"] is True
             and record is not None
-            and (record["state"] in _PAID and record["transaction"] == bought.tx_hash and record["amount"] == str(priced.price_atomic))
+            and (record["state"] in _PAID and record["transaction"] == bought.tx_hash and record["amount"] == amount)
             and (fact["mined"] or {}).get("usesNonce") is True
         )
         self._check(fact["madeOnce"], f"payment {number} was not made: {json.dumps(fact['answered'])[:300]}")
+        if purchase.makes_job and fact["madeOnce"]:
+            fact["job"] = await sign_in(session, everything.buyers[0], str(URL(url).with_path(f"/api/jobs/{bought.body['jobId']}")))
+            self._check(fact["job"].get("status") == "complete", f"the job of payment {number} is not complete: {fact['job']}")
         self._show(fact)
-        return bought
+        return int(amount), bought
 
-    async def _replay(self, everything: Ensemble, session: aiohttp.ClientSession, bought: Bought) -> None:
+    async def _replay(self, everything: Ensemble, session: aiohttp.ClientSession, purchase: Purchase, bought: Bought) -> None:
         """The same payment again, to the seller, and as a careless seller would pass it on: straight to /settle."""
         settled = [exchange for exchange in self.exchanges if exchange.route == "/settle"]
         if not settled:
             self.problems.append("the last payment never reached /settle, so there was nothing to replay")
             return
-        path = ROUTES[(self.payments - 1) // 2 % len(ROUTES)].path
-        again = await hand_over(session, everything.gateway_url + path, bought.payment)
+        again = await hand_over(session, purchase.url, bought.payment, purchase.order)
         async with session.post(f"{everything.url}/settle", json=settled[-1].question, headers=_authorized(everything)) as response:
             answer: Json = await response.json()
         fact = _refusal("the same payment again", again, "duplicate_settlement")
@@ -191,6 +208,7 @@ def _started(everything: Ensemble, took_s: float) -> Json:
         "facilitator": everything.url,
         "pid": everything.service_pid,
         "paidApi": everything.gateway_url,
+        "sellers": everything.market.urls,
         "rpc": everything.rpc_url,
         "network": NETWORK,
         "asset": BASE_SEPOLIA_USDC,
@@ -303,6 +321,9 @@ def _started_lines(fact: Json) -> Iterator[str]:
     yield _row("USDC", f"{fact['asset']}, as on Base Sepolia")
     yield _row("facilitator", f"{fact['facilitator']}, process {fact['pid']}, every nonce in its PostgreSQL")
     yield _row("paid API", f"{fact['paidApi']}: " + ", ".join(f"{p.path} {_usdc(p.price_atomic)} USDC" for p in ROUTES))
+    yield _row("2s.io style", fact["sellers"]["twos"] + "/api/ai: chat, image, describe-image")
+    yield _row("StableStudio", fact["sellers"]["studio"] + "/api/generate: gpt-image-1, gpt-image-1.5")
+    yield _row("x-router", fact["sellers"]["xrouter"] + "/v1/images: generate")
     yield _row("seller", str(fact["seller"]))
     yield _row("buyer", f"{fact['buyer']}, without coins for gas", fact["tookMs"])
 
@@ -330,10 +351,9 @@ def _ended_lines(fact: Json) -> Iterator[str]:
 def _payment_lines(fact: Json) -> Iterator[str]:
     """The eight steps of one payment."""
     yield ""
-    title = (
-        f"payment {fact['number']} of {fact['of']}: GET {fact['url']} for {_usdc(int(fact['amount']))} USDC, x402 v{fact['x402Version']}"
-    )
+    title = f"payment {fact['number']} of {fact['of']}: {fact['seller']}, {_usdc(int(fact['amount']))} USDC, x402 v{fact['x402Version']}"
     yield _strong(title.ljust(_WIDTH - 11)) + f"{fact['tookMs']:8.1f} ms"
+    yield _row("0 asked", f"{fact['method']} {fact['url']}")
     signed, verified, answered = fact["signed"], fact["verified"], fact["answered"]
     yield _row("1 demanded", f"402, {fact['amount']} atomic units to {fact['demanded']['payTo']}")
     yield _row("2 signed", f"nonce {signed['nonce']}")
@@ -351,6 +371,8 @@ def _payment_lines(fact: Json) -> Iterator[str]:
         yield _row("7 ledger", f"{ledger['state']}; {cost}", ledger["tookMs"])
     success = "paid" if (answered["receipt"] or {}).get("success") else "not paid"
     yield _row("8 answered", f"{answered['status']}, {success}: {json.dumps(answered['body'])}")
+    if "job" in fact:
+        yield _row("signed in", f"{fact['job']['status']}: {fact['job'].get('result', {}).get('imageUrl')}")
 
 
 _RENDER: Final = {"started": _started_lines, "payment": _payment_lines, "refusal": _refusal_lines, "reconciled": _ended_lines}
@@ -392,8 +414,15 @@ def _say(text: str) -> None:
 # ---- dev
 
 
-async def _dev(port: int, block_time_s: float | None, state: Path | None) -> int:
-    everything = Ensemble(state, port=port, block_time_s=block_time_s, buyers=_DEV_BUYERS, funds_atomic=_DEV_FUNDS_ATOMIC)
+async def _dev(port: int, block_time_s: float | None, state: Path | None, upstream: Upstream | None) -> int:
+    everything = Ensemble(
+        state,
+        port=port,
+        block_time_s=block_time_s,
+        buyers=_DEV_BUYERS,
+        funds_atomic=_DEV_FUNDS_ATOMIC,
+        models=LOCAL if upstream is None else upstream.models,
+    )
     kept = f"; its state is kept in {everything.stack.path}" if state is not None else ""
     try:
         async with everything:
@@ -402,6 +431,9 @@ async def _dev(port: int, block_time_s: float | None, state: Path | None) -> int
     except asyncio.CancelledError:
         _say(f"stopped{kept}")
         return 0
+    finally:
+        if upstream is not None:
+            await upstream.close()
     return 1
 
 
@@ -415,6 +447,10 @@ def _invitation(everything: Ensemble, *, kept: bool) -> Iterator[str]:
     yield f"  RPC           {everything.rpc_url}"
     yield f"  USDC          {BASE_SEPOLIA_USDC} on {NETWORK}"
     yield "  paid API      " + "  ".join(f"{everything.gateway_url}{p.path} ({_usdc(p.price_atomic)} USDC)" for p in ROUTES)
+    urls = everything.market.urls
+    yield f"  2s.io style   {urls['twos']}/api/ai/models"
+    yield f"  StableStudio  {urls['studio']}/openapi.json"
+    yield f"  x-router      {urls['xrouter']}/v1/images/models"
     for index, buyer in enumerate(everything.buyers):
         yield f"  buyer {index}       {buyer.address} with {_usdc(_DEV_FUNDS_ATOMIC)} USDC"
         yield f"                0x{bytes(buyer.account.key).hex()}"
@@ -426,5 +462,7 @@ def _invitation(everything: Ensemble, *, kept: bool) -> Iterator[str]:
     yield f"    curl -s {everything.url}/supported"
     yield f"    curl -i {quote}"
     yield f"    {sys.executable} -m facilitator.devstack.pay {quote}"
+    order = json.dumps({"imageUrl": everything.market.sample_url})
+    yield f"    {sys.executable} -m facilitator.devstack.pay {urls['twos']}/api/ai/describe-image --order '{order}'"
     yield "  what the facilitator has on record:"
     yield f"    curl -s -H 'Authorization: Bearer {everything.api_key}' {everything.url}/settlements"

@@ -1,4 +1,4 @@
-"""Everything at once, as a user has it: Postgres, chain and token, `facilitator serve` as a process, and a paid API.
+"""Everything at once, as a user has it: Postgres, chain and token, `facilitator serve` as a process, a paid API, the sample sellers.
 
 For `facilitator demo` and `facilitator dev`. The service is the real one, started by its command line with a configuration
 file; nothing of it is embedded. All of it lives in the stack's state directory and dies with the process that started it.
@@ -26,6 +26,9 @@ from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import BASE_SEPOLIA, Buyer
 from facilitator.devstack.children import Child, StackFault
 from facilitator.devstack.gateway import SampleGateway
+from facilitator.devstack.sellers.market import Market
+from facilitator.devstack.sellers.models.local import LOCAL
+from facilitator.devstack.sellers.models.model import Models
 from facilitator.devstack.stack import Stack
 from facilitator.devstack.token import Token, install_token
 from facilitator.gateway.client import Exchange
@@ -59,9 +62,13 @@ class Ensemble:
         block_time_s: float | None = None,
         buyers: int = 1,
         funds_atomic: int = 10_000_000,
+        models: Models = LOCAL,
         observe: Callable[[Exchange], None] | None = None,
     ) -> None:
-        """Without `path` nothing is left afterwards. `port` 0 takes a free one; each of `buyers` has `funds_atomic` at least."""
+        """Without `path` nothing is left afterwards. `port` 0 takes a free one; each of `buyers` has `funds_atomic` at least.
+
+        `models` are what the sample sellers sell. `observe` is told every exchange of sellers with the facilitator.
+        """
         self.stack: Final = Stack(path, block_time_s=block_time_s)
         self.buyers: Final = tuple(Buyer.numbered(index) for index in range(buyers))
         self.url = ""
@@ -72,10 +79,12 @@ class Ensemble:
         """How long each part took to start."""
         self._port = port
         self._funds_atomic = funds_atomic
+        self._models = models
         self._observe = observe
         self._exit = AsyncExitStack()
         self._service: Child | None = None
         self._gateway: SampleGateway | None = None
+        self._market: Market | None = None
 
     @property
     def database_url(self) -> str:
@@ -97,6 +106,12 @@ class Ensemble:
         """The paid API."""
         assert self._gateway is not None, "start first"
         return self._gateway.base_url
+
+    @property
+    def market(self) -> Market:
+        """The sample sellers."""
+        assert self._market is not None, "start first"
+        return self._market
 
     @property
     def service_pid(self) -> int:
@@ -149,6 +164,9 @@ class Ensemble:
         self._gateway = SampleGateway(self.url, self.api_key, SELLER, observe=self._observe)
         self._exit.push_async_callback(self._gateway.stop)
         await self._gateway.start()
+        self._market = Market(self.url, self.api_key, SELLER, self.stack.path / "sellers", models=self._models, observe=self._observe)
+        self._exit.push_async_callback(self._market.stop)
+        await self._market.start()
 
     async def _timed(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
         started = monotonic()

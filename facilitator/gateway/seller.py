@@ -42,6 +42,8 @@ class Priced:
     price: Price | PriceOf
     description: str = ""
     mime_type: str = "application/json"
+    demand: str = "Payment required: send PAYMENT-SIGNATURE (v2) or X-PAYMENT (v1)"
+    """`error` of the 402 for who has not paid yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,7 @@ class Seller:
         terms = self.terms_at(price)
         payment = None if request.method == hdrs.METH_HEAD else read_payment(request.headers, terms, resource)
         if payment is None:
-            unpaid = Unpaid(terms=terms, resource=resource, error="Payment required: send PAYMENT-SIGNATURE (v2) or X-PAYMENT (v1)")
+            unpaid = Unpaid(terms=terms, resource=resource, error=priced.demand)
             return replies.demand(request, unpaid, 2, None, self._shop.paywall)
         if isinstance(payment, NotPayment):
             word = payment.reason.v1 if payment.version == 1 else payment.reason.v2

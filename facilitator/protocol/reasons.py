@@ -6,7 +6,7 @@ so that a rule is written once for v1 and v2. Words follow docs/protocol.md.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Self
+from typing import Final, Self
 
 
 class Reason(Enum):
@@ -85,6 +85,21 @@ class Reason(Enum):
         member._value_ = len(cls.__members__)
         member.v2, member.v1, member.retryable = v2, v1, retryable
         return member
+
+
+PASSING: Final = frozenset({Reason.TOKEN_PAUSED, Reason.NOT_YET_VALID})
+"""Conditions that end without anybody doing anything for this payment: what is queued waits for that until its time is up.
+
+| refusal by chain facts | final for what is queued? |
+|---|---|
+| SMART_WALLET_UNSUPPORTED, ASSET_NOT_DEPLOYED, EIP3009_NOT_SUPPORTED | final: code does not go away by waiting |
+| EXPIRED, NONCE_USED | final: time and nonces do not come back |
+| TOKEN_PAUSED | temporary: an issuer pauses for all, and ends it |
+| NOT_YET_VALID | temporary: the node that simulated is behind the head that judged |
+| ACCOUNT_BLACKLISTED | final: it ends by a decision about this account, or never |
+| INSUFFICIENT_BALANCE | final: only the payer can help it, and may ask again |
+| SIMULATION_FAILED | final: a revert that nobody knows the end of |
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

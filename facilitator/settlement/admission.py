@@ -21,7 +21,8 @@ from facilitator.metrics import UNDELIVERED_ANSWERS
 from facilitator.protocol.messages import Authorization, Payment, SettleResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.settlement.answers import AnswerBoard, Seat
-from facilitator.settlement.dispatcher import Admitted, Dispatcher, InDoubtFault, RefusedLateError
+from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault, RefusedLateError
+from facilitator.settlement.queue import Admitted
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
@@ -206,15 +207,16 @@ class Admitter:
         record = await self._read_record(request)
         if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
-        refusal, head = await self._verifier.judge_chain(judged, self._verify_deadline(request.deadline))
-        if refusal is not None:
-            if refusal.reason is Reason.NONCE_USED:
-                again = await self._read_record(request)
-                if again is not None and (record is None or again.moves != record.moves):
-                    return None  # another replica admitted and paid it between our two looks
-            return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
-        assert head is not None
-        return await self._admit(request, record, head.number)
+        with self._dispatchers[request.authorization.network].place(request.authorization, request.deadline):
+            refusal, head = await self._verifier.judge_chain(judged, self._verify_deadline(request.deadline))
+            if refusal is not None:
+                if refusal.reason is Reason.NONCE_USED:
+                    again = await self._read_record(request)
+                    if again is not None and (record is None or again.moves != record.moves):
+                        return None  # another replica admitted and paid it between our two looks
+                return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
+            assert head is not None
+            return await self._admit(request, record, head.number)
 
     async def _read_record(self, request: _Request) -> Settlement | None:
         """Our record of this authorization. Raises IdempotencyConflict when the key is bound to another payment."""

@@ -5,9 +5,10 @@ arrived meanwhile forms the next group, so that commits are shared under load an
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -15,16 +16,18 @@ import structlog
 
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
+from facilitator.domain.backoff import Backoff
 from facilitator.domain.batching import SINGLE_GAS, Batch, BurnGuard, Candidate, Limits, plan, without
 from facilitator.domain.fees import Fees
 from facilitator.domain.identity import key_of
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault, OverloadFault, SignerFault, StoreFault
-from facilitator.metrics import QUEUE_DEPTH, QUEUE_LIMIT, STAGE_SECONDS
+from facilitator.metrics import STAGE_SECONDS
 from facilitator.protocol.messages import Authorization
-from facilitator.protocol.reasons import Refusal
+from facilitator.protocol.reasons import PASSING, Refusal
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.queue import Admitted, Queue, Waiting
 from facilitator.settlement.relayer import Account, Composer
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
@@ -35,12 +38,18 @@ from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
 from facilitator.store.settlements import Admission, OpenedSlot, Settlement, SignedSlot
-from facilitator.units import Address, Gas, TxHash, Wei
+from facilitator.units import Address, Gas, Wei
 
 _RECORD_S: Final = 2.0
 """How much longer than its deadline a caller waits for a write-ahead that is under way."""
-_PUT_OFF_S: Final = 5.0
-"""How long a queued settlement that cannot be judged or claimed now lets others go first."""
+_PUT_OFF_S: Final = 0.5
+"""How long a settlement that cannot be judged, claimed or paid now lets others go first; doubles each time."""
+_PUT_OFF_MAX_S: Final = 5.0
+"""Longest such time."""
+_PUT_OFF_KEPT_S: Final = 60.0
+"""How long it is remembered afterwards that a settlement was put off."""
+_STALE_S: Final = 2.0
+"""A payment that has waited longer is simulated once more before it is signed."""
 log = structlog.get_logger(__name__)
 
 
@@ -54,28 +63,6 @@ class RefusedLateError(Exception):
 
 class InDoubtFault(StoreFault):
     """It is unknown whether a settlement was recorded: if it was, it will be sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
-    """A settlement is on record, and its admitter holds the answer slot."""
-
-    settlement_id: UUID
-    epoch: int
-    tx_hash: TxHash | None
-    """None while it is queued."""
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A settlement on its way into the write-ahead."""
-
-    admission: Admission
-    done: asyncio.Future[Admitted]
-    taken: bool = False
-    """It is in a write-ahead: from here on nobody can say that nothing was recorded."""
-    abandoned: bool = False
-    entered_at: float = field(default=0.0)
 
 
 class Dispatcher:
@@ -104,39 +91,46 @@ class Dispatcher:
         self._settings = settings
         self._replica_id = replica_id
         self._background = background
-        self._queue: deque[_Waiting] = deque()
+        self._queue = Queue(chain.network, clock, settings)
         self._wake = asyncio.Event()
         self._claim_due = asyncio.Event()
         self._claim_due.set()
         self._left_queued = False
-        self._put_off: dict[UUID, float] = {}
+        self._put_off: dict[UUID, tuple[float, Backoff]] = {}
         self._writing = asyncio.Lock()
         self._composer = Composer(chain, registry, settings)
         self._guard = BurnGuard(settings.batch_max)
-        self.accounts: tuple[Account, ...] = tuple(Account(signer) for signer in chain.signers)
+        self.accounts: tuple[Account, ...] = tuple(map(self._account, chain.signers))
         self.stopping = False
         """Set on shutdown: no new slots."""
-        QUEUE_LIMIT.labels(chain.network).set(settings.queue_max)
         watcher.outbid, watcher.quote, watcher.batch_burned = self.outbid, self._composer.quote, self._burned
+        watcher.send_answered = self._send_answered
 
     # --- in ---
 
-    async def admit(self, admission: Admission, deadline: float) -> Admitted:
-        """Put a settlement on record, signed if a relayer is ours, else queued for whoever owns one.
+    @contextmanager
+    def place(self, authorization: Authorization, deadline: float) -> Iterator[None]:
+        """A place for a payment that is about to be judged and admitted: load that would not be served in time ends here.
 
-        Raises ConstraintViolated when the authorization or the idempotency key is taken, OverloadFault when the queue
-        is full or the deadline comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A
-        caller that goes away takes its settlement along if it is not recorded yet, else its answer slot is freed.
+        Raises OverloadFault.
         """
         if self.stopping:
             raise _draining()
         if self._watcher.halted():
             raise OverloadFault("chain_halted", "no block came for a while although transactions wait; ask again")
-        if len(self._queue) >= self._settings.queue_max:
-            raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again")
-        waiting = _Waiting(admission, asyncio.get_running_loop().create_future(), entered_at=self._clock.monotonic())
-        self._queue.append(waiting)
-        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+        with self._queue.place(authorization.asset, self._life_s(authorization), deadline):
+            yield
+
+    async def admit(self, admission: Admission, deadline: float) -> Admitted:
+        """Put a settlement that has its `place` on record, signed if a relayer is ours, else queued for whoever owns one.
+
+        Raises ConstraintViolated when the authorization or the idempotency key is taken, OverloadFault when the deadline
+        comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A caller that goes away
+        takes its settlement along if it is not recorded yet, else its answer slot is freed.
+        """
+        if self.stopping:
+            raise _draining()
+        waiting = self._queue.enter(admission, self._life_s(admission.authorization))
         self._wake.set()
         try:
             if await self._done_by(waiting, deadline) or (waiting.taken and await self._done_by(waiting, deadline + _RECORD_S)):
@@ -146,12 +140,19 @@ class Dispatcher:
             if waiting.done.done() and not waiting.done.cancelled() and waiting.done.exception() is None:
                 self._free(waiting.done.result())
             raise
+        finally:
+            self._queue.leave(waiting)
         waiting.abandoned = True
         if waiting.taken:
             raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
         raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again")
 
-    async def _done_by(self, waiting: _Waiting, deadline: float) -> bool:
+    def _life_s(self, authorization: Authorization) -> float:
+        """Seconds until its validBefore, by chain time."""
+        head = self._chain.head.newest
+        return authorization.valid_before - head.timestamp if head is not None else float("inf")
+
+    async def _done_by(self, waiting: Waiting, deadline: float) -> bool:
         """Wait for the write-ahead until the deadline."""
         await asyncio.wait([waiting.done], timeout=max(0.0, deadline - self._clock.monotonic()))
         return waiting.done.done()
@@ -159,8 +160,8 @@ class Dispatcher:
     def stop(self) -> None:
         """No new slots; whoever waits for one is told so: nothing was signed for it."""
         self.stopping = True
-        while self._queue:
-            _fail(self._queue.popleft(), _draining())
+        for waiting in self._queue.clear():
+            _fail(waiting, _draining())
 
     def claim_soon(self) -> None:
         """Look at the queue in Postgres: something was put there."""
@@ -169,7 +170,10 @@ class Dispatcher:
     def take_in(self, signer: Signer) -> None:
         """One more relayer, whose lease is still to be had."""
         self._chain.signers = (*self._chain.signers, signer)
-        self.accounts = (*self.accounts, Account(signer))
+        self.accounts = (*self.accounts, self._account(signer))
+
+    def _account(self, signer: Signer) -> Account:
+        return Account(signer, backoff=Backoff(self._settings.relayer_rest_s, self._settings.relayer_rest_max_s))
 
     def let_go(self, relayer: Address) -> None:
         """Forget a relayer's key. Its lease was given back."""
@@ -223,7 +227,8 @@ class Dispatcher:
 
         Up to `slots_soft` the builder takes them in the next block; from there to `slots_max` is room for a burst.
         """
-        if not account.ready or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
+        now = self._clock.monotonic()
+        if not account.ready or now < account.rest_until or now - account.renewed_at > self._settings.lease_trust_s:
             return 0
         if self._chain.head.newest is None or self._spare_wei(account) < SINGLE_GAS * self._composer.quote().max_fee_wei:
             return 0
@@ -266,13 +271,14 @@ class Dispatcher:
         return batches
 
     async def _payable_together(
-        self, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
+        self, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization], stale: AbstractSet[UUID] = frozenset()
     ) -> tuple[list[Batch[UUID]], list[UUID]]:
         """Simulate what shares a transaction, all in one call and in order, so that a payer's running balance counts.
 
-        Returns the batches without the payments that would fail, and those payments. Raises ChainFault.
+        So it goes with what is `stale`, for it was judged a while ago. Returns the batches without the payments that would
+        fail, and those payments. Raises ChainFault.
         """
-        shared = [identity for batch in batches if batch.kind == "batch" for identity in batch.ids]
+        shared = [identity for batch in batches for identity in batch.ids if batch.kind == "batch" or identity in stale]
         if not shared:
             return list(batches), []
         calls = [self._composer.payment(authorizations[identity]) for identity in shared]
@@ -289,13 +295,7 @@ class Dispatcher:
         if account is not None and room <= 0:
             return False
         size = min(self._settings.group_max, room * self._limits().items_max) if account else self._settings.group_max
-        group: list[_Waiting] = []
-        while self._queue and len(group) < size:
-            waiting = self._queue.popleft()
-            if not waiting.abandoned and not waiting.done.done():  # whoever has had its answer is not paid behind its back
-                waiting.taken = True
-                group.append(waiting)
-        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+        group = self._queue.take(size)
         try:
             if account is not None and group:
                 return await self._dispatch_planned(account, room, group)
@@ -307,16 +307,18 @@ class Dispatcher:
             raise
         return True
 
-    async def _dispatch_planned(self, account: Account, room: int, group: Sequence[_Waiting]) -> bool:
-        """Plan, simulate what is shared, record. What found no room goes back to the head of the queue."""
+    async def _dispatch_planned(self, account: Account, room: int, group: Sequence[Waiting]) -> bool:
+        """Plan, simulate what is shared, record. What found no room goes back to its place in the queue."""
         by_id = {waiting.admission.settlement_id: waiting for waiting in group}
         authorizations = {identity: waiting.admission.authorization for identity, waiting in by_id.items()}
         payments = [(identity, authorizations[identity], waiting.admission.alone) for identity, waiting in by_id.items()]
         batches: Sequence[Batch[UUID]] = self._plan(payments, account, room)
         planned = {identity for batch in batches for identity in batch.ids}
-        self._put_back([waiting for identity, waiting in by_id.items() if identity not in planned])
+        self._queue.put_back([waiting for identity, waiting in by_id.items() if identity not in planned])
+        stale_at = self._clock.monotonic() - _STALE_S
+        stale = {identity for identity in planned if by_id[identity].judged_at < stale_at}
         try:
-            batches, failing = await self._payable_together(batches, authorizations)
+            batches, failing = await self._payable_together(batches, authorizations, stale)
         except ChainFault as fault:
             for identity in planned:
                 _fail(by_id[identity], fault)
@@ -327,34 +329,38 @@ class Dispatcher:
             await self._record(account, [by_id[identity] for batch in batches for identity in batch.ids], batches)
         return bool(planned)
 
-    def _put_back(self, left: Sequence[_Waiting]) -> None:
-        """To the head of the queue, in their order."""
-        for waiting in reversed(left):
-            waiting.taken = False
-            self._queue.appendleft(waiting)
-        QUEUE_DEPTH.labels(self._chain.network).set(len(self._queue))
+    async def _judge_alone(self, waiting: Waiting) -> None:
+        """It would fail by now, or among others: judge it afresh, and let it go alone if it would pay.
 
-    async def _judge_alone(self, waiting: _Waiting) -> None:
-        """It failed among others: judge it afresh, and let it go alone if it would pay."""
+        While what refuses it ends by itself, it waits, as long as its caller does.
+        """
+        self._queue.set_aside(waiting)
         authorization = waiting.admission.authorization
         scheme = self._registry.find(authorization.scheme)
         assert scheme is not None
         judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
-        try:
-            refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
-        except ChainFault as fault:
-            _fail(waiting, fault)
-            return
+        backoff = Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
+        while True:
+            try:
+                refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+            except ChainFault as fault:
+                _fail(waiting, fault)
+                return
+            if waiting.abandoned or waiting.done.done():
+                return
+            if refusal is None or refusal.reason not in PASSING:
+                break
+            await self._clock.sleep(backoff.next_s())
         if refusal is not None:
             _fail(waiting, RefusedLateError(refusal))
         elif waiting.admission.alone or self.stopping:
             _fail(waiting, _draining() if self.stopping else OverloadFault("not_sent", "the simulations disagree; ask again"))
         else:
             waiting.admission = replace(waiting.admission, alone=True)
-            self._put_back([waiting])
+            self._queue.come_back(waiting)
             self._wake.set()
 
-    async def _record(self, account: Account | None, group: Sequence[_Waiting], batches: Sequence[Batch[UUID]]) -> None:
+    async def _record(self, account: Account | None, group: Sequence[Waiting], batches: Sequence[Batch[UUID]]) -> None:
         """Sign and write ahead. A group that cannot be stored is taken one by one, so that only the guilty one hears it."""
         started = self._clock.monotonic()
         group = sorted(group, key=lambda waiting: key_of(waiting.admission.authorization))  # replicas that wait for each other: one order
@@ -396,8 +402,8 @@ class Dispatcher:
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
         self._tell(group, slots if opened else [])
 
-    async def _record_singly(self, group: Sequence[_Waiting], error: Exception) -> None:
-        """Nothing was stored: one write-ahead each; the only one hears why. What finds no room goes back to the head of the queue."""
+    async def _record_singly(self, group: Sequence[Waiting], error: Exception) -> None:
+        """Nothing was stored: one write-ahead each; the only one hears why. What finds no room goes back to its place in the queue."""
         if len(group) == 1:
             _fail(group[0], error)
             return
@@ -406,13 +412,13 @@ class Dispatcher:
             if self.stopping:
                 _fail(waiting, _draining())
             elif account is not None and room <= 0:
-                waiting.taken = False
-                self._queue.appendleft(waiting)
+                self._queue.put_back([waiting])
             else:
                 await self._record(account, [waiting], [Batch((waiting.admission.settlement_id,))])
 
-    def _tell(self, group: Sequence[_Waiting], slots: Sequence[SignedSlot]) -> None:
+    def _tell(self, group: Sequence[Waiting], slots: Sequence[SignedSlot]) -> None:
         """Tell the callers that they are on record; a caller who is gone gives its answer slot back."""
+        self._queue.left(len(group))
         hash_of = {settlement_id: slot.tx_hash for slot in slots for settlement_id in slot.settlement_ids}
         for waiting in group:
             settlement_id = waiting.admission.settlement_id
@@ -444,6 +450,20 @@ class Dispatcher:
             self._watcher.add(watched)
             self._background.start("send", self._watcher.send(watched, fresh=True))
 
+    def _send_answered(self, relayer: Address, *, welcome: bool) -> None:
+        """How the network took a transaction: a relayer that is refused rests, longer each time; the others go on."""
+        account = next((account for account in self.accounts if account.address == relayer), None)
+        now = self._clock.monotonic()
+        if account is None or (not welcome and now < account.rest_until):
+            return
+        if welcome:
+            account.backoff.reset()
+            return
+        rest_s = account.backoff.next_s()
+        account.rest_until = now + rest_s
+        log.warning("relayer.resting", relayer=relayer, network=self._chain.network, rest_s=round(rest_s, 2))
+        asyncio.get_running_loop().call_later(rest_s, self._watcher.slot_freed.set)
+
     # --- what is not mined ---
 
     async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> None:
@@ -469,14 +489,18 @@ class Dispatcher:
 
     async def _dispatch_queued(self) -> None:
         """Take what others queued: judge it afresh, then claim, sign and record in one transaction, then send."""
+        now = self._clock.monotonic()
+        self._put_off = {
+            identity: (until, backoff) for identity, (until, backoff) in self._put_off.items() if until + _PUT_OFF_KEPT_S > now
+        }
+        put_off = [identity for identity, (until, _) in self._put_off.items() if until > now]
+        self._queue.stored(await settlements.queue_ages(self._db, self._chain.network, list(self._put_off)))
         account, room = self._choose()
         self._left_queued = account is not None and room <= 0
         if account is None or room <= 0:
             return
-        now = self._clock.monotonic()
-        self._put_off = {settlement_id: until for settlement_id, until in self._put_off.items() if until > now}
         size = min(room * self._limits().items_max, self._settings.group_max)
-        queued = await settlements.list_queued(self._db, self._chain.network, size, list(self._put_off))
+        queued = await settlements.list_queued(self._db, self._chain.network, size, put_off, self._settings.queue_wait_max_s)
         verdicts = await asyncio.gather(*(self._still_payable(record) for record in queued))
         payable = [record for record, verdict in zip(queued, verdicts, strict=True) if verdict]
         if payable:
@@ -531,7 +555,8 @@ class Dispatcher:
             await self._claim([record])
 
     def _let_others_go_first(self, record: Settlement) -> None:
-        self._put_off[record.settlement_id] = self._clock.monotonic() + _PUT_OFF_S
+        _, backoff = self._put_off.get(record.settlement_id, (0.0, Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)))
+        self._put_off[record.settlement_id] = (self._clock.monotonic() + backoff.next_s(), backoff)
 
     async def _still_payable(self, record: Settlement) -> bool:
         """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts.
@@ -546,7 +571,7 @@ class Dispatcher:
             refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
             if refusal is None:
                 return True
-            ruling = await self._resolver.rule(item, None)
+            ruling = NoRuling.UNUSED if refusal.reason in PASSING else await self._resolver.rule(item, None)
         except ChainFault as fault:
             log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
             ruling = NoRuling.UNTOLD
@@ -566,7 +591,7 @@ def _draining() -> OverloadFault:
     return OverloadFault("draining", "this replica is stopping and has signed nothing for this payment; ask again")
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
+def _fail(waiting: Waiting, error: Exception) -> None:
     if not waiting.done.done():
         waiting.done.set_exception(error)
         if waiting.abandoned:

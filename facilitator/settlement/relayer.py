@@ -7,6 +7,7 @@ from uuid import UUID
 
 from facilitator.chain.signer import Signer
 from facilitator.domain import abi
+from facilitator.domain.backoff import Backoff
 from facilitator.domain.batching import Batch
 from facilitator.domain.facts import Call
 from facilitator.domain.fees import FeePolicy, Fees, max_fee, next_base_fee
@@ -26,6 +27,8 @@ class Account:
     """One relayer key of this process, and the lease it holds, if any."""
 
     signer: Signer
+    backoff: Backoff
+    """Of those rests."""
     lease: Lease | None = None
     next_tx_nonce: int = 0
     renewed_at: float = float("-inf")
@@ -36,6 +39,8 @@ class Account:
     """Adopted, and it may sign."""
     balance_wei: int | None = None
     """Its coins as last read; None before that."""
+    rest_until: float = float("-inf")
+    """Monotonic time until which it is given no new slots: the network refused its transactions."""
     has_code: bool = False
     """It must not sign: pools give an account with code (EIP-7702) one slot, and its code runs on our gas."""
 

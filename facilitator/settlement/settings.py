@@ -26,6 +26,8 @@ class Settings:
     """Whether several payments may share a transaction under load."""
     queue_max: int = 2000
     """Settlements admitted or waiting to be admitted in this process; beyond it `/settle` answers 503."""
+    queue_wait_max_s: float = 5.0
+    """Longest that a payment should wait to be sent: when the oldest has waited longer, or a new one would, `/settle` answers 503."""
     group_max: int = 100
     """Settlements in one write-ahead commit."""
     batch_min: int = 5
@@ -40,6 +42,10 @@ class Settings:
     """Open transactions of one relayer that the builder takes in the next block."""
     slots_max: int = 16
     """Most open transactions of one relayer, in a burst."""
+    relayer_rest_s: float = 0.5
+    """First rest of a relayer whose transactions are refused (full pool, no money, too low a fee, rate limit); doubles, jittered."""
+    relayer_rest_max_s: float = 30.0
+    """Longest such rest."""
     relayer_reserve_wei: int = 0
     """Gas money that a relayer keeps: below it, and what its open transactions may cost, it opens no slot."""
     balance_poll_s: float = 10.0

@@ -13,10 +13,8 @@ from facilitator.metrics import LOOP_HEARTBEAT, LOOP_RESTARTS
 
 _RESTART_FIRST_S: Final = 0.05
 """Pause of a loop after its first fault: one request that failed stalls nothing for long."""
-_RESTART_MAX_S: Final = 5.0
+_RESTART_MAX_S: Final = 2.0
 """Longest pause of a loop that fails again and again."""
-_CALM_S: Final = 10.0
-"""A loop that ran this long before it failed has recovered."""
 log = structlog.get_logger(__name__)
 
 
@@ -52,9 +50,9 @@ class Background:
 async def keep_running(name: str, loop: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Run a loop for ever. A Fault is the world's: logged, tried again. Anything else is a bug: logged, counted, restarted.
 
-    It pauses in between, longer each time and out of step with other loops and replicas.
+    It pauses in between, longer each time that it fails sooner than it paused, and out of step with other loops and replicas.
     """
-    backoff = Backoff(_RESTART_FIRST_S, _RESTART_MAX_S)
+    backoff, paused_s = Backoff(_RESTART_FIRST_S, _RESTART_MAX_S), 0.0
     while True:
         began = clock.monotonic()
         try:
@@ -64,9 +62,10 @@ async def keep_running(name: str, loop: Callable[[], Awaitable[None]], clock: Cl
         except Exception:
             LOOP_RESTARTS.labels(name).inc()
             log.exception("loop.failed", loop=name)
-        if clock.monotonic() - began >= _CALM_S:
+        if clock.monotonic() - began > paused_s:
             backoff.reset()
-        await clock.sleep(backoff.next_s())
+        paused_s = backoff.next_s()
+        await clock.sleep(paused_s)
 
 
 async def set_within(event: asyncio.Event, timeout_s: float) -> None:

@@ -46,6 +46,16 @@ _FLASHBLOCK_POLL_S: Final = 0.1
 """How often flashblocks are looked at while a payment may be told from one."""
 _HALT_FACTOR: Final = 5
 """Without a new block a transaction is sent again this many times more rarely: it has missed nothing yet."""
+_STRAINED: Final = {
+    kind.value
+    for kind in (
+        NodeError.TXPOOL_FULL,
+        NodeError.UNDERPRICED,
+        NodeError.INSUFFICIENT_FUNDS,
+        NodeError.RATE_LIMITED,
+    )
+}
+"""Refusals of a transaction that pass by themselves, or with money: its relayer rests, and the bytes are sent again."""
 _BURNED_PERCENT: Final = 95
 """A batch that used this much of its gas limit ate it: its limit has room for first-time recipients everywhere."""
 
@@ -109,6 +119,8 @@ class Watcher:
         """How to replace a transaction that is not mined: `Dispatcher.outbid`."""
         self.quote: Callable[[], Fees] | None = None
         """What a fresh transaction would bid."""
+        self.send_answered: Callable[..., None] | None = None
+        """Whom to tell how the network took a relayer's transaction: `Dispatcher._send_answered`."""
         self.batch_burned: Callable[[], None] | None = None
         """Whom to tell that a batch ate its gas."""
 
@@ -188,17 +200,31 @@ class Watcher:
             outcome = await self._chain.evm.send_raw(attempt.raw, self._chain.evm.deadline_in(_RPC_S))
         except ChainFault as fault:
             log.warning("transaction.send_in_doubt", tx_hash=attempt.tx_hash, kind=fault.kind, fault=str(fault))
+            self._say_how_it_was_taken(slot, fault.kind, fresh=fresh)
         else:
+            kind = outcome.error.value if outcome.error else "unknown"
+            self._say_how_it_was_taken(slot, None if outcome.in_pool else kind, fresh=fresh)
             if outcome.in_pool:
                 STAGE_SECONDS.labels(self._chain.network, "broadcast").observe(self._clock.monotonic() - started)
-            else:
-                kind = outcome.error.value if outcome.error else "unknown"
-                if kind != slot.refused:
-                    slot.refused = kind
-                    mined_already = outcome.error is NodeError.NONCE_TOO_LOW  # as a rule by this very transaction
-                    tell = log.info if mined_already else log.error
-                    tell("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                slot.refused = None
+            elif kind != slot.refused:
+                slot.refused = kind
+                if outcome.error is NodeError.NONCE_TOO_LOW:  # as a rule used by this very transaction
+                    log.info("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                elif kind in _STRAINED:
+                    log.warning("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                else:
+                    log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
         self._look.set()
+
+    def _say_how_it_was_taken(self, slot: OpenSlot, refused: str | None, *, fresh: bool) -> None:
+        """Only what a pool takes anew, or did not take before, says that it takes more of this relayer."""
+        if self.send_answered is None:
+            return
+        if refused in _STRAINED:
+            self.send_answered(slot.relayer, welcome=False)
+        elif refused is None and (fresh or slot.refused is not None):
+            self.send_answered(slot.relayer, welcome=True)
 
     # --- looking ---
 

@@ -339,6 +339,14 @@ class SettlementId:
     settlement_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class QueueAge:
+    """The oldest queued settlement of an asset."""
+
+    asset: Address
+    oldest_s: float
+
+
 def new_id(now_ms: int) -> UUID:
     """A UUID of version 7 (RFC 9562): sorts by the time it was made, so that inserts touch the end of the index."""
     random = int.from_bytes(secrets.token_bytes(10), "big")
@@ -484,9 +492,14 @@ async def write_ahead(
     )
 
 
-async def list_queued(db: Db, network: Network, limit: int, put_off: Sequence[UUID] = ()) -> list[Settlement]:
-    """Up to `limit` queued settlements, oldest first, without those put off."""
-    return await db.many(Settlement, QUERIES["list_queued"], network, limit, list(put_off))
+async def queue_ages(db: Db, network: Network, put_off: Sequence[UUID] = ()) -> dict[Address, float]:
+    """How many seconds the oldest queued settlement of each asset has waited, without those put off."""
+    return {row.asset: row.oldest_s for row in await db.many(QueueAge, QUERIES["queue_ages"], network, list(put_off))}
+
+
+async def list_queued(db: Db, network: Network, limit: int, put_off: Sequence[UUID] = (), patience_s: float = 5.0) -> list[Settlement]:
+    """Up to `limit` queued settlements in their turn (`domain.pressure.due_s`), without those put off."""
+    return await db.many(Settlement, QUERIES["list_queued"], network, limit, list(put_off), patience_s)
 
 
 async def claim_queued(session: Session, judged: Sequence[Settlement]) -> set[UUID]:

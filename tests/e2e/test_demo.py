@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -122,23 +123,25 @@ def start_dev(temporary: Path) -> Iterator[Callable[..., Dev]]:
         dev.process.communicate()
 
 
-def test_the_demo_pays_six_times_and_ends_with_ledger_is_chain(temporary: Path) -> None:
+def test_the_demo_pays_every_seller_and_ends_with_ledger_is_chain(temporary: Path) -> None:
     began = time.monotonic()
     demo = Command("demo", temporary=temporary)
     demo.read_until(lambda line: "8 answered" in line)
     status, error = demo.finish()
 
     assert (status, error) == (0, "")
-    assert demo.lines[-1] == "ledger = chain: 6 payments, 6 transfers, 0.024 USDC"
+    assert demo.lines[-1] == "ledger = chain: 10 payments, 10 transfers, 0.082848 USDC"
     assert time.monotonic() - began < 30
     for step in ("1 demanded", "2 signed", "3 verified", "4 recorded", "5 sent", "6 mined", "7 ledger", "8 answered"):
-        assert sum(line.startswith(f"  {step} ") for line in demo.lines) == 6, step
+        assert sum(line.startswith(f"  {step} ") for line in demo.lines) == 10, step
     for label in ("2 signed", "5 sent"):
-        assert len({match[0] for line in demo.lines if label in line and (match := HASH.search(line))}) == 6, label
-    assert [("x402 v1" in line, "x402 v2" in line) for line in demo.lines if line.startswith("payment")] == [
-        (False, True),
-        (True, False),
-    ] * 3
+        assert len({match[0] for line in demo.lines if label in line and (match := HASH.search(line))}) == 10, label
+    titles = [line for line in demo.lines if line.startswith("payment")]
+    assert ["v1" if "x402 v1" in line else "v2" for line in titles] == ["v2", "v1"] * 2 + ["v2"] * 5 + ["v1"]
+    for seller, number in (("sample API", 4), ("2s.io style", 3), ("StableStudio style", 1), ("x-router style", 2)):
+        assert sum(f": {seller}, " in line for line in titles) == number, seller
+    (job,) = (line for line in demo.lines if line.startswith("  signed in "))
+    assert "complete: http://127.0.0.1:" in job
     assert "  seller says   402 duplicate_settlement" in demo.lines
     assert "  seller says   402 insufficient_funds" in demo.lines
     assert "  seller says   402 invalid_exact_evm_insufficient_balance" in demo.lines
@@ -192,11 +195,16 @@ def test_an_interrupted_demo_leaves_nothing(temporary: Path, number: signal.Sign
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [("demo", "--payments", "0"), ("dev", "--port", "70000"), ("dev", "--block-time", "0")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo", "--payments", "0"), ("dev", "--port", "70000"), ("dev", "--block-time", "0"), ("dev", "--upstream", "nowhere")],
+    ids=" ".join,
+)
 def test_wrong_usage_is_told_in_one_line(temporary: Path, arguments: tuple[str, ...]) -> None:
     status, error = Command(*arguments, temporary=temporary).finish()
     assert status == 2
-    assert error.startswith(f"facilitator: {arguments[1]}: expected ")
+    assert error.startswith(f"facilitator: {arguments[1]}")
+    assert ": expected " in error
     assert error.count("\n") == 1
 
 
@@ -204,7 +212,7 @@ async def test_dev_serves_on_the_wanted_port_and_ctrl_c_cleans_up(start_dev: Cal
     port = free_port()
     dev = start_dev("--port", str(port))
     assert dev.said("facilitator") == f"http://127.0.0.1:{port}"
-    (quote,) = (line.split()[-1] for line in dev.lines if "devstack.pay" in line)
+    (quote,) = (line.split()[-1] for line in dev.lines if line.endswith("/quote") and "devstack.pay" in line)
 
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/supported") as response:
@@ -219,9 +227,13 @@ async def test_dev_serves_on_the_wanted_port_and_ctrl_c_cleans_up(start_dev: Cal
         )
         assert paid.returncode == 0, paid
         assert json.loads(paid.stdout)["receipt"]["success"] is True
+    (describe,) = (shlex.split(line) for line in dev.lines if "--order" in line)
+    paid = subprocess.run(describe, capture_output=True, check=False)
+    assert paid.returncode == 0, paid
+    assert json.loads(paid.stdout)["body"]["contentType"] == "illustration"
     key = next(line.split()[0] for previous, line in zip(dev.lines, dev.lines[1:], strict=False) if previous.startswith("  buyer 1"))
     assert key == "0x" + bytes(Buyer.numbered(1).account.key).hex()
-    await assert_ledger_is_chain(dev.said("database"), dev.said("RPC"), settled=2)
+    await assert_ledger_is_chain(dev.said("database"), dev.said("RPC"), settled=3)
 
     dev.interrupt()
     assert dev.finish() == (0, "")
@@ -235,13 +247,18 @@ async def test_dev_keeps_its_state_over_a_stop(start_dev: Callable[..., Dev], tm
     first = start_dev("--port", "0", "--state", str(tmp_path))
     async with new_session() as session:
         assert (await buy(session, Buyer.numbered(0), first.said("paid API"), 2)).status == 200
+        generate = first.said("x-router").replace("/models", "/generate")
+        order = {"prompt": "a lighthouse", "width": 128, "height": 128}
+        (picture,) = (await buy(session, Buyer.numbered(0), generate, 1, order)).body["images"]
     first.interrupt()
     assert first.finish() == (0, "")
     assert first.lines[-1] == f"stopped; its state is kept in {tmp_path}"
 
     second = start_dev("--port", "0", "--state", str(tmp_path))
     assert second.headers == first.headers
-    await assert_ledger_is_chain(second.said("database"), second.said("RPC"), settled=1)
+    await assert_ledger_is_chain(second.said("database"), second.said("RPC"), settled=2)
+    async with new_session() as session, session.get(picture["url"]) as response:
+        assert (response.status, response.content_type) == (200, "image/png")
 
 
 async def test_dev_recovers_after_kill_9_with_ledger_and_chain_in_step(start_dev: Callable[..., Dev], tmp_path: Path) -> None:

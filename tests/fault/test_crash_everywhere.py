@@ -5,11 +5,13 @@ database and the same chain, and clients ask again until they have a final answe
 of one payment's and a share of the other scenes'; `FACILITATOR_SEED` says which, and `make prove` runs them all.
 """
 
+import asyncio
 import os
 import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,7 @@ from facilitator.devstack.stack import Anvil, Postgres
 from facilitator.devstack.token import Token
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
-from tests.fixtures.crash import Io, Point, own_tasks
+from tests.fixtures.crash import Io, Moment, Point, own_tasks
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.succession import Succession, decoded, finalized, prepare
 
@@ -45,6 +47,8 @@ class Scene:
     """Somebody else uses the authorization just before our transaction reaches the chain."""
     first: Point | None = None
     """Another engine died here before."""
+    blocks: bool = False
+    """Blocks come all the time."""
 
 
 SINGLE = Scene("single")
@@ -53,6 +57,7 @@ BEATEN = Scene("beaten", beaten=True)
 RECOVERY = Scene("recovery", first=Point(Io("write_ahead", 1), "after"))
 BATCH = Scene("batch", payments=8, settings={"batch_min": 1, "linger_ms": 30})
 BATCH_RECOVERY = Scene("batch_recovery", payments=8, settings=BATCH.settings, first=RECOVERY.first)
+FINAL = Scene("final", settings={"confirm_level": "finalized", "finality_poll_s": 0.1, "bump_blocks": 10_000}, blocks=True)
 SCENES = {scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY)}
 
 
@@ -91,7 +96,8 @@ class Theatre:
                 await self.anvil.node.call("anvil_mine", "0x4")
                 return await finalized(engine)
 
-            await succession.settle(payments, final)
+            async with self._blocks() if scene.blocks else nullcontext():
+                await succession.settle(payments, final)
             await self._judge(scene, succession, database_url, pay_to)
         finally:
             await self.postgres.drop_database(name)
@@ -103,6 +109,20 @@ class Theatre:
         terms = requirements(2, pay_to=pay_to, amount_atomic=AMOUNT)
         raw = [buyer.pay(2, terms) for _ in range(scene.payments)]
         return [decoded(payment, terms) for payment in raw], raw
+
+    @asynccontextmanager
+    async def _blocks(self) -> AsyncIterator[None]:
+        async def mine() -> None:
+            while True:
+                await self.anvil.node.call("evm_mine")
+                await asyncio.sleep(0.3)
+
+        miner = asyncio.create_task(mine())
+        try:
+            yield
+        finally:
+            miner.cancel()
+            await asyncio.wait([miner])
 
     def _rival(self, payment: dict[str, Any]) -> Callable[[str], Coroutine[Any, Any, None]]:
         """Use the authorization once, when the first transaction is about to be sent."""
@@ -183,3 +203,12 @@ async def theatre(start_chain: Callable[..., Awaitable[Anvil]], postgres: Postgr
 async def test_an_engine_that_dies_at_an_io_loses_and_repeats_nothing(theatre: Theatre, seed: int, name: str, share: int) -> None:
     points = await theatre.points(SCENES[name])
     await theatre.die_at(SCENES[name], points[seed % share :: share])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("statement", ["resolve", "unfinal_blocks", "make_safe", "finalize", "spend_answer"])
+async def test_an_engine_that_dies_on_the_way_to_the_confirm_level_loses_and_repeats_nothing(
+    theatre: Theatre, statement: str, when: Moment
+) -> None:
+    succession = await theatre.play(FINAL, Point(Io(statement, 1), when))
+    assert succession.unburnt == [], f"{statement} did not come"

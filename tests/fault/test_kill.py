@@ -27,7 +27,7 @@ from tests.fixtures.house import AMOUNT, Answer, House, Paid, client_session
 ROUNDS = 4
 CLIENTS = 20
 RIVALS = 5
-PATIENCE_S = 45.0
+PATIENCE_S = 60.0
 AGAIN_S = 0.1
 """How long a client waits before it asks again."""
 FINAL = {"success", "duplicate_settlement"}
@@ -158,6 +158,37 @@ async def kill_rounds(house: House, seed: int, rounds: int) -> None:
 
 async def test_killed_under_load_the_service_settles_every_payment_once(house: House, seed: int) -> None:
     await kill_rounds(house, seed, ROUNDS)
+
+
+async def outage(tmp_path: Path, seed: int, away_s: float) -> None:
+    """The database stops under load and comes back after so long, while blocks come all the time."""
+    state = StateDirectory.open(tmp_path / "postgres")
+    database = Postgres(state)
+    await database.start()
+    try:
+        database_url = await database.create_database("away")
+        await migrate(database_url)
+
+        async def strike() -> None:
+            await database.stop()
+            await asyncio.sleep(away_s)  # that long is the fault
+            await database.start()
+
+        async with House.open(tmp_path / "house", database_url) as house:
+            service = await house.serve()
+            pid = service.pid
+            await house.mine_every_second()
+            outcome = await pay_through(house, random.Random(seed), strike)  # noqa: S311
+            await assert_settled_once(house, outcome, settled=CLIENTS)
+            assert (service.running, service.pid) == (True, pid)
+            assert not [event for event in service.log_events if event.get("level") == "error"]
+    finally:
+        await database.stop()
+        state.close()
+
+
+async def test_a_database_that_is_away_for_five_seconds_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
+    await outage(tmp_path, seed, 5.0)
 
 
 async def test_a_killed_database_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:

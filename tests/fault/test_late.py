@@ -143,12 +143,20 @@ async def test_a_failure_whose_time_is_over_is_watched_no_longer_and_stays_faile
     rig = await scene.engine()
     valid_before = await scene.chain_time() + 600
     await failed(scene, rig, valid_before=valid_before)
-    assert [row["closed"] for row in await scene.rows("select closed from settlement")] == [False]
     await scene.node.call("evm_setNextBlockTimestamp", valid_before)
+    await scene.sim.mine()
+    [over] = await scene.rows("select clock_timestamp() as at")
+
+    async def looked_at() -> bool:
+        return bool(await scene.rows("select from settlement where nonce_checked_at > $1", over["at"]))
 
     async def closed() -> bool:
         return bool(await scene.rows("select from settlement where closed"))
 
+    for _ in range(2):  # a second round begins when the first is done
+        await scene.until(looked_at, "a look at a time that is over, but not for good")
+        [over] = await scene.rows("select clock_timestamp() as at")
+    assert not await closed()
     await scene.until(closed, "the watch to end", mine=True)
     assert await scene.states() == ["failed"]
     await scene.finish(settled=0)

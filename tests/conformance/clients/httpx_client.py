@@ -1,4 +1,7 @@
-"""Buys RESOURCE_URL with EVM_PRIVATE_KEY through the httpx client of PyPI `x402`; prints one JSON line."""
+"""Buys RESOURCE_URL with EVM_PRIVATE_KEY through the httpx client of PyPI `x402`; prints one JSON line.
+
+By POST, with RESOURCE_ORDER, if that is set.
+"""
 
 import asyncio
 import json
@@ -18,7 +21,9 @@ async def buy() -> dict[str, object]:
     client = x402Client()
     register_exact_evm_client(client, EthAccountSigner(Account.from_key(os.environ["EVM_PRIVATE_KEY"])))
     async with x402HttpxClient(client, timeout=60) as http:
-        response = await http.get(os.environ["RESOURCE_URL"])
+        order = os.environ.get("RESOURCE_ORDER")
+        how = {"content": order, "headers": {"Content-Type": "application/json"}} if order else {}
+        response = await http.request("POST" if order else "GET", os.environ["RESOURCE_URL"], **how)
         await response.aread()
     reader = x402HTTPClient(client)
     body = response.json()

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from aiohttp import web
@@ -16,6 +16,9 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer, payment_header, requirements
+from facilitator.devstack.sellers import twos
+from facilitator.devstack.sellers.models.local import LOCAL
+from facilitator.devstack.sellers.models.model import Conversation, ModelFault, Reply
 from facilitator.gateway.client import FacilitatorClient, Settings
 from facilitator.gateway.middleware import charge
 from facilitator.gateway.seller import Priced
@@ -124,10 +127,34 @@ class Answer:
         return found
 
 
-class Scene:
-    """A model, a shop that sells `/work` and `/other`, and buyers on bare sockets. `async with Scene(model) as scene`."""
+@dataclass(frozen=True)
+class Route:
+    """What a buyer asks for, what it costs, and how its answer is known."""
 
-    def __init__(self, model: Model, *, handler_cancellation: bool = False, **options: Any) -> None:
+    request: str
+    order: bytes
+    price_atomic: int
+    goods: bytes
+
+
+WORK = Route("GET /work", b"", 5, b'{"work": "done"}')
+CHAT = Route(
+    "POST /api/ai/chat",
+    b'{"model": "openai/gpt-5-mini", "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}',
+    1_000,
+    b'"done"',
+)
+"""Of the sample seller in the style of 2s.io."""
+
+
+class Scene:
+    """A model, a shop, and buyers on bare sockets. `async with Scene(model) as scene`.
+
+    The shop sells `/work` and `/other`, or, when `route` is CHAT, it is the sample seller with a chat that fails by script.
+    """
+
+    def __init__(self, model: Model, *, route: Route = WORK, handler_cancellation: bool = False, **options: Any) -> None:
+        self.route = route
         self._server_options = {"handler_cancellation": handler_cancellation}
         self.model = model
         self.working: list[Working] = []
@@ -143,12 +170,8 @@ class Scene:
     async def __aenter__(self) -> Self:
         facilitator = TestServer(self.model.application())
         await self._stack.enter_async_context(facilitator)
-        application = web.Application()
-        for path in ("/work", "/other"):
-            application.router.add_get(path, self._work)
         client = FacilitatorClient(str(facilitator.make_url("")), settings=HASTY)
-        prices = {"GET /work": Priced(price=5), "GET /other": Priced(price=5)}
-        charge(application, client, pay_to=SELLER, network="base-sepolia", routes=prices, **self._options)
+        application = self._sample(client) if self.route is CHAT else self._shop(client)
         application.middlewares.insert(0, self._note)
         self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, **self._server_options)
         self._stack.push_async_callback(self.runner.cleanup)
@@ -160,17 +183,31 @@ class Scene:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def payment(self) -> str:
-        """A PAYMENT-SIGNATURE value for what `/work` and `/other` cost."""
-        return payment_header(BUYER.pay(2, requirements(2, pay_to=SELLER, amount_atomic=5)))[1]
+    def _shop(self, client: FacilitatorClient) -> web.Application:
+        application = web.Application()
+        for path in ("/work", "/other"):
+            application.router.add_get(path, self._work)
+        prices = {"GET /work": Priced(price=5), "GET /other": Priced(price=5)}
+        charge(application, client, pay_to=SELLER, network="base-sepolia", routes=prices, **self._options)
+        return application
 
-    async def buy(self, payment: str, *, stage: Stage = "stays", path: str = "/work") -> Answer | None:
+    def _sample(self, client: FacilitatorClient) -> web.Application:
+        models = replace(LOCAL, chat=self._chat)
+        return twos.application(client, models, pay_to=SELLER, network="base-sepolia", base_url="http://shop")
+
+    def payment(self) -> str:
+        """A PAYMENT-SIGNATURE value for what the route costs."""
+        return payment_header(BUYER.pay(2, requirements(2, pay_to=SELLER, amount_atomic=self.route.price_atomic)))[1]
+
+    async def buy(self, payment: str, *, stage: Stage = "stays", path: str | None = None) -> Answer | None:
         """Send the payment; None when the buyer left before an answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         if stage != "stays":
             self._leaves, self._leaving = stage, writer
             self._noticed.clear()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nPAYMENT-SIGNATURE: {payment}\r\n\r\n".encode())
+        asked = f"GET {path}" if path else self.route.request
+        head = f"{asked} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: {len(self.route.order)}"
+        writer.write(f"{head}\r\nPAYMENT-SIGNATURE: {payment}\r\n\r\n".encode() + self.route.order)
         raw = await reader.read()
         writer.close()
         left = stage != "stays" and self._leaving is None
@@ -194,6 +231,16 @@ class Scene:
                 raise web.HTTPSeeOther("/elsewhere")
             case "works":
                 return web.json_response({"work": "done"}, headers={"Cache-Control": "public, max-age=60"})
+
+    async def _chat(self, _: Conversation) -> Reply:
+        self.worked += 1
+        await self._at("work")
+        step: Working = self.working.pop(0) if self.working else "works"
+        if step == "raises":
+            raise ValueError("the model is broken")
+        if step != "works":
+            raise ModelFault("the model is ill")
+        return Reply(content="done", finish_reason="stop", prompt_tokens=1, completion_tokens=1, tokenizer="none", served_by="a script")
 
     @web.middleware
     async def _note(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:

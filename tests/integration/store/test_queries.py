@@ -11,6 +11,7 @@ ROW_OF = {
     "records": settlements.Settlement,
     "page": settlements.Settlement,
     "list_queued": settlements.Settlement,
+    "queue_ages": settlements.QueueAge,
     "claim_queued": settlements.SettlementId,
     "history": settlements.Move,
     "costs": settlements.ItemCost,

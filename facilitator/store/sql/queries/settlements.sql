@@ -145,7 +145,14 @@ select answer_epoch, pg_notify('facilitator_queue', network)::text as notified f
 -- name: notify_queue :execute
 select pg_notify('facilitator_queue', $1::text);
 
--- Oldest first; judged against the chain before they are claimed.
+-- How long the oldest of each asset has waited; those that are put off are no sign of load.
+-- name: queue_ages :many
+select asset, extract(epoch from now() - min(queued_at))::double precision as oldest_s
+  from settlement where network = $1::text and state = 'queued' and settlement_id <> all($2::uuid[])
+ group by asset;
+
+-- Oldest first, but for those that would expire before their turn (as domain/pressure.py has it); judged against the chain
+-- before they are claimed.
 -- name: list_queued :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
@@ -154,7 +161,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        true as holder_alive, false as answer_under_way
   from settlement s
  where s.network = $1::text and s.state = 'queued' and s.settlement_id <> all($3::uuid[])
- order by s.queued_at
+ order by least(extract(epoch from s.queued_at) + $4::double precision, s.valid_before - 6)
  limit $2::integer;
 
 -- As they were judged: what was withdrawn and admitted again meanwhile, perhaps with other terms, is another admission.

@@ -1,0 +1,161 @@
+"""The sample sellers before a running `facilitator serve`: every route is paid by official clients, and every payment buys once."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest_asyncio
+from eth_account.signers.local import LocalAccount
+
+from facilitator.devstack.buyer import Buyer
+from facilitator.devstack.ensemble import SELLER
+from facilitator.devstack.install import node_program
+from facilitator.devstack.pay import demanded, hand_over, new_session
+from facilitator.devstack.sellers.market import Market
+from facilitator.devstack.stack import Anvil
+from facilitator.devstack.token import Token
+from tests.fixtures.oracle import assert_ledger_is_chain
+from tests.fixtures.service import ServeProcess
+
+NewBuyer = Callable[..., Awaitable[Buyer]]
+NewRelayer = Callable[..., Awaitable[LocalAccount]]
+Json = dict[str, Any]
+CONFORMANCE: Final = Path(__file__).parents[1] / "conformance"
+
+CHAT: Final[Json] = {"model": "openai/gpt-5", "max_tokens": 100, "messages": [{"role": "user", "content": "count to 3"}]}
+IMAGE: Final[Json] = {"model": "openai/gpt-image-1", "prompt": "a lighthouse", "size": "256x256", "n": 2}
+GENERATE: Final[Json] = {"prompt": "a lighthouse", "quality": "low"}
+ROUTER: Final[Json] = {"prompt": "a lighthouse", "width": 256, "height": 256, "seed": 7}
+
+
+@pytest_asyncio.fixture
+async def market(tmp_path: Path, database_url: str, chain: Anvil, new_relayer: NewRelayer) -> AsyncIterator[Market]:
+    keys = [bytes((await new_relayer()).key).hex()]
+    async with ServeProcess(tmp_path / "service", database_url=database_url, rpc_url=chain.rpc_url, relayer_keys=keys) as service:
+        market = Market(service.base_url, service.api_key, SELLER, tmp_path / "market")
+        await market.start()
+        yield market
+        await market.stop()
+
+
+@pytest_asyncio.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with new_session() as session:
+        yield session
+
+
+def routes(market: Market) -> dict[str, tuple[str, Json, int]]:
+    """Every paid route: its address, an order, and what that costs."""
+    twos, studio, router = (market.urls[name] for name in ("twos", "studio", "xrouter"))
+    return {
+        "chat": (f"{twos}/api/ai/chat", CHAT, 1_200),
+        "image": (f"{twos}/api/ai/image", IMAGE, 120_000),
+        "describe": (f"{twos}/api/ai/describe-image", {"imageUrl": market.sample_url}, 18_000),
+        "generate": (f"{studio}/api/generate/gpt-image-1/generate", GENERATE, 9_000),
+        "alias": (f"{studio}/api/generate/gpt-image-1.5/generate", GENERATE, 9_000),
+        "router": (f"{router}/v1/images/generate", ROUTER, 356),
+    }
+
+
+CLIENTS_AT_ONCE: Final = ThreadPoolExecutor(max_workers=3)
+"""Of their own: the sellers, in this process, need the threads that there are for everybody."""
+
+
+async def in_thread(work: Callable[..., Json], *arguments: Any, **more: Any) -> Json:
+    return await asyncio.get_running_loop().run_in_executor(CLIENTS_AT_ONCE, partial(work, *arguments, **more))
+
+
+def run_client(directory: Path, name: str, buyer: Buyer, url: str, order: Json | None = None, **more: str) -> Json:
+    """Run one of the official clients' programs once, beside the installed packages."""
+    directory.mkdir(exist_ok=True)
+    program = directory / name
+    program.write_bytes((CONFORMANCE / "clients" / name).read_bytes())
+    modules = directory / "node_modules"
+    if not modules.exists():
+        modules.symlink_to(CONFORMANCE / "npm" / "node_modules", target_is_directory=True)
+    own = {"RESOURCE_URL": url, "EVM_PRIVATE_KEY": "0x" + bytes(buyer.account.key).hex()} | more
+    own |= {"RESOURCE_ORDER": json.dumps(order)} if order is not None else {}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    command = [node_program() if program.suffix == ".mjs" else sys.executable, program]
+    done = subprocess.run(command, env=kept | own, cwd=directory, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    told: Json = json.loads(done.stdout)
+    return told
+
+
+async def test_official_clients_pay_every_route(
+    market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token, tmp_path: Path, database_url: str, chain: Anvil
+) -> None:
+    async def pay(client: str, route: str) -> tuple[str, Buyer, Json]:
+        url, order, price_atomic = routes(market)[route]
+        buyer = await new_buyer(amount_atomic=price_atomic)
+        told = await in_thread(run_client, tmp_path / f"{client}-{route}", client, buyer, url, order)
+        assert (told["status"], told["error"]) == (200, None), (client, route, told)
+        assert told["payment_response"]["success"] is True
+        assert told["payment_response"]["network"] == ("base-sepolia" if client == "legacy_fetch.mjs" else "eip155:84532")
+        assert await token.balance_of(buyer.address) == 0
+        assert told["body"]["servedBy"].startswith("local-")
+        return route, buyer, told["body"]
+
+    purchases = [("fetch.mjs", route) for route in routes(market)]
+    purchases += [("httpx_client.py", route) for route in ("chat", "alias", "router")]
+    purchases.append(("legacy_fetch.mjs", "router"))
+    bought = await asyncio.gather(*(pay(*purchase) for purchase in purchases))
+
+    def answers(route: str) -> list[Json]:
+        return [body for name, _, body in bought if name == route]
+
+    assert {each["choices"][0]["message"]["content"] for each in answers("chat")} == {"1, 2, 3"}
+    assert all(len(each["data"]) == 2 for each in answers("image"))
+    assert {each["contentType"] for each in answers("describe")} == {"illustration"}
+    pictures = []
+    for each in answers("router"):
+        async with session.get(each["images"][0]["url"]) as response:
+            pictures.append(await response.read())
+    assert len(pictures) == 3
+    assert len(set(pictures)) == 1  # the same seed
+    buyer, body = next((buyer, body) for name, buyer, body in bought if name == "generate")
+    job = f"{market.urls['studio']}/api/jobs/{body['jobId']}"
+    told = await in_thread(run_client, tmp_path / "job", "siwx_fetch.mjs", buyer, job)
+    assert (told["status"], told["body"]["status"]) == (200, "complete"), told
+    async with session.get(told["body"]["result"]["imageUrl"]) as response:
+        assert (response.status, response.content_type) == (200, "image/png")
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=len(purchases))
+
+
+async def test_an_mcp_client_pays_a_route_through_an_mcp_server(
+    market: Market, new_buyer: NewBuyer, token: Token, tmp_path: Path, database_url: str, chain: Anvil
+) -> None:
+    url, order, price_atomic = routes(market)["chat"]
+    buyer = await new_buyer(amount_atomic=price_atomic)
+    server = str(CONFORMANCE / "servers" / "mcp_wrapper.py")
+    told = await in_thread(run_client, tmp_path / "mcp", "mcp_client.py", buyer, url, order, MCP_SERVER=server)
+    assert (told["tools"], told["error"], told["paid"]) == (["buy"], False, True)
+    assert told["body"]["choices"][0]["message"]["content"] == "1, 2, 3"
+    assert told["payment_response"]["success"] is True
+    assert await token.balance_of(buyer.address) == 0
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
+
+
+async def test_one_header_twenty_times_at_once_is_one_paid_response_at_one_route_and_at_two(
+    market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token, database_url: str, chain: Anvil
+) -> None:
+    known = routes(market)
+    for settled, targets in enumerate((["chat"], ["image"], ["describe"], ["router"], ["generate"], ["generate", "alias"]), start=1):
+        url, order, price_atomic = known[targets[0]]
+        buyer = await new_buyer(amount_atomic=20 * price_atomic)
+        payment = buyer.pay(2, await demanded(session, url, 2, order))
+        urls = [known[targets[number % len(targets)]][0] for number in range(20)]
+        answers = await asyncio.gather(*(hand_over(session, each, payment, order) for each in urls))
+        assert sorted(answer.status for answer in answers) == [200] + [402] * 19, targets
+        assert {answer.body["error"] for answer in answers if answer.status == 402} == {"duplicate_settlement"}
+        assert await token.balance_of(buyer.address) == 19 * price_atomic
+        await assert_ledger_is_chain(database_url, chain.rpc_url, settled=settled)

@@ -1,0 +1,271 @@
+"""Failure modes of load and of what passes by itself: full pools, slow inclusion, a paused token. Numbers as in docs/faults.md."""
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from facilitator.errors import OverloadFault
+from facilitator.protocol.messages import Payment
+from facilitator.protocol.reasons import Reason
+from facilitator.settlement.relayer import Account
+from tests.fault.conftest import StartScene
+from tests.fixtures.base_sim import Call, Fault, NodeSays, RawTransaction, Rules
+from tests.fixtures.base_sim.node import decoded as decoded_call
+from tests.fixtures.scene import Scene, reason
+from tests.integration.settlement.conftest import Rig
+
+SEND = "eth_sendRawTransaction"
+ETHER = 10**18
+
+
+def held(_: RawTransaction) -> bool:
+    return True
+
+
+def accounts(scene: Scene, rig: Rig) -> tuple[Account, ...]:
+    return rig.engine._dispatchers[scene.network].accounts
+
+
+async def on_record(scene: Scene, states: list[str]) -> None:
+    async def there() -> bool:
+        return await scene.states() == states
+
+    await scene.until(there, f"settlements {states}")
+
+
+# --- 15: inclusion is withheld, and payments pile up ---
+
+
+async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_move(scene: Scene) -> None:
+    rig = await scene.engine(slots_soft=1, slots_max=1, queue_wait_max_s=0.5)
+    scene.sim.pool.hold = held
+    first = await scene.settle_pooled(rig)
+    second_payment, late_payment = scene.payment(), scene.payment()
+    second = scene.settle(rig, second_payment)
+    queue = rig.engine._dispatchers[scene.network]._queue
+    await scene.until(lambda: len(queue) == 1, "the second to wait")
+    third = scene.settle(rig)  # its wait is not too long yet
+    await scene.until(lambda: len(queue) == 2, "the third to wait")
+    await scene.until(lambda: queue._oldest_s() > 0.5, "the wait to be too long")
+    looks = scene.sim.plant(Fault(method="eth_call"))
+
+    with pytest.raises(OverloadFault) as raised:
+        await scene.settle(rig, late_payment)
+
+    assert raised.value.kind == "queue_slow"
+    assert raised.value.retry_after_s is not None
+    assert raised.value.retry_after_s >= 1
+    assert looks.seen == 0, "refused before the chain was asked"
+    assert len(scene.sent()) == 1
+    again = scene.settle(rig, second_payment)  # who is in the queue stays in it, and may ask again
+    scene.sim.pool.hold = None
+    answers = await scene.answers([first, second, third, again])
+    assert [reason(answer) for answer in answers] == [None, None, None, Reason.DUPLICATE_SETTLEMENT]
+    assert reason(await scene.answer(scene.settle(rig, late_payment))) is None
+    await scene.finish(settled=4)
+
+
+async def test_mode_15_payments_that_wait_in_postgres_stop_the_intake_of_a_replica_without_relayers(scene: Scene) -> None:
+    front = await scene.engine(relayers=[], queue_wait_max_s=0.5)
+    waiting = scene.settle(front)
+    await on_record(scene, ["queued"])
+    queue = front.engine._dispatchers[scene.network]._queue
+    await scene.until(lambda: queue._oldest_s() > 0.5, "the wait to be too long")
+
+    with pytest.raises(OverloadFault) as raised:
+        await scene.settle(front)
+
+    assert raised.value.kind == "queue_slow"
+    await scene.engine()
+    assert reason(await scene.answer(waiting)) is None
+    await scene.until(lambda: not queue._oldest_s(), "the queue to be empty")
+    assert reason(await scene.answer(scene.settle(front))) is None
+    await scene.finish(settled=2)
+
+
+async def test_mode_15_whoever_would_expire_before_its_turn_is_sent_first(scene: Scene) -> None:
+    rig = await scene.engine(slots_soft=1, slots_max=1, deadline_s=15.0)
+    scene.sim.pool.hold = held
+    first = await scene.settle_pooled(rig)
+    queue = rig.engine._dispatchers[scene.network]._queue
+    patient = [scene.payment() for _ in range(3)]
+    tasks = []
+    for payment in [*patient, hurried := scene.payment(valid_before=await scene.chain_time() + 60)]:
+        waiting = len(queue)
+        tasks.append(scene.settle(rig, payment))
+        await scene.until(lambda waiting=waiting: len(queue) > waiting, "it to wait")
+    assert queue._heap[0][2].admission.authorization.auth_nonce != nonce_of(hurried), "a minute is time enough"
+    brief = scene.payment(valid_before=await scene.chain_time() + 9)
+    tasks.append(scene.settle(rig, brief))
+    await scene.until(lambda: len(queue) == 5, "it to wait")
+    assert queue._heap[0][2].admission.authorization.auth_nonce == nonce_of(brief)
+
+    scene.sim.pool.hold = None
+    assert {reason(answer) for answer in await scene.answers([first, *tasks])} == {None}
+    await scene.finish(settled=6)
+
+
+def nonce_of(payment: Payment) -> str:
+    authorization = payment.payload["authorization"]
+    assert isinstance(authorization, dict)
+    return str(authorization["nonce"])
+
+
+# --- 17: a pool takes no more of one relayer ---
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        NodeSays(code=-32003, message="txpool is full"),
+        NodeSays(code=-32000, message="transaction underpriced"),
+        NodeSays(code=-32000, message="insufficient funds for gas * price + value"),
+        NodeSays(code=429, message="too many requests"),
+    ],
+    ids=lambda refusal: refusal.message.split()[0],
+)
+async def test_mode_17_a_relayer_that_is_refused_rests_and_the_others_go_on(scene: Scene, refusal: NodeSays) -> None:
+    refused, welcome = scene.relayers
+    rig = await scene.engine(relayers=scene.relayers, relayer_rest_s=0.4)
+    first, second = accounts(scene, rig)
+
+    def of_refused(call: Call) -> bool:
+        transaction = decoded_call(call)
+        return transaction is not None and transaction.sender == refused.address.lower()
+
+    payments = 12
+    with capture_logs() as logs:
+        async with scene.sim.faults(NodeSays(code=refusal.code, message=refusal.message, method=SEND, where=of_refused)):
+            tasks = []
+            for number in range(payments):
+                tasks.append(scene.settle(rig))
+                await scene.until(lambda number=number: len(scene.sent()) > number, "the next send")
+                await scene.until(lambda: first.rest_until > 0, "the first refusal")
+            carried = [sent.sender for sent in scene.sent()].count(refused.address.lower())
+            assert carried <= 3, "one, and one after each rest that was over meanwhile"
+            assert second.rest_until == float("-inf")
+            await scene.until(lambda: first.backoff._failures >= 3, "its rests to grow", mine=True)
+        assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
+    rests = [float(line["rest_s"]) for line in logs if line["event"] == "relayer.resting"]
+    assert rests[2] > rests[0]
+    assert {line["log_level"] for line in logs} <= {"info", "warning"}, "nobody has to act"
+    assert welcome.address.lower() in {sent.sender for sent in scene.sent()}
+
+    await scene.until(lambda: accounts(scene, rig)[0].rest_until < rig.engine._clock.monotonic(), "its rest to be over")
+    await scene.answers([scene.settle(rig) for _ in range(4)])
+    assert first.backoff._failures == 0, "it was welcome again"
+    await scene.finish(settled=payments + 4)
+
+
+async def test_mode_17_with_every_relayer_at_rest_payments_wait_and_go_on_by_themselves(start_scene: StartScene) -> None:
+    scene = await start_scene(rules=Rules(slots_max=1))
+    rig = await scene.engine(relayer_rest_s=0.3, relayer_rest_max_s=0.6)
+    tasks = [scene.settle(rig) for _ in range(4)]
+    await scene.until(lambda: accounts(scene, rig)[0].rest_until > 0, "the rest")
+    assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
+    await scene.finish(settled=4)
+
+
+# --- 28: the token is paused while payments wait ---
+
+
+async def paused(scene: Scene, rig: Rig) -> None:
+    """The token is paused, and who asks anew hears it in the protocol's word."""
+    await scene.token.pause()
+    assert reason(await scene.settle(rig)) is Reason.TOKEN_PAUSED
+
+
+async def looked_at(scene: Scene, times: int) -> None:
+    """The engines have asked the chain so many times more."""
+    looks = scene.sim.plant(Fault(method="eth_call"))
+    await scene.until(lambda: looks.seen >= times, "another look at the token", mine=True)
+
+
+async def test_mode_28_what_is_queued_waits_until_the_token_goes_on(scene: Scene) -> None:
+    front = await scene.engine(relayers=[])
+    tasks = [scene.settle(front) for _ in range(3)]
+    await on_record(scene, ["queued"] * 3)
+    await paused(scene, front)
+    await scene.engine()
+
+    await looked_at(scene, 6)
+    assert await scene.states() == ["queued"] * 3
+    assert scene.sent() == []
+    assert reason(await scene.settle(front)) is Reason.TOKEN_PAUSED, "what waits for the token stops nobody"
+    await scene.token.unpause()
+
+    assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
+    await scene.finish(settled=3)
+
+
+@pytest.mark.parametrize("batching", ["off", "adaptive"])
+async def test_mode_28_what_waits_in_memory_is_looked_at_again_and_waits_until_the_token_goes_on(scene: Scene, batching: str) -> None:
+    [relayer, _] = scene.relayers
+    await scene.token.set_gas_money(relayer.address, 1)
+    rig = await scene.engine(batching=batching, batch_min=1)
+    tasks = [scene.settle(rig) for _ in range(3)]
+    queue = rig.engine._dispatchers[scene.network]._queue
+    await scene.until(lambda: len(queue) == 3 and queue._oldest_s() > 2.1, "three to wait for gas money")
+    await paused(scene, rig)
+
+    await scene.token.set_gas_money(relayer.address, ETHER)
+    await scene.until(lambda: len(queue) == 0, "them to be looked at again")
+    await looked_at(scene, 2)
+    assert scene.sent() == []
+    assert not any(task.done() for task in tasks)
+    await scene.token.unpause()
+
+    assert {reason(answer) for answer in await scene.answers(tasks)} == {None}
+    await scene.finish(settled=3)
+
+
+async def test_mode_28_what_waits_for_a_paused_token_ends_by_its_own_time(scene: Scene) -> None:
+    front = await scene.engine(relayers=[], deadline_s=30.0)
+    task = scene.settle(front, scene.payment(valid_before=await scene.chain_time() + 60))
+    await on_record(scene, ["queued"])
+    await paused(scene, front)
+    await scene.engine()
+    await looked_at(scene, 2)
+    assert not task.done()
+
+    await scene.node.call("evm_increaseTime", 120)
+
+    assert reason(await scene.answer(task)) is Reason.EXPIRED
+    assert scene.sent() == []
+    await scene.token.unpause()
+    await scene.finish(settled=0)
+
+
+async def test_mode_28_a_blacklisted_payer_waits_for_nothing(scene: Scene) -> None:
+    front = await scene.engine(relayers=[])
+    task = scene.settle(front)
+    await on_record(scene, ["queued"])
+    await scene.token.set_blacklisted(scene.buyer.address, blacklisted=True)
+    await scene.engine()
+
+    assert reason(await scene.answer(task)) is Reason.ACCOUNT_BLACKLISTED
+    assert scene.sent() == []
+    await scene.token.set_blacklisted(scene.buyer.address, blacklisted=False)
+    await scene.finish(settled=0)
+
+
+async def test_mode_28_a_stop_tells_those_who_wait_for_a_paused_token(scene: Scene) -> None:
+    [relayer, _] = scene.relayers
+    await scene.token.set_gas_money(relayer.address, 1)
+    rig = await scene.engine()
+    task = scene.settle(rig)
+    queue = rig.engine._dispatchers[scene.network]._queue
+    await scene.until(lambda: len(queue) == 1 and queue._oldest_s() > 2.1, "one to wait for gas money")
+    await paused(scene, rig)
+    await scene.token.set_gas_money(relayer.address, ETHER)
+    await scene.until(lambda: len(queue._aside) == 1, "it to be looked at again")
+
+    async with asyncio.timeout(6):
+        await rig.engine.stop(1.2)
+    with pytest.raises(OverloadFault) as raised:
+        await task
+    assert raised.value.kind == "draining"
+    assert scene.sent() == []
+    await scene.token.unpause()
+    await scene.finish(settled=0)
