@@ -104,12 +104,20 @@ async def included(scene: Scene) -> bool:
     return await scene.states() == ["included"]
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-async def test_a_reorganisation_below_the_level_is_never_told_as_success_before_it_is_true_again(scene: Scene, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "state"), [(1, "included"), (2, "included"), (3, "safe"), (4, "safe")])
+async def test_a_reorganisation_below_the_level_is_never_told_as_success_before_it_is_true_again(
+    scene: Scene, depth: int, state: str
+) -> None:
     rig = await scene.engine(confirm_level="finalized")
     task = await scene.settle_pooled(rig)
-    await scene.sim.mine(depth)
+    await scene.sim.mine()
     await scene.until(lambda: included(scene), "inclusion")
+    await scene.sim.mine(depth - 1)
+
+    async def deep() -> bool:
+        return await scene.states() == [state]
+
+    await scene.until(deep, state)
     await scene.reorganise(depth)
 
     async def noticed() -> bool:
@@ -189,6 +197,33 @@ async def test_above_its_total_of_unsealed_value_a_tenant_waits_for_the_seal(sce
     await scene.sim.seal()
     await scene.sim.no_flashblocks()
     await scene.finish(settled=5)
+
+
+async def test_replicas_that_look_at_the_same_flashblock_keep_to_a_tenant_s_total_together(scene: Scene) -> None:
+    rigs = [await scene.engine(relayers=[relayer], preconfirmed_total_max_atomic=AMOUNT) for relayer in scene.relayers]
+    await scene.sim.flashblocks()
+    watchers = [rig.engine._watchers[scene.network] for rig in rigs]
+
+    def looked() -> bool:
+        return all(slot.flashblock_seen for watcher in watchers for slot in watcher._open.values())
+
+    for round_ in range(1, 4):
+        tasks = [await scene.settle_pooled(rig, confirm_level="preconfirmed") for rig in rigs]
+        await scene.sim.mine()
+        await scene.until(looked, "both to have looked")
+        found = await scene.states()
+        assert (found.count("preconfirmed"), found.count("submitted")) == (1, 1)
+        await scene.until(lambda tasks=tasks: any(task.done() for task in tasks), "the one answer")
+        assert [task.done() for task in tasks].count(True) == 1
+        await scene.sim.seal()
+        await scene.until(lambda tasks=tasks: all(task.done() for task in tasks), "both after the seal")
+
+        async def sealed(count: int = 2 * round_) -> bool:
+            return (await scene.states()).count("preconfirmed") == 0 and len(await scene.states()) == count
+
+        await scene.until(sealed, "the seal on record")
+    await scene.sim.no_flashblocks()
+    await scene.finish(settled=6)
 
 
 async def test_a_preconfirmed_payment_whose_flashblock_is_not_sealed_is_sent_again_and_paid(scene: Scene) -> None:

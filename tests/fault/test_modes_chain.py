@@ -63,7 +63,8 @@ async def test_mode_18_a_payment_is_reorganised_away(scene: Scene, depth: int) -
     assert len(scene.sent()) == 1
 
 
-async def test_mode_18_a_block_that_proved_a_failure_is_reorganised_away(scene: Scene) -> None:
+@pytest.mark.parametrize("more", [0, 1, 3])
+async def test_mode_18_a_block_that_proved_a_failure_is_reorganised_away(scene: Scene, more: int) -> None:
     rig = await scene.engine()
     (buyer,) = await buyers(scene, 1)
     await scene.sim.mine(6)
@@ -77,6 +78,7 @@ async def test_mode_18_a_block_that_proved_a_failure_is_reorganised_away(scene: 
     assert reason(answer) is Reason.INSUFFICIENT_BALANCE
     assert await scene.states() == ["failed"]
 
+    await scene.sim.mine(more)
     await scene.reorganise(await scene.block() - before)
 
     async def paid() -> bool:
