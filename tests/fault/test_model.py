@@ -1,4 +1,4 @@
-"""A random walk through everything that may befall two engines, held against what must hold at every step and in the end.
+"""A random walk through everything that may befall two or three engines, held against what must hold at every step and in the end.
 
 Real Postgres, a real chain behind a proxy with Base's manners. `FACILITATOR_SEED` repeats the choices, though not the timing;
 `make prove` walks farther.
@@ -21,13 +21,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from facilitator.devstack.stack import Anvil, Postgres
 from tests.fixtures.base_sim import BaseSim, Fault, Stale
-from tests.fixtures.base_sim.strategies import send_faults
+from tests.fixtures.base_sim.strategies import read_faults, send_faults
 from tests.fixtures.crash import own_tasks
+from tests.fixtures.jumping import JumpingLoop, LoopClock
 from tests.fixtures.model import ENGINES, REORG_MAX, Model
 
-RUNS, STEPS = 10, 30
+RUNS, STEPS = 12, 40
+AGAIN = "FACILITATOR_SEED={seed} .venv/bin/python -m pytest tests/fault/test_model.py"
 ENGINE = st.integers(0, ENGINES - 1)
 IOS = st.integers(1, 12)
+SCARCE_WEI = 2 * 10**14
+"""Pays for one transaction at a time, or for a few."""
 BILL = st.integers(0, 7)
 """Of the last so many."""
 KEYS = st.sampled_from([None, None, "key-1", "key-2"])
@@ -41,10 +45,14 @@ class Ground:
     postgres: Postgres
     template: str
     spoil: Callable[[Model], Awaitable[None]] | None = None
+    again: str = AGAIN
+    """The command that repeats a walk."""
     walks: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     """What broke, as it was first seen."""
+    broken_at: int = 0
+    """After so many steps."""
 
     def walk(self, seed: int, runs: int, steps: int) -> None:
         """Walk so many times so many steps. Raises what broke."""
@@ -67,7 +75,8 @@ class Ground:
         except Exception as error:  # that the same steps broke otherwise the second time hides what broke first
             if not self.broken:
                 raise
-            raise AssertionError(f"seed {seed}: {self.broken[0]}") from error
+            what = f"seed {seed}, walk {self.walks}, step {self.broken_at or self.steps.total()}: {self.broken[0]}"
+            raise AssertionError(f"{what}\nagain: {self.again.format(seed=seed)}") from error
         self.tell(seed)
 
     def tell(self, seed: int) -> None:
@@ -82,7 +91,7 @@ class Walk(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = JumpingLoop()
         self.model: Model | None = None
         self.sim: BaseSim | None = None
         self.name = ""
@@ -106,20 +115,21 @@ class Walk(RuleBasedStateMachine):
         except BaseException as error:
             self.failed = True
             self.ground.broken.append(f"{type(error).__name__}: {error}")
+            self.ground.broken_at = self.ground.broken_at or self.ground.steps.total()
             raise
 
-    @initialize()
-    def begin(self) -> None:
-        self._run(self._begin())
+    @initialize(engines=st.sampled_from([2, 2, ENGINES]))
+    def begin(self, engines: int) -> None:
+        self._run(self._begin(engines))
 
-    async def _begin(self) -> None:
+    async def _begin(self, engines: int) -> None:
         ground = self.ground
         ground.walks += 1
         self.name = f"model_{os.getpid()}_{id(ground)}_{ground.walks}"
         url = await ground.postgres.create_database(self.name, ground.template)
-        self.sim = BaseSim(ground.anvil.rpc_url)
+        self.sim = BaseSim(ground.anvil.rpc_url, clock=LoopClock())
         await self.sim.start()
-        self.model = Model(self.sim, url, ground.spoil)
+        self.model = Model(self.sim, url, ground.spoil, engines)
         self._own = own_tasks()
         self._own.__enter__()
         await self.model.open()
@@ -140,6 +150,18 @@ class Walk(RuleBasedStateMachine):
     @rule(engine=ENGINE, buyer=st.integers(0, 2), times=st.sampled_from([1, 1, 1, 4]))
     def submit(self, engine: int, buyer: int, times: int) -> None:
         self.do("submit", self._now(lambda: [self.here.submit(engine, buyer) for _ in range(times)]))
+
+    @rule()
+    def all_pay(self) -> None:
+        """Without a choice, and first by its name: what Hypothesis does most of."""
+
+        async def pay() -> None:
+            for buyer in range(3):
+                self.here.submit(buyer, buyer)
+            await self.here.spin()
+            await self.here.sim.mine()
+
+        self.do("all pay", pay())
 
     @rule(engine=ENGINE, buyer=st.integers(0, 2), blocks=st.integers(1, 3))
     def pay(self, engine: int, buyer: int, blocks: int) -> None:
@@ -186,6 +208,10 @@ class Walk(RuleBasedStateMachine):
     def mutate(self, engine: int, back: int, change: dict[str, str]) -> None:
         self.do("mutate", self._now(lambda: self.here.ask(engine, self.bill(back), None, **change)))
 
+    @rule(engine=ENGINE, buyer=st.integers(0, 2))
+    def expire(self, engine: int, buyer: int) -> None:
+        self.do("expire", self.here.expire(engine, buyer))
+
     @rule()
     def hang_up(self) -> None:
         self.do("hang up", self._now(self.here.hang_up))
@@ -214,13 +240,34 @@ class Walk(RuleBasedStateMachine):
     def cancel(self, back: int) -> None:
         self.do("cancel", self.here.cancel(self.bill(back)))
 
-    @rule(relayer=st.integers(0, 1), wei=st.sampled_from([0, 10**19]))
+    @rule(blocks=st.integers(1, REORG_MAX), sealed=st.booleans())
+    def flashblocks(self, blocks: int, sealed: bool) -> None:  # noqa: FBT001
+        self.do("flashblocks", self.here.flashblocks(blocks, sealed=sealed))
+
+    @rule(gwei=st.sampled_from([1, 10, 100]))
+    def spike_fee(self, gwei: int) -> None:
+        """Up to ten times as much as is ever bid."""
+        self.do("spike fee", self.here.spike_fee(gwei * 10**9))
+
+    @rule(party=st.integers(0, 3), blacklisted=st.sampled_from([True, False, False]))
+    def blacklist(self, party: int, blacklisted: bool) -> None:  # noqa: FBT001
+        self.do("blacklist", self.here.blacklist(party, blacklisted=blacklisted))
+
+    @rule(paused=st.sampled_from([True, False, False]))
+    def pause_token(self, paused: bool) -> None:  # noqa: FBT001
+        self.do("pause token", self.here.pause_token(paused=paused))
+
+    @rule(relayer=st.integers(0, 1), wei=st.sampled_from([0, SCARCE_WEI, 10**19]))
     def drain(self, relayer: int, wei: int) -> None:
         self.do("drain", self.here.drain(relayer, wei))
 
     @rule(fault=send_faults(times=2))
     def lose_sends(self, fault: Fault) -> None:
         self.do("lose sends", self._now(lambda: self.here.sim.plant(fault)))
+
+    @rule(fault=read_faults(times=2))
+    def lie(self, fault: Fault) -> None:
+        self.do("lie", self._now(lambda: self.here.sim.plant(fault)))
 
     @rule(blocks=st.integers(1, REORG_MAX), times=st.integers(1, 6))
     def stale(self, blocks: int, times: int) -> None:
@@ -251,6 +298,18 @@ class Walk(RuleBasedStateMachine):
     @rule(engine=ENGINE)
     def revive(self, engine: int) -> None:
         self.do("revive", self.here.revive(engine))
+
+    # --- the ledger ---
+
+    @precondition(lambda self: self.model and not self.model.restored)
+    @rule()
+    def remember(self) -> None:
+        self.do("remember", self.here.remember())
+
+    @precondition(lambda self: self.model and self.model.bookmark is not None)
+    @rule()
+    def lose_commits(self) -> None:
+        self.do("lose commits", self.here.lose_commits())
 
     # --- what must hold ---
 

@@ -21,6 +21,7 @@ from tests.fault.test_crash_everywhere import RECOVERY, SINGLE, Scene, Theatre, 
 from tests.fault.test_model import Ground, ground
 from tests.fixtures import crash
 from tests.fixtures.model import Model
+from tests.prove.conftest import Tell
 
 __all__ = ["ground", "theatre"]  # fixtures
 
@@ -126,17 +127,17 @@ WALKS = [
 
 
 @pytest.mark.parametrize("mutant", CRASHES, ids=lambda mutant: mutant.name)
-async def test_the_crash_test_finds_a_planted_bug(theatre: Theatre, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+async def test_the_crash_test_finds_a_planted_bug(theatre: Theatre, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, tell: Tell) -> None:
     mutant.plant(monkeypatch)
     assert mutant.scene is not None
     with pytest.raises(AssertionError) as raised:
         await theatre.die_at(mutant.scene, await theatre.points(mutant.scene))
     assert any(sign in str(raised.value) for sign in mutant.seen), raised.value
-    print(f"| {mutant.name} | crash test, {mutant.scene.name} | run {theatre.runs} | {str(raised.value).splitlines()[0][:160]} |")  # noqa: T201
+    tell(f"| {mutant.name} | crash test, {mutant.scene.name} | run {theatre.runs} | {str(raised.value).splitlines()[0][:160]} |")
 
 
 @pytest.mark.parametrize("mutant", WALKS, ids=lambda mutant: mutant.name)
-def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, tell: Tell) -> None:
     mutant.plant(monkeypatch)
     ground.spoil = mutant.spoil
     started = time.monotonic()
@@ -152,4 +153,4 @@ def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest
     assert any(sign in ground.broken[0] for sign in mutant.seen), ground.broken[0]
     took_s = time.monotonic() - started
     first = ground.broken[0].splitlines()[0][:160]
-    print(f"| {mutant.name} | random walk, seed {seed} | step {ground.steps.total()}, {took_s:.0f} s | {first} |")  # noqa: T201
+    tell(f"| {mutant.name} | random walk, seed {seed} | step {ground.steps.total()}, {took_s:.0f} s | {first} |")
