@@ -12,8 +12,12 @@ NPM_LOCK := npm install --package-lock-only --omit-lockfile-registry-resolved --
 # Test processes; tests of one file stay together.
 WORKERS ?= 2
 
+PROOFS ?= tests/prove
+PROVE := $(BIN)/python -m pytest --override-ini python_files='prove_*.py' --override-ini timeout=7200
+export SOAK_S ?= 1200
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format prove bench lock clean
+.PHONY: help setup demo test check lint format prove soak bench lock clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -38,8 +42,11 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-prove: setup $(VENV)/.conformance-packages ## the long proofs: minutes to an hour
-	$(BIN)/python -m pytest tests/prove --override-ini python_files='prove_*.py' --override-ini timeout=7200
+prove: setup $(VENV)/.conformance-packages ## the long proofs, or PROOFS: minutes to an hour
+	$(PROVE) $(PROOFS) --numprocesses $(WORKERS) --dist worksteal
+
+soak: setup ## SOAK_S seconds under a steady load: nothing may grow
+	$(PROVE) tests/prove/prove_soak.py --capture no
 
 bench: setup $(VENV)/.conformance-packages ## the benchmarks, figures as JSON lines
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit; done

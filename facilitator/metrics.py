@@ -16,6 +16,7 @@ _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 # --- the process
 BUILD_INFO = Gauge("facilitator_build_info", "1; which release and commit runs here.", ["version", "commit"])
 EVENTS = Counter("facilitator_events_total", "Log lines written.", ["event", "level"])
+TASKS = Gauge("facilitator_event_loop_tasks", "Tasks of the event loop, as of the last heartbeat.")
 BLOCKING_SECONDS = Gauge("facilitator_event_loop_lag_seconds", "How late the event loop ran its last heartbeat.")
 LOOP_RESTARTS = Counter("facilitator_loop_restarts_total", "A loop met a bug and was restarted.", ["loop"])
 LOOP_HEARTBEAT = Gauge("facilitator_loop_heartbeat_timestamp_seconds", "When a loop last began a round.", ["loop", "network"])

@@ -33,6 +33,7 @@ from facilitator.metrics import (
     REQUEST_SECONDS,
     REQUESTS,
     REQUESTS_IN_FLIGHT,
+    TASKS,
 )
 from facilitator.store.tenants import Tenant
 from facilitator.telemetry import annotate, bind, canonical, get_logger, trace_id_of
@@ -297,13 +298,14 @@ class _Refuse(asyncio.Protocol):
 
 
 async def beat(desk: Desk) -> None:
-    """The event loop's heartbeat, until cancelled. Sets the lag metric."""
+    """The event loop's heartbeat, until cancelled. Sets the metrics of the loop."""
     while True:
         due = desk.clock.monotonic() + HEARTBEAT_S
         desk.heartbeat_at = desk.clock.monotonic()
         LOOP_HEARTBEAT.labels("event_loop", "").set_to_current_time()
         await desk.clock.sleep(HEARTBEAT_S)
         BLOCKING_SECONDS.set(max(0.0, desk.clock.monotonic() - due))
+        TASKS.set(len(asyncio.all_tasks()))
 
 
 def routes_for(listen: Listen) -> tuple[Route, ...]:
