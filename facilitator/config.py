@@ -218,7 +218,8 @@ def _broken_relations(config: Config) -> Iterator[str]:
     for small, large in (
         ("verify_deadline_s", "deadline_s"),
         ("max_fee_floor_wei", "max_fee_cap_wei"),
-        ("priority_fee_wei", "max_fee_cap_wei"),
+        ("priority_fee_min_wei", "priority_fee_cap_wei"),
+        ("priority_fee_cap_wei", "max_fee_cap_wei"),
         ("group_max", "queue_max"),
     ):
         if getattr(settlement, small) > getattr(settlement, large):
@@ -284,7 +285,8 @@ def _bad_bounds(config: Config) -> Iterator[str]:
     """Times and bounds are positive, whatever package they belong to."""
     may_be_zero = {
         "server.drain_delay_s",
-        "settlement.priority_fee_wei",
+        "settlement.priority_fee_min_wei",
+        "settlement.payment_cost_cap_wei",
         "settlement.max_fee_floor_wei",
         "settlement.linger_ms",
         "settlement.relayer_reserve_wei",

@@ -54,6 +54,9 @@ INCIDENTS = Counter("facilitator_incidents_total", "Incidents opened.", ["kind"]
 OPEN_SLOTS = Gauge("facilitator_relayer_open_slots", "Transactions in flight.", ["network", "relayer"])
 RELAYER_BALANCE = Gauge("facilitator_relayer_balance_wei", "Gas money of a relayer.", ["network", "relayer"])
 GAS_SPENT = Counter("facilitator_gas_spent_wei_total", "Gas money spent on mined transactions.", ["network", "relayer", "outcome"])
+PRIORITY_FEE = Gauge("facilitator_priority_fee_wei", "Tip per gas that fresh transactions bid.", ["network"])
+GAS_LIMIT = Gauge("facilitator_gas_limit", "Gas limit of a payment that goes alone, and of each in a batch.", ["network", "kind"])
+PAYMENT_COST = Gauge("facilitator_payment_cost_wei", "The most that a payment costs that goes alone in the next block.", ["network"])
 
 # --- the chains
 NETWORK_SERVED = Gauge("facilitator_network_served", "1 while a network's chain agrees with the configuration.", ["network"])

@@ -19,10 +19,12 @@ import msgspec
 from facilitator.domain.facts import Call, Reply
 from facilitator.protocol.address import keccak256
 from facilitator.protocol.messages import Authorization
-from facilitator.units import Address, Atomic, AuthNonce, BlockHash, TxHash
+from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Gas, TxHash
 
 MULTICALL3_ADDRESS: Final = Address("0xca11bde05977b3631167028862be2a173976ca11")
 """The same on every chain that has it."""
+GAS_PRICE_ORACLE_ADDRESS: Final = Address("0x420000000000000000000000000000000000000f")
+"""The OP Stack's predeploy."""
 
 
 class _Parameter(msgspec.Struct, frozen=True):
@@ -90,6 +92,8 @@ NAME: Final = _selector("FiatTokenV2_2", "name()")
 VERSION: Final = _selector("FiatTokenV2_2", "version()")
 DECIMALS: Final = _selector("FiatTokenV2_2", "decimals()")
 AGGREGATE3: Final = _selector("Multicall3", "aggregate3((address,bool,bytes)[])")
+_L1_FEE_UPPER_BOUND: Final = _selector("GasPriceOracle", "getL1FeeUpperBound(uint256)")
+_OPERATOR_FEE: Final = _selector("GasPriceOracle", "getOperatorFee(uint256)")
 LATEST_ROUND_DATA: Final = _selector("AggregatorV3Interface", "latestRoundData()")
 GET_CURRENT_BLOCK_TIMESTAMP: Final = _selector("Multicall3", "getCurrentBlockTimestamp()")
 
@@ -151,6 +155,16 @@ def transfer_with_authorization_bytes(authorization: Authorization) -> bytes:
 def authorization_state(payer: Address, auth_nonce: AuthNonce) -> bytes:
     """Calldata that asks whether the payer's auth_nonce is used or cancelled."""
     return AUTHORIZATION_STATE + _address(payer) + bytes.fromhex(auth_nonce[2:])
+
+
+def l1_fee_upper_bound(unsigned_bytes: int) -> bytes:
+    """Calldata that asks the OP Stack's oracle for the most that L1 charges for an unsigned transaction of this size (Fjord)."""
+    return _L1_FEE_UPPER_BOUND + _uint(unsigned_bytes)
+
+
+def operator_fee(gas: Gas) -> bytes:
+    """Calldata that asks the OP Stack's oracle for the operator's fee for so much gas, by the formula in force."""
+    return _OPERATOR_FEE + _uint(gas)
 
 
 def balance_of(account: Address) -> bytes:

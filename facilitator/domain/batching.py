@@ -6,7 +6,7 @@ load is cut into as few transactions as the limits allow instead of being spread
 
 from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, Generic, TypeVar
 
@@ -24,8 +24,72 @@ TRANSACTION_GAS_MAX: Final = Gas(2**24)
 """EIP-7825: no transaction may have a higher gas limit."""
 _ITEM_BYTES: Final = 512
 """Calldata of one item in `aggregate3`: 481 bytes measured, rounded up to words."""
-_CALLDATA_BYTES_MAX: Final = 120_000
-"""Pools take 128 KiB of a transaction; the rest is head-room."""
+_FACTOR_MAX: Final = 4
+"""How far a gas limit may be raised: a contract that burns gas must not be fed without end."""
+_RAN_OUT_PERCENT: Final = 95
+"""Gas used, of the limit, at which a transaction ran out: each frame above the one that did keeps 1/64 of what it had."""
+_CALM: Final = 200
+"""Transactions in a row that would have had room in half the limit, before it is halved again."""
+
+
+@dataclass(frozen=True, slots=True)
+class GasTable:
+    """Gas limits: constants, doubled for a kind whose transactions ran out of gas, and halved once that is not needed any more.
+
+    No estimates: those cost a request each, and are wrong as soon as somebody else's transfer comes first.
+    """
+
+    single_factor: int = 1
+    batch_factor: int = 1
+    single_calm: int = 0
+    """Transactions in a row that half the limit would have done for."""
+    batch_calm: int = 0
+
+    def limit(self, items: int) -> Gas:
+        """The limit of a transaction of so many payments; a lone one is sent as it is, several through Multicall3."""
+        return _limit(items, self.single_factor if items == 1 else self.batch_factor)
+
+    def most(self, items: int) -> Gas:
+        """The highest that this limit may be raised to."""
+        return _limit(items, _FACTOR_MAX)
+
+    @property
+    def item(self) -> Gas:
+        """What each payment adds to a batch."""
+        return Gas(BATCH_ITEM_GAS * self.batch_factor)
+
+    @property
+    def items_max(self) -> int:
+        """The most payments whose limit stays within that of a transaction (EIP-7825)."""
+        return (TRANSACTION_GAS_MAX // self.batch_factor - BATCH_BASE_GAS) // BATCH_ITEM_GAS
+
+    def raised(self, items: int, gas: int) -> "GasTable":
+        """The table after a transaction of this limit ran out; the same if the limit was raised since it was signed."""
+        if gas < self.limit(items):
+            return self
+        if items == 1:
+            return replace(self, single_factor=min(self.single_factor * 2, _FACTOR_MAX), single_calm=0)
+        return replace(self, batch_factor=min(self.batch_factor * 2, _FACTOR_MAX), batch_calm=0)
+
+    def used(self, items: int, gas_used: int) -> "GasTable":
+        """The table after a transaction that had enough: back by half once `_CALM` in a row fit with 15 % to spare."""
+        factor, calm = (self.single_factor, self.single_calm) if items == 1 else (self.batch_factor, self.batch_calm)
+        if factor == 1:
+            return self
+        calm = calm + 1 if gas_used * 115 <= _limit(items, factor // 2) * 100 else 0
+        factor, calm = (factor // 2, 0) if calm >= _CALM else (factor, calm)
+        if items == 1:
+            return replace(self, single_factor=factor, single_calm=calm)
+        return replace(self, batch_factor=factor, batch_calm=calm)
+
+
+def ran_out(gas_used: int, limit: int) -> bool:
+    """Did a failed transaction, or the calls of a batch that failed, run out of gas?"""
+    return gas_used * 100 >= limit * _RAN_OUT_PERCENT
+
+
+def _limit(items: int, factor: int) -> Gas:
+    return Gas(min(TRANSACTION_GAS_MAX, factor * (SINGLE_GAS if items == 1 else BATCH_BASE_GAS + BATCH_ITEM_GAS * items)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +102,15 @@ class Limits:
     """Most payments in one transaction."""
     life_min_s: int = 10
     """A payment with less life left than this goes alone."""
+    calldata_bytes_max: int = 120_000
+    """Most calldata of one transaction; pools take 128 KiB of a transaction, the rest is head-room."""
+    gas: GasTable = field(default_factory=GasTable)
+    """What its payments may need."""
 
     @property
     def items_max(self) -> int:
         """`batch_max`, kept below what gas and calldata allow."""
-        by_gas = (TRANSACTION_GAS_MAX - BATCH_BASE_GAS) // BATCH_ITEM_GAS
-        return max(1, min(self.batch_max, by_gas, _CALLDATA_BYTES_MAX // _ITEM_BYTES))
+        return max(1, min(self.batch_max, self.gas.items_max, self.calldata_bytes_max // _ITEM_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +135,6 @@ class Batch(Generic[Id]):
     def kind(self) -> str:
         """`single` or `batch`."""
         return "single" if len(self.ids) == 1 else "batch"
-
-    @property
-    def gas(self) -> Gas:
-        """Its gas limit."""
-        return SINGLE_GAS if len(self.ids) == 1 else Gas(BATCH_BASE_GAS + BATCH_ITEM_GAS * len(self.ids))
 
 
 def plan(candidates: Sequence[Candidate[Id]], room: int, limits: Limits) -> tuple[Batch[Id], ...]:

@@ -3,6 +3,7 @@
 Integers only: a rounding error here is a transaction that waits, or books that do not balance. It must never ask a node.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,12 @@ from facilitator.units import Wei
 GWEI: Final = 10**9
 _HOLOCENE_LENGTH: Final = 9
 _JOVIAN_LENGTH: Final = 17
-_TIP: Final = Wei(100_000)
+WINDOW: Final = 50
+"""Transactions by whose delay the tip is judged."""
+_JUDGED_FROM: Final = 10
+"""Fewer of them say nothing: one straggler among nine would be the p90."""
+_TIP_STEP_MIN: Final = 10_000
+"""Least rise in wei, so that a tip of nothing rises too."""
 _MAX_FEE_MIN: Final = Wei(GWEI // 20)
 _MAX_FEE_MAX: Final = Wei(100 * GWEI)
 
@@ -36,14 +42,24 @@ ETHEREUM: Final = FeeMarket(8, 2, Wei(0))
 class FeePolicy:
     """How a relayer prices a transaction. Only base fee and tip are paid, so head-room costs nothing but reserved balance."""
 
-    tip_wei: Wei = _TIP
-    """`maxPriorityFeePerGas` to start with."""
     headroom: int = 8
     """Multiple of the next base fee; at +4 % a block, 8 last for 52 blocks."""
     max_fee_min_wei: Wei = _MAX_FEE_MIN
     """`maxFeePerGas` never falls below this; 0.05 gwei is ten times Base's floor."""
     max_fee_max_wei: Wei = _MAX_FEE_MAX
     """`maxFeePerGas` never rises above this: above it we wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TipPolicy:
+    """How `maxPriorityFeePerGas` follows the time that inclusion takes."""
+
+    min_wei: Wei
+    """It begins here and decays to this."""
+    max_wei: Wei
+    """It never rises above this."""
+    late_blocks: int = 2
+    """Blocks from send to inclusion that are well: sent during one block, included in the next or the one after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +93,27 @@ def next_base_fee(head: Head) -> Wei:
     return Wei(max(base_fee, market.base_fee_min_wei))
 
 
-def max_fee(base_fee_next_wei: Wei, policy: FeePolicy) -> Fees:
+def next_tip(tip_wei: Wei, delays: Sequence[int], policy: TipPolicy) -> Wei:
+    """The tip after these delays in blocks, all of transactions since it last changed: at most `WINDOW`.
+
+    Doubled when one in ten took longer than `late_blocks`; an eighth less after a whole window in which that was not so.
+    """
+    count = len(delays)
+    if count >= _JUDGED_FROM and sorted(delays)[-(-count * 9 // 10) - 1] > policy.late_blocks:
+        return Wei(min(max(tip_wei * 2, tip_wei + _TIP_STEP_MIN), policy.max_wei))
+    if count >= WINDOW:
+        return Wei(max(tip_wei - -(-tip_wei // 8), policy.min_wei))
+    return tip_wei
+
+
+def max_fee(base_fee_next_wei: Wei, tip_wei: Wei, policy: FeePolicy) -> Fees:
     """What to offer: head-room times the next base fee and the tip, within the policy's bounds.
 
     Above the upper bound the offer may lie below the base fee: then the transaction waits, which is what the bound is for.
     """
-    wanted = policy.headroom * base_fee_next_wei + policy.tip_wei
+    wanted = policy.headroom * base_fee_next_wei + tip_wei
     offer = min(max(wanted, policy.max_fee_min_wei), policy.max_fee_max_wei)
-    return Fees(Wei(offer), Wei(min(policy.tip_wei, offer)))
+    return Fees(Wei(offer), Wei(min(tip_wei, offer)))
 
 
 def operator_fee(gas: int, scalar: int, constant_wei: int, *, jovian: bool) -> Wei:

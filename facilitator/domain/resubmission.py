@@ -42,7 +42,7 @@ class Sent:
     blocks_others: bool
     """Later tx_nonces of its relayer are open."""
     dead: bool
-    """What it carries can pay no more: expired, cancelled or used elsewhere."""
+    """What it carries is known to pay no more, for its time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Rebroadcast:
 
 @dataclass(frozen=True, slots=True)
 class Bump:
-    """Sign the same payload at these fees."""
+    """Sign the same payload at these fees; a no-op, where the chain says that it would pay nobody and others wait behind it."""
 
     fees: Fees
 

@@ -17,7 +17,7 @@ import structlog
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.backoff import Backoff
-from facilitator.domain.batching import SINGLE_GAS, Batch, BurnGuard, Candidate, Limits, plan, without
+from facilitator.domain.batching import Batch, BurnGuard, Candidate, Limits, plan, without
 from facilitator.domain.fees import Fees
 from facilitator.domain.identity import key_of
 from facilitator.domain.states import State
@@ -98,12 +98,13 @@ class Dispatcher:
         self._left_queued = False
         self._put_off: dict[UUID, tuple[float, Backoff]] = {}
         self._writing = asyncio.Lock()
-        self._composer = Composer(chain, registry, settings)
+        self._pricing = watcher.pricing
+        self._composer = Composer(chain, registry, watcher.pricing)
         self._guard = BurnGuard(settings.batch_max)
         self.accounts: tuple[Account, ...] = tuple(map(self._account, chain.signers))
         self.stopping = False
         """Set on shutdown: no new slots."""
-        watcher.outbid, watcher.quote, watcher.batch_burned = self.outbid, self._composer.quote, self._burned
+        watcher.outbid, watcher.batch_burned = self.outbid, self._burned
         watcher.send_answered = self._send_answered
 
     # --- in ---
@@ -118,6 +119,7 @@ class Dispatcher:
             raise _draining()
         if self._watcher.halted():
             raise OverloadFault("chain_halted", "no block came for a while although transactions wait; ask again")
+        self._refuse_when_dear()
         with self._queue.place(authorization.asset, self._life_s(authorization), deadline):
             yield
 
@@ -146,6 +148,11 @@ class Dispatcher:
         if waiting.taken:
             raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
         raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again")
+
+    def _refuse_when_dear(self) -> None:
+        """Take no new work while a payment costs more than `payment_cost_cap_wei`. Raises OverloadFault."""
+        if self._pricing.too_dear():
+            raise OverloadFault("gas_price_too_high", "a payment would cost more than this facilitator pays; ask again later")
 
     def _life_s(self, authorization: Authorization) -> float:
         """Seconds until its validBefore, by chain time."""
@@ -230,10 +237,14 @@ class Dispatcher:
         now = self._clock.monotonic()
         if not account.ready or now < account.rest_until or now - account.renewed_at > self._settings.lease_trust_s:
             return 0
-        if self._chain.head.newest is None or self._spare_wei(account) < SINGLE_GAS * self._composer.quote().max_fee_wei:
+        if self._chain.head.newest is None or self._spare_wei(account) < self._most_wei(1):
             return 0
         taken = self._watcher.open_slots(account.address)
         return (self._settings.slots_soft if taken < self._settings.slots_soft else self._settings.slots_max) - taken
+
+    def _most_wei(self, items: int) -> int:
+        """The most that a fresh transaction of so many payments can cost."""
+        return self._pricing.gas.limit(items) * self._pricing.quote().max_fee_wei + self._pricing.surcharge_wei(items)
 
     def _spare_wei(self, account: Account) -> int:
         """Gas money that no open slot may need, above the reserve."""
@@ -254,7 +265,13 @@ class Dispatcher:
         """What bounds a batch now."""
         together = self._settings.batching == "adaptive" and self._chain.evm.multicall
         batch_max = self._guard.limit(self._clock.monotonic()) if together else 1
-        return Limits(batch_min=self._settings.batch_min, batch_max=batch_max, life_min_s=self._settings.batch_life_min_s)
+        return Limits(
+            batch_min=self._settings.batch_min,
+            batch_max=batch_max,
+            life_min_s=self._settings.batch_life_min_s,
+            calldata_bytes_max=self._settings.batch_calldata_bytes_max,
+            gas=self._pricing.gas,
+        )
 
     def _plan(self, payments: Sequence[tuple[UUID, Authorization, bool]], account: Account, room: int) -> tuple[Batch[UUID], ...]:
         """Cut payments into transactions that the account has room and money for."""
@@ -265,8 +282,8 @@ class Dispatcher:
             for identity, authorization, alone in payments
         ]
         batches = plan(candidates, room, self._limits())
-        spare_wei, max_fee_wei = self._spare_wei(account), self._composer.quote().max_fee_wei
-        while batches and sum(batch.gas for batch in batches) * max_fee_wei > spare_wei:
+        spare_wei = self._spare_wei(account)
+        while batches and sum(self._most_wei(len(batch.ids)) for batch in batches) > spare_wei:
             batches = batches[:-1]
         return batches
 

@@ -21,6 +21,7 @@ from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.recovery import Keeper, OpenKey
 from facilitator.settlement.resolver import Resolver
@@ -70,7 +71,8 @@ class Engine:
         self._aftermaths: dict[Network, Aftermath] = {}
         for chain in networks:
             resolver = Resolver(chain, registry, db)
-            watcher = Watcher(chain, resolver, self._board, db, clock, settings, self.replica_id, self._background)
+            pricing = Pricing(chain, clock, settings)
+            watcher = Watcher(chain, resolver, pricing, self._board, db, clock, settings, self.replica_id, self._background)
             dispatcher = Dispatcher(
                 chain, registry, self._verifier, resolver, watcher, db, clock, settings, self.replica_id, self._background
             )
@@ -112,6 +114,7 @@ class Engine:
                 loop("watcher", watcher.run)
                 loop("finality", self._finalities[network].run)
                 loop("aftermath", self._aftermaths[network].run)
+                loop("pricing", watcher.pricing.run)
                 if chain.ws_url is not None:
                     loop("heads", lambda chain=chain, watcher=watcher: self._follow(chain, watcher))
                 loop("dispatcher", dispatcher.run)

@@ -276,6 +276,7 @@ class Keeper:
         items = await relayers.open_items(self._db, lease.network, lease.relayer)
         rows = await settlements.records(self._db, [item.settlement_id for item in items], 0.0) if items else []
         by_id = {row.settlement_id: row for row in rows}
+        head_number = self._chain.head.newest.number if self._chain.head.newest else 0
         for slot_id in dict.fromkeys(transaction.slot_id for transaction in transactions):
             if self._watcher.has(slot_id):
                 continue
@@ -292,7 +293,8 @@ class Keeper:
                 gas=Gas(attempts[0].gas),
                 items=tuple(item_of(row) for row in carried),
                 opened_at=self._clock.monotonic(),
-                sent_block=self._chain.head.newest.number if self._chain.head.newest else 0,
+                sent_block=head_number,
+                first_sent_block=head_number,
                 preconfirmed={row.settlement_id: row.block_number or 0 for row in carried if row.state == State.PRECONFIRMED},
             )
             self._watcher.add(slot)

@@ -10,16 +10,16 @@ from facilitator.domain import abi
 from facilitator.domain.backoff import Backoff
 from facilitator.domain.batching import Batch
 from facilitator.domain.facts import Call
-from facilitator.domain.fees import FeePolicy, Fees, max_fee, next_base_fee
+from facilitator.domain.fees import Fees
 from facilitator.domain.resubmission import NOOP_GAS
 from facilitator.domain.transactions import SignedTransaction, Transaction
 from facilitator.protocol.messages import Authorization
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.network import ServedNetwork
-from facilitator.settlement.settings import Settings
+from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.slots import OpenSlot
 from facilitator.store.settlements import Lease, SignedSlot
-from facilitator.units import Address, Gas, Wei, chain_id_of
+from facilitator.units import Address, Gas, chain_id_of
 
 
 @dataclass(eq=False, slots=True)
@@ -58,21 +58,10 @@ class Account:
 class Composer:
     """Makes one network's transactions: what they call, what they bid, and their signature."""
 
-    def __init__(self, chain: ServedNetwork, registry: Registry, settings: Settings) -> None:
+    def __init__(self, chain: ServedNetwork, registry: Registry, pricing: Pricing) -> None:
         self._chain = chain
         self._registry = registry
-        self._fees = FeePolicy(
-            tip_wei=Wei(settings.priority_fee_wei),
-            headroom=settings.fee_multiplier,
-            max_fee_min_wei=Wei(settings.max_fee_floor_wei),
-            max_fee_max_wei=Wei(settings.max_fee_cap_wei),
-        )
-
-    def quote(self) -> Fees:
-        """What a fresh transaction bids now. The newest block must be known."""
-        head = self._chain.head.newest
-        assert head is not None
-        return max_fee(next_base_fee(head), self._fees)
+        self._pricing = pricing
 
     def payment(self, authorization: Authorization) -> Call:
         """The call that makes one payment."""
@@ -90,10 +79,10 @@ class Composer:
         self, account: Account, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
     ) -> list[SignedSlot]:
         """One transaction per batch, with consecutive tx_nonces from the account's next one."""
-        fees = self.quote()
+        fees = self._pricing.quote()
         calls = [self.call([authorizations[settlement_id] for settlement_id in batch.ids]) for batch in batches]
         transactions = [
-            self._transaction(account.next_tx_nonce + index, call, batch.gas, fees)
+            self._transaction(account.next_tx_nonce + index, call, self._pricing.gas.limit(len(batch.ids)), fees)
             for index, (batch, call) in enumerate(zip(batches, calls, strict=True))
         ]
         signed = await asyncio.gather(*(account.signer.sign(transaction) for transaction in transactions))  # a key service takes a while

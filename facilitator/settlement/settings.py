@@ -34,6 +34,8 @@ class Settings:
     """Up to this many payments that wait together go in transactions of their own, if there is room."""
     batch_max: int = 50
     """Most payments in one transaction."""
+    batch_calldata_bytes_max: int = 120_000
+    """Most calldata of one transaction; pools take 128 KiB of a whole transaction."""
     batch_life_min_s: int = 10
     """A payment with less life left than this never shares a transaction."""
     linger_ms: int = 0
@@ -78,9 +80,15 @@ class Settings:
     """A head older than this while a transaction waits means that the chain is halted."""
     fee_multiplier: int = 8
     """Head-room of max_fee over the next base fee; only base fee and tip are ever paid."""
-    priority_fee_wei: int = 1_000_000
-    """Tip per gas."""
+    priority_fee_min_wei: int = 100_000
+    """Least tip per gas; it rises while inclusion takes longer than two blocks. 2 % of Base's least base fee (0.005 gwei)."""
+    priority_fee_cap_wei: int = 10_000_000
+    """Most tip per gas; twice Base's least base fee."""
     max_fee_floor_wei: int = 50_000_000
     """Least max_fee per gas offered (0.05 gwei)."""
     max_fee_cap_wei: int = 10_000_000_000
     """Most max_fee per gas ever offered (10 gwei)."""
+    payment_cost_cap_wei: int = 2_000_000_000_000_000
+    """Most that a payment sent alone may cost, L1 and operator fee included (0.002 coins); above it new ones get 503. 0: no cap."""
+    l1_fee_poll_s: float = 12.0
+    """How often L1 and operator fee are read from the chain; they change with the blocks of L1."""

@@ -63,6 +63,8 @@ class OpenSlot:
     """Monotonic."""
     sent_block: int = 0
     """Newest block when its newest attempt was first sent."""
+    first_sent_block: int = 0
+    """Newest block when its first attempt was first sent, or when it was taken up."""
     sent_at: float = float("-inf")
     sent_head: int = -1
     """Newest block when something was last sent for it."""

@@ -17,8 +17,9 @@ from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import PaymentProof
+from facilitator.domain.batching import ran_out
 from facilitator.domain.confirmation import deep_enough
-from facilitator.domain.fees import Fees, split_evenly
+from facilitator.domain.fees import split_evenly
 from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import PAID, State, move
@@ -27,6 +28,7 @@ from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, SETTLED_VALUE,
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.flashblocks import Flashblocks
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included
@@ -56,8 +58,6 @@ _STRAINED: Final = {
     )
 }
 """Refusals of a transaction that pass by themselves, or with money: its relayer rests, and the bytes are sent again."""
-_BURNED_PERCENT: Final = 95
-"""A batch that used this much of its gas limit ate it: its limit has room for first-time recipients everywhere."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,12 @@ class _Mined:
     receipt: Receipt
     rulings: list[tuple[Item, Ruling]]
     unpaid: list[Item]
-    """Failed among others, and would be paid now: each is tried again alone."""
+    """Failed among others, or for want of gas, and would be paid now: each is tried again alone."""
+
+    @property
+    def failed(self) -> bool:
+        """Did a payment in it end otherwise than by being paid?"""
+        return any(ruling.state is not State.INCLUDED for _, ruling in self.rulings)
 
     @property
     def bought(self) -> str:
@@ -85,6 +90,7 @@ class Watcher:
         self,
         chain: ServedNetwork,
         resolver: Resolver,
+        pricing: Pricing,
         board: AnswerBoard,
         db: Db,
         clock: Clock,
@@ -94,6 +100,8 @@ class Watcher:
     ) -> None:
         self._chain = chain
         self._resolver = resolver
+        self.pricing = pricing
+        """What this network's transactions bid and may use; the dispatcher's too."""
         self._board = board
         self._db = db
         self._clock = clock
@@ -117,8 +125,6 @@ class Watcher:
         """Set when a settlement went back to the queue in Postgres."""
         self.outbid: Callable[..., Awaitable[None]] | None = None
         """How to replace a transaction that is not mined: `Dispatcher.outbid`."""
-        self.quote: Callable[[], Fees] | None = None
-        """What a fresh transaction would bid."""
         self.send_answered: Callable[..., None] | None = None
         """Whom to tell how the network took a relayer's transaction: `Dispatcher._send_answered`."""
         self.batch_burned: Callable[[], None] | None = None
@@ -193,6 +199,7 @@ class Watcher:
         slot.sent_at, slot.sent_head = started, self._head_number()
         if fresh:
             slot.sent_block = self._head_number()
+            slot.first_sent_block = slot.first_sent_block or slot.sent_block
             for item in slot.items:
                 if seat := self._board.find(item.settlement_id):
                     seat.tx_hash = attempt.tx_hash
@@ -351,8 +358,10 @@ class Watcher:
         )
         for each in mined:
             GAS_SPENT.labels(self._chain.network, each.slot.relayer, each.bought).inc(each.receipt.fee_wei)
-            if each.slot.kind == "batch" and each.receipt.gas_used * 100 >= each.slot.gas * _BURNED_PERCENT and self.batch_burned:
+            if each.slot.kind == "batch" and ran_out(each.receipt.gas_used, each.slot.gas) and self.batch_burned:
                 self.batch_burned()
+            # Somebody whose payment ended otherwise may have burned the gas of the others: then the limit was not too low.
+            self.pricing.mined(each.slot, each.receipt, short_of_gas=bool(each.unpaid) and not each.failed)
             self._close(each.slot)
         if requeued:
             self.requeued.set()
@@ -425,7 +434,8 @@ class Watcher:
         if isinstance(found, PaymentProof):
             return included(found.log, shared=slot.kind == "batch")
         try:
-            return await self._resolver.rule(item, receipt, again=slot.kind == "batch")
+            again = slot.kind == "batch" or slot.is_noop(receipt.tx_hash) or self.pricing.may_grow(slot, receipt)
+            return await self._resolver.rule(item, receipt, again=again)
         except Fault as fault:
             log.warning("settlement.undecided", settlement_id=str(item.settlement_id), kind=fault.kind, fault=str(fault))
             return NoRuling.UNTOLD
@@ -454,7 +464,7 @@ class Watcher:
     async def _push(self, slot: OpenSlot) -> None:
         """Do what the pure ruling says about one transaction that is not mined."""
         head, others = self._chain.head.newest, self._of_relayer.get(slot.relayer, {}).values()
-        if head is None or self.quote is None or self.outbid is None:
+        if head is None or self.outbid is None:
             return
         sent = Sent(
             attempts=[attempt.fees for attempt in slot.attempts],
@@ -464,9 +474,14 @@ class Watcher:
             blocks_others=any(other.tx_nonce > slot.tx_nonce for other in others),
             dead=all(item.authorization.valid_before <= head.timestamp for item in slot.items),
         )
-        match rule(sent, self.quote(), self._bumps):
+        ruling = rule(sent, self.pricing.quote(), self._bumps)
+        if isinstance(ruling, Bump) and sent.blocks_others and await self._dead(slot):
+            ruling = Replace(ruling.fees)
+        match ruling:
             case Bump(fees):
                 await self.outbid(slot, fees, noop=False)
+                if len(slot.attempts) > len(sent.attempts):
+                    self.pricing.missed(slot)
             case Replace(fees):
                 await self.outbid(slot, fees, noop=True)
             case Rebroadcast() if not slot.resending:
@@ -476,6 +491,19 @@ class Watcher:
                 pass
             case Wait():
                 pass
+
+    async def _dead(self, slot: OpenSlot) -> bool:
+        """Can nothing that it carries be paid any more, by chain facts? One payment that can, or a doubt, keeps it alive."""
+        own = {attempt.tx_hash for attempt in slot.attempts}
+        for item in slot.items:
+            try:
+                ruling = await self._resolver.rule(item, None)
+            except Fault as fault:
+                log.warning("settlement.undecided", settlement_id=str(item.settlement_id), kind=fault.kind, fault=str(fault))
+                return False
+            if not isinstance(ruling, Ruling) or ruling.tx_hash in own:
+                return False
+        return True
 
     async def _resend(self, slot: OpenSlot) -> None:
         """Send again beside the loop: a node that does not answer sends must not keep us from looking."""

@@ -5,7 +5,7 @@ from math import ceil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilitator.domain.batching import TRANSACTION_GAS_MAX, BurnGuard, Candidate, Limits, plan
+from facilitator.domain.batching import TRANSACTION_GAS_MAX, BurnGuard, Candidate, GasTable, Limits, plan
 from facilitator.domain.fees import Fees
 from facilitator.domain.resubmission import outbid
 from facilitator.units import Address, Wei
@@ -17,7 +17,14 @@ def candidates(flags: list[tuple[bool, int]]) -> list[Candidate[int]]:
     return [Candidate(id=index, payer=PAYER, alone=alone, life_s=life_s) for index, (alone, life_s) in enumerate(flags)]
 
 
-limits = st.builds(Limits, batch_min=st.integers(1, 10), batch_max=st.integers(1, 400))
+factors = st.sampled_from([1, 2, 4])
+limits = st.builds(
+    Limits,
+    batch_min=st.integers(1, 10),
+    batch_max=st.integers(1, 400),
+    calldata_bytes_max=st.integers(1, 200_000),
+    gas=st.builds(GasTable, single_factor=factors, batch_factor=factors),
+)
 flags = st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=300)
 
 
@@ -30,7 +37,8 @@ def test_a_plan_carries_each_payment_once_within_every_limit(given_flags: list[t
     assert len(ids) == len(set(ids))
     for batch in batches:
         assert 1 <= len(batch.ids) <= bounds.items_max
-        assert batch.gas <= TRANSACTION_GAS_MAX
+        assert bounds.gas.limit(len(batch.ids)) <= TRANSACTION_GAS_MAX
+        assert len(batch.ids) * 512 <= max(512, bounds.calldata_bytes_max)
         if len(batch.ids) > 1:
             assert not any(offered[i].alone or offered[i].life_s < bounds.life_min_s for i in batch.ids)
     if room and offered:

@@ -239,9 +239,9 @@ def test_parameters_of_the_header_rule_and_its_floor_holds(
 
 @given(st.integers(0, 10**20), st.integers(0, 10**12), st.integers(1, 20), st.integers(0, 10**12), st.integers(0, 10**12))
 def test_an_offer_keeps_its_bounds_and_its_tip_within_it(base: int, tip: int, headroom: int, low: int, span: int) -> None:
-    policy = FeePolicy(tip_wei=Wei(tip), headroom=headroom, max_fee_min_wei=Wei(low), max_fee_max_wei=Wei(low + span))
-    fees = max_fee(Wei(base), policy)
+    policy = FeePolicy(headroom=headroom, max_fee_min_wei=Wei(low), max_fee_max_wei=Wei(low + span))
+    fees = max_fee(Wei(base), Wei(tip), policy)
     assert low <= fees.max_fee_wei <= low + span
     assert fees.max_priority_fee_wei <= min(tip, fees.max_fee_wei)
     assert fees.max_fee_wei >= base + tip or fees.max_fee_wei == low + span
-    assert max_fee(Wei(base + 1), policy).max_fee_wei >= fees.max_fee_wei
+    assert max_fee(Wei(base + 1), Wei(tip), policy).max_fee_wei >= fees.max_fee_wei

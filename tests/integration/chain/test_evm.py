@@ -78,7 +78,7 @@ async def reason(evm: EvmClient, terms: Authorization) -> Reason | None:
 
 
 async def signed_transaction(evm: EvmClient, signer: LocalSigner, call: Call, gas: int) -> SignedTransaction:
-    fees = max_fee(next_base_fee(await evm.head(evm.deadline_in(10))), FeePolicy())
+    fees = max_fee(next_base_fee(await evm.head(evm.deadline_in(10))), Wei(100_000), FeePolicy())
     return await signer.sign(
         Transaction(
             chain_id=84532,

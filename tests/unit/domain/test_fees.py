@@ -60,12 +60,12 @@ def test_data_counts_where_it_weighs_more_than_gas() -> None:
 
 
 def test_the_offer_is_headroom_and_tip_within_its_bounds() -> None:
-    policy = FeePolicy(tip_wei=Wei(1_000), headroom=8, max_fee_min_wei=Wei(GWEI // 20), max_fee_max_wei=Wei(GWEI))
-    assert max_fee(Wei(10_000_000), policy) == Fees(Wei(80_001_000), Wei(1_000))
-    assert max_fee(Wei(5_000_000), policy) == Fees(Wei(50_000_000), Wei(1_000))
-    assert max_fee(Wei(10 * GWEI), policy) == Fees(Wei(GWEI), Wei(1_000))
+    policy = FeePolicy(headroom=8, max_fee_min_wei=Wei(GWEI // 20), max_fee_max_wei=Wei(GWEI))
+    assert max_fee(Wei(10_000_000), Wei(1_000), policy) == Fees(Wei(80_001_000), Wei(1_000))
+    assert max_fee(Wei(5_000_000), Wei(1_000), policy) == Fees(Wei(50_000_000), Wei(1_000))
+    assert max_fee(Wei(10 * GWEI), Wei(1_000), policy) == Fees(Wei(GWEI), Wei(1_000))
 
 
 def test_the_tip_is_never_above_the_offer() -> None:
-    policy = FeePolicy(tip_wei=Wei(500), max_fee_min_wei=Wei(0), max_fee_max_wei=Wei(100))
-    assert max_fee(Wei(7), policy) == Fees(Wei(100), Wei(100))
+    policy = FeePolicy(max_fee_min_wei=Wei(0), max_fee_max_wei=Wei(100))
+    assert max_fee(Wei(7), Wei(500), policy) == Fees(Wei(100), Wei(100))
