@@ -3,10 +3,13 @@
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
 from facilitator.protocol.reasons import Reason
+from facilitator.store import settlements
+from facilitator.store.settlements import Answer, Preconfirmation
 from tests.fault.conftest import StartScene
 from tests.fault.test_modes_chain import buyers, drain
 from tests.fixtures.scene import AMOUNT, Scene, reason
@@ -224,6 +227,50 @@ async def test_replicas_that_look_at_the_same_flashblock_keep_to_a_tenant_s_tota
         await scene.until(sealed, "the seal on record")
     await scene.sim.no_flashblocks()
     await scene.finish(settled=6)
+
+
+async def test_who_preconfirms_while_another_replica_does_waits_for_its_commit(scene: Scene) -> None:
+    rig = await scene.engine()
+    scene.sim.pool.hold = lambda transaction: True  # noqa: ARG005
+    for _ in range(2):
+        await scene.settle_pooled(rig, confirm_level="preconfirmed")
+    first, second = await scene.rows("select settlement_id, tx_hash from settlement order by settlement_id")
+    seen = Preconfirmation(
+        settlement_id=second["settlement_id"],
+        tx_hash=second["tx_hash"],
+        log_index=1,
+        block_number=9,
+        answer=Answer(success=True, tx_hash=second["tx_hash"], log_index=1),
+        spend_epoch=None,
+    )
+    other = await asyncpg.connect(scene.databases[-1])
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("select from tenant where tenant_id = 'acme' for no key update")
+        await other.execute(
+            "update settlement set state = 'preconfirmed', log_index = 0, block_number = 9, block_hash = $2, resolved_at = now()"
+            " where settlement_id = $1",
+            first["settlement_id"],
+            "0x" + "00" * 32,
+        )
+        ours = asyncio.create_task(settlements.preconfirm(rig.db, rig.engine.replica_id, [seen], AMOUNT, 1.0))
+
+        async def waits() -> bool:
+            return ours.done() or bool(await scene.rows("select from pg_stat_activity where wait_event_type = 'Lock'"))
+
+        await scene.until(waits, "the second one to wait")
+        assert not ours.done()
+        await transaction.commit()
+        assert await ours == [], "it sees what the first one took of the total"
+        await other.execute(
+            "update settlement set state = 'submitted', log_index = null, block_number = null, block_hash = null, resolved_at = null"
+            " where settlement_id = $1",
+            first["settlement_id"],
+        )
+    finally:
+        await other.close()
+    await scene.finish(settled=2)
 
 
 async def test_a_preconfirmed_payment_whose_flashblock_is_not_sealed_is_sent_again_and_paid(scene: Scene) -> None:
