@@ -18,10 +18,12 @@ from eth_account.signers.local import LocalAccount
 from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.ensemble import SELLER
 from facilitator.devstack.install import node_program
-from facilitator.devstack.pay import demanded, hand_over, new_session
+from facilitator.devstack.pay import demanded, hand_over, new_session, sign_in
 from facilitator.devstack.sellers.market import Market
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
+from facilitator.gateway.client import Settings
+from tests.fixtures.house import FAST
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess
 
@@ -159,3 +161,39 @@ async def test_one_header_twenty_times_at_once_is_one_paid_response_at_one_route
         assert {answer.body["error"] for answer in answers if answer.status == 402} == {"duplicate_settlement"}
         assert await token.balance_of(buyer.address) == 19 * price_atomic
         await assert_ledger_is_chain(database_url, chain.rpc_url, settled=settled)
+
+
+async def test_a_facilitator_that_is_killed_in_the_middle_of_a_settlement_leaves_a_job_that_is_paid_and_complete(
+    session: aiohttp.ClientSession,
+    start_chain: Callable[..., Awaitable[Anvil]],
+    new_relayer: NewRelayer,
+    new_buyer: NewBuyer,
+    tmp_path: Path,
+    database_url: str,
+) -> None:
+    chain = await start_chain(automine=False)
+    token = Token.at(chain.rpc_url)
+    keys = [bytes((await new_relayer(token=token)).key).hex()]
+    async with ServeProcess(
+        tmp_path / "service", database_url=database_url, rpc_url=chain.rpc_url, relayer_keys=keys, settings={"settlement": FAST}
+    ) as service:
+        patient = Settings(settle_attempts_max=12, retry_max_s=1.0)
+        market = Market(service.base_url, service.api_key, SELLER, tmp_path / "market", client_settings=patient)
+        await market.start()
+        url, order, price_atomic = routes(market)["generate"]
+        buyer = await new_buyer(token=token, amount_atomic=price_atomic)
+        buying = asyncio.create_task(hand_over(session, url, buyer.pay(2, await demanded(session, url, 2, order)), order))
+        async with asyncio.timeout(20):
+            while int((await chain.node.call("txpool_status"))["pending"], 16) < 1:
+                await asyncio.sleep(0.01)
+        await service.akill()
+        await chain.node.call("evm_mine")
+        await service.astart()
+        bought = await buying
+        assert (bought.status, bought.body["status"]) == (200, "pending"), bought
+        job = await sign_in(session, buyer, f"{market.urls['studio']}/api/jobs/{bought.body['jobId']}")
+        assert job["status"] == "complete"
+        again = await hand_over(session, url, bought.payment, order)
+        assert (again.status, again.body["error"]) == (402, "duplicate_settlement")
+        await market.stop()
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
