@@ -24,6 +24,7 @@ from facilitator.chain.rpc import RpcClient
 from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
+from facilitator.finance.examination import Examiner
 from facilitator.finance.rates import RateKeeper
 from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
@@ -161,6 +162,10 @@ class App:
             await db.close()
             raise
         self._tasks.append(asyncio.create_task(keep_running("rates", self._rate_keeper(db).run, self.clock), name="rates"))
+        for network, chain in zip(self.config.networks, self._chains, strict=True):
+            assets = [token.address for token in network.tokens]
+            examiner = Examiner(db, self.clock, self.config.finance, chain.evm, network.id, assets)
+            self._tasks.append(asyncio.create_task(keep_running("reconciliation", examiner.run, self.clock), name="reconciliation"))
         self.access.connect(db)
         self.desk.db, self.desk.engine = db, engine
 

@@ -19,12 +19,15 @@ from facilitator.domain.periods import Period, local_date, parse_day, parse_inst
 from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
 from facilitator.finance import export, invoices
+from facilitator.finance.examination import explain
 from facilitator.finance.export import whole_or_absent
 from facilitator.finance.hledger import hledger_lines
 from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_cells
 from facilitator.finance.tables import FORMATS, time_text
+from facilitator.operate import discrepancy_line, discrepancy_row
 from facilitator.store import billing, books
 from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.discrepancies import list_all
 from facilitator.store.tenants import find_tenant
 from facilitator.units import Address, Network, Zone, parse_zone
 
@@ -39,12 +42,13 @@ class Done(NamedTuple):
 Work = Callable[[Config, Db, argparse.Namespace], Awaitable[Done]]
 Offline = Callable[[argparse.Namespace], Done]
 Run = Callable[[argparse.Namespace], int]
+Bind = Callable[[Work], Run]
 
 
 def add_commands(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     with_config: argparse.ArgumentParser,
-    on_ledger: Callable[[Work], Run],
+    on_ledger: Bind,
     offline: Callable[[Offline], Run],
 ) -> None:
     """The finance commands of the command line; `on_ledger` and `offline` make of a command what argparse calls."""
@@ -53,6 +57,18 @@ def add_commands(
     period.add_argument("--to", dest="end", required=True, metavar="DATE", help="excluded")
     period.add_argument("--tz", type=_zone, metavar="ZONE", help="IANA zone of the dates; finance.booking_zone by default")
 
+    _add_exports(commands, period, on_ledger, offline)
+    _add_fees(commands, with_config, on_ledger)
+    _add_discrepancies(commands, with_config, on_ledger)
+    _add_reports(commands, with_config, period, on_ledger)
+
+
+def _add_exports(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    period: argparse.ArgumentParser,
+    on_ledger: Bind,
+    offline: Callable[[Offline], Run],
+) -> None:
     exports = commands.add_parser("export", help="files for accountants and auditors").add_subparsers(required=True, metavar="COMMAND")
     detail = exports.add_parser("settlements", parents=[period], help="the settlement detail report, with a manifest beside it")
     detail.add_argument("--format", choices=sorted(FORMATS), default="csv")
@@ -68,6 +84,10 @@ def add_commands(
     verify.add_argument("manifest", type=Path, metavar="MANIFEST")
     verify.set_defaults(run=offline(verify_export))
 
+
+def _add_fees(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
+) -> None:
     fees = commands.add_parser("fees", help="what tenants are charged, and what they paid").add_subparsers(required=True, metavar="COMMAND")
     add = fees.add_parser("add", parents=[with_config], help="a new version of a tenant's terms; versions are never edited")
     add.add_argument("--tenant", required=True)
@@ -85,6 +105,31 @@ def add_commands(
         paid.add_argument("--reference", required=True, help="what it can be found by outside")
         paid.set_defaults(run=on_ledger(fees_book), kind=kind)
 
+
+def _add_discrepancies(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
+) -> None:
+    found = commands.add_parser("discrepancies", help="what reconciliations found").add_subparsers(required=True, metavar="COMMAND")
+    listed = found.add_parser("list", parents=[with_config], help="what nobody has explained; exit 2 while there is something")
+    listed.add_argument("--all", action="store_true", help="what was explained or is gone, too")
+    listed.add_argument("--json", action="store_true")
+    listed.set_defaults(run=on_ledger(discrepancies_list))
+    explained = found.add_parser("explain", parents=[with_config], help="say what they were")
+    explained.add_argument("discrepancies", type=int, nargs="+", metavar="ID")
+    explained.add_argument("--by", required=True, metavar="NAME")
+    explained.add_argument("--note", required=True)
+    with_entry = explained.add_mutually_exclusive_group()
+    with_entry.add_argument("--entry", type=int, metavar="N", help="the journal entry that resolves it")
+    with_entry.add_argument("--book", action="store_true", help="book what a relayer's balance lacks or has too much (R6)")
+    explained.set_defaults(run=on_ledger(discrepancies_explain))
+
+
+def _add_reports(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    with_config: argparse.ArgumentParser,
+    period: argparse.ArgumentParser,
+    on_ledger: Bind,
+) -> None:
     reports = commands.add_parser("report", help="statements of the books").add_subparsers(required=True, metavar="COMMAND")
     balances = reports.add_parser("balances", parents=[with_config], help="each account's turnover and balance in each asset")
     balances.add_argument("--at", metavar="TIME", help="as of a date, or a time with its offset, excluded; now by default")
@@ -244,6 +289,23 @@ async def fees_book(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
     amount = invoices.parse_usd(parsed.usd)
     entry_id = await invoices.book(db, parsed.tenant, parsed.kind, amount, parsed.reference, datetime.now(UTC))
     return Done(0, [f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"])
+
+
+async def discrepancies_list(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`discrepancies list`."""
+    found = await list_all(db, closed=parsed.all)
+    is_open = any(each.resolved_at is None and each.gone_at is None for each in found)
+    lines = [json.dumps([discrepancy_row(each) for each in found])] if parsed.json else [discrepancy_line(each) for each in found]
+    return Done(2 if is_open else 0, lines or ["nothing is unexplained"])
+
+
+async def discrepancies_explain(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`discrepancies explain`."""
+    lines = []
+    for discrepancy_id in parsed.discrepancies:
+        entry_id = await explain(db, discrepancy_id, parsed.by, parsed.note, parsed.entry, book=parsed.book)
+        lines.append(f"discrepancy {discrepancy_id} is explained" + (f" by entry {entry_id}" if entry_id else ""))
+    return Done(0, lines)
 
 
 def table_lines(columns: Sequence[str], rows: Iterable[dict[str, str]], form: str) -> list[str]:

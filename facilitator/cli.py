@@ -516,9 +516,9 @@ def _reconcile(parsed: argparse.Namespace) -> int:
 
     async def run() -> int:
         async with _open(config) as db:
-            report = await reconcile_network(config, db, parsed.network, parsed.from_block, parsed.to_block)
-        print("\n".join(report_lines(report, as_json=parsed.json)))
-        return DONE if report.balanced else UNEXPLAINED
+            look = await reconcile_network(config, db, parsed.network, parsed.from_block, parsed.to_block)
+            print("\n".join(report_lines(look, as_json=parsed.json)))
+        return UNEXPLAINED if look.unexplained else DONE
 
     return _run(run())
 

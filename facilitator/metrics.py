@@ -62,6 +62,13 @@ PAYMENT_COST = Gauge("facilitator_payment_cost_wei", "The most that a payment co
 NETWORK_SERVED = Gauge("facilitator_network_served", "1 while a network's chain agrees with the configuration.", ["network"])
 HEAD_AGE_SECONDS = Gauge("facilitator_head_age_seconds", "Wall time less the newest block's timestamp.", ["network"])
 LIFE_MIN_SECONDS = Gauge("facilitator_payment_life_min_seconds", "What must be left until validBefore to be taken.", ["network"])
+DISCREPANCIES = Gauge("facilitator_discrepancies_open", "Disagreements of books and chain that nobody has explained.", ["network", "class"])
+MATCHED_SHARE = Gauge(
+    "facilitator_matched_share",
+    "Of the value settled in the day that ended an hour ago, what was matched to the chain in an hour.",
+    ["network", "asset"],
+)
+RECONCILED_BLOCK = Gauge("facilitator_reconciled_block", "Last block that was held against the ledger.", ["network"])
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
 WATCHED_AUTHORIZATIONS = Gauge(
     "facilitator_watched_authorizations",

@@ -5,17 +5,21 @@ It talks to the database and the chains only; running services are told, and not
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from facilitator.app import build_client
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
+from facilitator.domain.discrepancies import CLASSES
 from facilitator.domain.facts import CodeOf
 from facilitator.errors import ConfigFault, Fault
-from facilitator.finance.reconciliation import Report, reconcile
+from facilitator.finance.examination import examine
+from facilitator.finance.reconciliation import Report
 from facilitator.keyring import open_signer, parse_reference
 from facilitator.protocol.address import checksum_address
 from facilitator.store import relayers
 from facilitator.store.db import Db
+from facilitator.store.discrepancies import Discrepancy, list_all
 from facilitator.store.relayers import PoolRelayer, RelayerBusyError
 from facilitator.units import Address, Wei, parse_address
 
@@ -32,20 +36,35 @@ def network_of(config: Config, wanted: str) -> NetworkSettings:
     raise ConfigFault("unknown_network", f"--network: expected one of {known}, got {wanted}")
 
 
-async def reconcile_network(config: Config, db: Db, wanted: str, from_block: int, to_block: int | None) -> Report:
-    """Hold one network's ledger against its chain. Raises Fault."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A reconciliation by command."""
+
+    report: Report
+    unexplained: tuple[Discrepancy, ...]
+    """What it found that nobody has explained yet."""
+    explained: int
+    """What it found that somebody has."""
+
+
+async def reconcile_network(config: Config, db: Db, wanted: str, from_block: int, to_block: int | None) -> Look:
+    """Hold one network's ledger against its chain, and record what is found. Raises Fault."""
     network = network_of(config, wanted)
     evm = build_client(network, config, SystemClock())
     try:
         head = await evm.connect(evm.deadline_in(config.settlement.verify_deadline_s))
         assets = [token.address for token in network.tokens]
-        return await reconcile(db, evm, network.id, assets, from_block, head.number if to_block is None else to_block)
+        report, findings = await examine(db, evm, network.id, assets, from_block, head.number if to_block is None else to_block)
     finally:
         await evm.close()
+    found = {(finding.class_, finding.subject) for finding in findings}
+    unexplained = tuple(each for each in await list_all(db, network.id) if (each.class_, each.subject) in found)
+    return Look(report=report, unexplained=unexplained, explained=len(findings) - len(unexplained))
 
 
-def report_lines(report: Report, *, as_json: bool) -> Iterator[str]:
+def report_lines(look: Look, *, as_json: bool) -> Iterator[str]:
     """The report as people or programs read it."""
+    report = look.report
     if as_json:
         yield json.dumps(
             {
@@ -56,26 +75,48 @@ def report_lines(report: Report, *, as_json: bool) -> Iterator[str]:
                 "payments": report.payments,
                 "transfers": report.transfers,
                 "amounts": {checksum_address(asset): str(amount) for asset, amount in report.amounts_atomic.items()},
-                "balanced": report.balanced,
-                "differences": [
-                    {
-                        "kind": difference.kind,
-                        "settlementId": str(difference.settlement_id) if difference.settlement_id else None,
-                        "transaction": difference.tx_hash,
-                        "logIndex": difference.log_index,
-                        "expected": difference.expected,
-                        "got": difference.got,
-                    }
-                    for difference in report.differences
-                ],
+                "balanced": not look.unexplained,
+                "explained": look.explained,
+                "discrepancies": [discrepancy_row(each) for each in look.unexplained],
             }
         )
         return
-    for difference in report.differences:
-        yield str(difference)
-    verdict = "ledger = chain" if report.balanced else f"{len(report.differences)} differences"
+    for each in look.unexplained:
+        yield discrepancy_line(each)
+    verdict = f"{len(look.unexplained)} unexplained" if look.unexplained else "ledger = chain"
+    explained = f", {look.explained} explained" if look.explained else ""
     counted = f"{report.payments} payments, {report.transfers} transfers"
-    yield f"{report.network}, blocks {report.from_block} to {report.to_block}: {counted}: {verdict}"
+    yield f"{report.network}, blocks {report.from_block} to {report.to_block}: {counted}: {verdict}{explained}"
+
+
+def discrepancy_line(each: Discrepancy) -> str:
+    """One discrepancy for people."""
+    worth = "" if each.value_atomic is None else f", {each.value_atomic} of {each.asset}"
+    state = f", explained by {each.resolved_by}: {each.note}" if each.resolved_at else ", gone" if each.gone_at else ""
+    about = f"{each.class_} ({CLASSES[each.class_]}), {each.subject}{worth}, {each.age_s} s old{state}"
+    return f"{each.discrepancy_id}: {about}: expected {each.expected}, got {each.got}"
+
+
+def discrepancy_row(each: Discrepancy) -> dict[str, object]:
+    """One discrepancy for programs."""
+    return {
+        "id": each.discrepancy_id,
+        "class": each.class_,
+        "network": each.network,
+        "subject": each.subject,
+        "settlementId": str(each.settlement_id) if each.settlement_id else None,
+        "transaction": each.tx_hash,
+        "block": each.block_number,
+        "asset": each.asset,
+        "valueAtomic": None if each.value_atomic is None else str(each.value_atomic),
+        "ageS": each.age_s,
+        "expected": each.expected,
+        "got": each.got,
+        "gone": each.gone_at is not None,
+        "explainedBy": each.resolved_by,
+        "note": each.note,
+        "entry": each.resolution_entry,
+    }
 
 
 async def relayer_lines(config: Config, db: Db) -> list[str]:

@@ -290,6 +290,10 @@ class EvmClient:
         """The account's coins."""
         return Wei(_integer(_decode(_TEXT, await self.rpc.call("eth_getBalance", (address, tag), deadline))))
 
+    async def balance_at(self, address: Address, block_number: int, deadline: float) -> Wei:
+        """The account's coins at the end of a block. Raises ChainFault where the node keeps no state of it."""
+        return Wei(_integer(_decode(_TEXT, await self.rpc.call("eth_getBalance", (address, hex(block_number)), deadline))))
+
     async def balances(self, addresses: Sequence[Address], deadline: float) -> list[Wei]:
         """Coins of several accounts, in one request up to the batch limit."""
         results = await self._batch([RpcCall("eth_getBalance", (address, "latest")) for address in addresses], deadline)

@@ -51,10 +51,10 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
     sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     rows, first, last = 0, None, None
     with whole_or_absent(path) as partial:
-        async with db.snapshot() as session:
-            through = await books.completeness(session)
-            pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
-            with FORMATS[asked.format](partial, COLUMNS) as add:
+        with FORMATS[asked.format](partial, COLUMNS) as add:  # an XLSX file takes long to close: the snapshot ends before
+            async with db.snapshot() as session:
+                through = await books.completeness(session)
+                pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
                 async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
                     add(cells(line, pricer.price(line), asked.zone, asked.decimals))
                     total = sums[f"{line.network}/{line.asset}"][category(line)]

@@ -9,7 +9,7 @@ as an absence: a range that cannot be read raises.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -71,6 +71,10 @@ class Difference:
     """What one side says."""
     got: str
     """What the other side says in its place."""
+    row: LedgerRow | None = field(default=None, compare=False, repr=False)
+    """The settlement, when there is one."""
+    use: "Use | None" = field(default=None, compare=False, repr=False)
+    """What the chain shows, when it shows something."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -92,6 +96,10 @@ class Report:
     """Payments that transactions of ours made in these blocks."""
     amounts_atomic: Mapping[Address, Atomic]
     """What those transfers moved, by asset."""
+    ours: AbstractSet[TxHash]
+    """Transactions of ours among those that used an authorization."""
+    otherwise: tuple[LedgerRow, ...]
+    """Settlements that somebody else executed, or whose payer cancelled, as the ledger has them too."""
     differences: tuple[Difference, ...]
     """Empty: ledger = chain. At most `DIFFERENCES_MAX` and those of one more range."""
 
@@ -102,7 +110,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Use:
+class Use:
     """One AuthorizationUsed or AuthorizationCanceled log, with the Transfer right behind it."""
 
     key: AuthKey
@@ -167,6 +175,8 @@ async def reconcile(db: Db, evm: EvmClient, network: Network, assets: Sequence[A
         payments=tally.payments,
         transfers=tally.transfers,
         amounts_atomic=dict(tally.amounts_atomic),
+        ours=frozenset(tally.ours),
+        otherwise=tuple(tally.otherwise),
         differences=tuple(tally.differences),
     )
 
@@ -178,6 +188,8 @@ class _Tally:
         self.differences: list[Difference] = []
         self.judged: set[UUID] = set()
         """Settlements without a proof that the chain mentioned all the same."""
+        self.ours: set[TxHash] = set()
+        self.otherwise: list[LedgerRow] = []
         self.payments = 0
         self.transfers = 0
         self.amounts_atomic: dict[Address, Atomic] = defaultdict(lambda: Atomic(0))
@@ -191,6 +203,12 @@ class _Tally:
             rows.update((row.settlement_id, row) for row in page)
         self.differences += compare(rows.values(), logs, ours)
         self.judged.update(row.settlement_id for row in rows.values() if State(row.state) not in _CLAIMS)
+        self.ours |= ours
+        self.otherwise += [
+            row
+            for row in rows.values()
+            if row.state in {State.EXTERNAL, State.CANCELLED, State.CONFLICT} and row.block_number in range(start, end + 1)
+        ]
         self.payments += sum(row.state in PAID and row.block_number in range(start, end + 1) for row in rows.values())
         for use in uses:
             if use.transfer is not None and use.log.tx_hash in ours:
@@ -201,10 +219,10 @@ class _Tally:
 class _Judge:
     """Rows and uses side by side."""
 
-    def __init__(self, rows: Sequence[LedgerRow], uses: Sequence[_Use], ours: AbstractSet[TxHash]) -> None:
+    def __init__(self, rows: Sequence[LedgerRow], uses: Sequence[Use], ours: AbstractSet[TxHash]) -> None:
         self._ours = ours
         self._uses = uses
-        self._by_key: dict[AuthKey, list[_Use]] = defaultdict(list)
+        self._by_key: dict[AuthKey, list[Use]] = defaultdict(list)
         for use in uses:
             self._by_key[use.key].append(use)
         self._by_place = {use.place: use for use in uses}
@@ -240,9 +258,10 @@ class _Judge:
                     log_index=use.log.log_index,
                     expected=f"a settlement of {use.key.payer} with auth nonce {use.key.auth_nonce}",
                     got=f"none, but {use}",
+                    use=use,
                 )
 
-    def _claim(self, row: LedgerRow, state: State, found: Sequence[_Use]) -> Iterator[Difference]:
+    def _claim(self, row: LedgerRow, state: State, found: Sequence[Use]) -> Iterator[Difference]:
         """The row names its proof: is it there, and does it say what the row says?"""
         claim = f"{row.state} by {row.tx_hash} log {row.log_index} in block {row.block_number}"
         at = self._by_place.get((row.tx_hash or TxHash(""), -1 if row.log_index is None else row.log_index))
@@ -261,7 +280,7 @@ class _Judge:
         else:
             yield from self._at_proof(row, state, at)
 
-    def _at_proof(self, row: LedgerRow, state: State, at: _Use) -> Iterator[Difference]:
+    def _at_proof(self, row: LedgerRow, state: State, at: Use) -> Iterator[Difference]:
         """The proof is where the row says; does it prove this state?"""
         if (state is State.CANCELLED) != at.canceled:
             yield _differ(Kind.STATE_DIFFERS, row, row.state, str(at), at)
@@ -275,7 +294,7 @@ class _Judge:
         elif state in PAID and at.log.tx_hash not in self._ours:
             yield _differ(Kind.STATE_DIFFERS, row, "a transaction of ours", "another sender's transaction", at)
 
-    def _claimless(self, row: LedgerRow, state: State, found: Sequence[_Use]) -> Iterator[Difference]:
+    def _claimless(self, row: LedgerRow, state: State, found: Sequence[Use]) -> Iterator[Difference]:
         """The row names no proof: may the chain have one, and may its caller have been told success?"""
         if row.told_success and not any(_pays(row, use) for use in found):
             yield _differ(Kind.ANSWERED_UNPAID, row, "a payment, for its caller was told success", f"state {row.state}, no such log")
@@ -290,7 +309,7 @@ class _Judge:
             yield _differ(Kind.STATE_DIFFERS, row, "an authorization that was never used", str(use), use)
 
 
-def _uses(network: Network, logs: Sequence[Log]) -> list[_Use]:
+def _uses(network: Network, logs: Sequence[Log]) -> list[Use]:
     """Every use and cancellation in these logs, each with its Transfer."""
     transfers = {(log.block_hash, log.log_index, log.address): log for log in logs if log.topics and log.topics[0] == TRANSFER_TOPIC}
     uses = []
@@ -301,11 +320,11 @@ def _uses(network: Network, logs: Sequence[Log]) -> list[_Use]:
         follower = transfers.get((log.block_hash, log.log_index + 1, log.address))
         transfer = read_transfer(follower) if follower is not None and follower.tx_hash == log.tx_hash and not said.canceled else None
         key = AuthKey(network, log.address, said.authorizer, said.auth_nonce)
-        uses.append(_Use(key=key, canceled=said.canceled, transfer=transfer, log=log))
+        uses.append(Use(key=key, canceled=said.canceled, transfer=transfer, log=log))
     return uses
 
 
-async def _ours(db: Db, uses: Sequence[_Use]) -> set[TxHash]:
+async def _ours(db: Db, uses: Sequence[Use]) -> set[TxHash]:
     """Which transactions of these uses we signed."""
     hashes = list({use.log.tx_hash for use in uses})
     ours: set[TxHash] = set()
@@ -314,7 +333,7 @@ async def _ours(db: Db, uses: Sequence[_Use]) -> set[TxHash]:
     return ours
 
 
-def _pays(row: LedgerRow, use: _Use) -> bool:
+def _pays(row: LedgerRow, use: Use) -> bool:
     """Did this use move the money that the row is about?"""
     return use.transfer == Transfer(sender=row.payer, recipient=row.pay_to, amount_atomic=row.amount_atomic)
 
@@ -333,14 +352,16 @@ def _terms(row: LedgerRow) -> str:
     return f"{row.amount_atomic} of {row.asset} from {row.payer} to {row.pay_to}, auth nonce {row.auth_nonce}"
 
 
-def _said(use: _Use) -> str:
+def _said(use: Use) -> str:
     if use.transfer is None:
         return f"auth nonce {use.key.auth_nonce} of {use.key.payer} used without a Transfer"
     moved = use.transfer
     return f"{moved.amount_atomic} of {use.key.asset} from {moved.sender} to {moved.recipient}, auth nonce {use.key.auth_nonce}"
 
 
-def _differ(kind: Kind, row: LedgerRow, expected: str, got: str, use: _Use | None = None) -> Difference:
+def _differ(kind: Kind, row: LedgerRow, expected: str, got: str, use: Use | None = None) -> Difference:
     """A difference about a settlement; at the chain's log when there is one, else at the ledger's."""
     tx_hash, log_index = use.place if use is not None else (row.tx_hash, row.log_index)
-    return Difference(kind=kind, settlement_id=row.settlement_id, tx_hash=tx_hash, log_index=log_index, expected=expected, got=got)
+    return Difference(
+        kind=kind, settlement_id=row.settlement_id, tx_hash=tx_hash, log_index=log_index, expected=expected, got=got, row=row, use=use
+    )

@@ -11,6 +11,8 @@ class Settings:
 
     booking_zone: Zone = UTC_ZONE
     """IANA time zone whose midnights cut book days. Declare it once: closed days keep the zone that they were closed in."""
+    reconcile_s: float = 300.0
+    """How often the ledger is held against what became final on chain."""
     rate_poll_s: float = 60.0
     """How often each network's dollar rate is read."""
     rate_stale_s: float = 3600.0

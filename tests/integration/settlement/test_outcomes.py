@@ -60,6 +60,16 @@ class Bench:
         )
         await transact(self.anvil.node, self.stranger, BASE_SEPOLIA_USDC, data)
 
+    async def cancel(self, payment: dict[str, Any]) -> None:
+        """Its payer cancels the authorization, ahead of our transaction."""
+        await self.call("anvil_dropAllTransactions")
+        auth_nonce = bytes.fromhex(payment["payload"]["authorization"]["nonce"][2:])
+        domain = {"name": "USDC", "version": "2", "chainId": 84532, "verifyingContract": BASE_SEPOLIA_USDC}
+        types = {"CancelAuthorization": [{"name": "authorizer", "type": "address"}, {"name": "nonce", "type": "bytes32"}]}
+        signed = self.buyer.account.sign_typed_data(domain, types, {"authorizer": self.buyer.address, "nonce": auth_nonce})
+        data = calldata("cancelAuthorization(address,bytes32,bytes)", self.buyer.address, auth_nonce, bytes(signed.signature))
+        await transact(self.anvil.node, self.stranger, BASE_SEPOLIA_USDC, data)
+
     async def mine_until_done(self, task: asyncio.Task[SettleAnswer]) -> SettleAnswer:
         async with asyncio.timeout(20):
             while not task.done():
@@ -124,13 +134,7 @@ async def test_a_token_that_says_used_but_moves_nothing_is_a_transfer_event_mism
 
 async def test_cancelled_by_its_payer_is_cancelled(bench: Bench) -> None:
     task, payment, _ = await bench.start_settling()
-    await bench.call("anvil_dropAllTransactions")
-    auth_nonce = bytes.fromhex(payment["payload"]["authorization"]["nonce"][2:])
-    domain = {"name": "USDC", "version": "2", "chainId": 84532, "verifyingContract": BASE_SEPOLIA_USDC}
-    types = {"CancelAuthorization": [{"name": "authorizer", "type": "address"}, {"name": "nonce", "type": "bytes32"}]}
-    signed = bench.buyer.account.sign_typed_data(domain, types, {"authorizer": bench.buyer.address, "nonce": auth_nonce})
-    data = calldata("cancelAuthorization(address,bytes32,bytes)", bench.buyer.address, auth_nonce, bytes(signed.signature))
-    await transact(bench.anvil.node, bench.stranger, BASE_SEPOLIA_USDC, data)
+    await bench.cancel(payment)
 
     assert reason(await bench.mine_until_done(task)) is Reason.AUTHORIZATION_CANCELED
     assert await bench.state() == "cancelled"

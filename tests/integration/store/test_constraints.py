@@ -29,6 +29,8 @@ ROW_NUMBERS = {
     "incident_settlement_id_fkey",
     "journal_entry_pkey",
     "journal_entry_settlement_id_fkey",
+    "discrepancy_pkey",
+    "reconciliation_run_pkey",
     "relayer_slot_pkey",
     "relayer_transaction_slot_id_fkey",
     "replica_pkey",
@@ -535,6 +537,49 @@ async def test_one_rate_version_and_invoice_of_a_kind(ledger: Ledger) -> None:
         await ledger.insert("invoice", invoice | {"month": date(2026, 2, 1)})
     with refused("invoice_one_a_month"):
         await ledger.insert("invoice", invoice | {"number": 2})
+
+
+# --- discrepancies ---
+
+FOUND = {"network": NETWORK, "class": "R1", "subject": "s", "expected": "e", "got": "g"}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "table", "row"),
+    [
+        ("discrepancy_class_check", "discrepancy", FOUND | {"class": "R10"}),
+        ("discrepancy_resolved", "discrepancy", FOUND | {"resolved_at": NOW, "note": "n"}),
+        ("discrepancy_resolved", "discrepancy", FOUND | {"resolved_by": "ada"}),
+        ("discrepancy_settlement_id_fkey", "discrepancy", FOUND | {"settlement_id": UUID(int=1)}),
+        ("discrepancy_resolution_entry_fkey", "discrepancy", FOUND | {"resolution_entry": 9}),
+        (
+            "reconciliation_run_range",
+            "reconciliation_run",
+            {"network": NETWORK, "from_block": 2, "to_block": 1, "to_hash": HASH, "found": 0, "background": True},
+        ),
+        (
+            "relayer_balance_wei_check",
+            "relayer_balance",
+            {"network": NETWORK, "relayer": RELAYER, "block_number": 1, "wei": -1, "last_entry": 0},
+        ),
+    ],
+)
+async def test_a_finding_that_makes_no_sense(ledger: Ledger, constraint: str, table: str, row: dict[str, Any]) -> None:
+    with refused(constraint):
+        await ledger.insert(table, row)
+
+
+async def test_a_discrepancy_stands_once_and_an_entry_explains_one(ledger: Ledger) -> None:
+    entry_id = await ledger.entry()
+    await ledger.insert("discrepancy", FOUND | {"resolution_entry": entry_id})
+    with refused("discrepancy_subject"):
+        await ledger.insert("discrepancy", FOUND)
+    with refused("discrepancy_entry"):
+        await ledger.insert("discrepancy", FOUND | {"subject": "t", "resolution_entry": entry_id})
+    balance = {"network": NETWORK, "relayer": RELAYER, "block_number": 1, "wei": 1, "last_entry": 0}
+    await ledger.insert("relayer_balance", balance)
+    with refused("relayer_balance_pkey"):
+        await ledger.insert("relayer_balance", balance)
 
 
 # --- tenants and keys ---

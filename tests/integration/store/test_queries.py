@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from facilitator.store import billing, books, reconciliation, relayers, settlements, survey, tenants
+from facilitator.store import billing, books, discrepancies, reconciliation, relayers, settlements, survey, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -61,6 +61,13 @@ ROW_OF = {
     "post_entry": billing.EntryId,
     "opening": billing.Opening,
     "movements": billing.Movement,
+    "reconciled_through": discrepancies.Through,
+    "list_discrepancies": discrepancies.Discrepancy,
+    "lock_discrepancy": discrepancies.Discrepancy,
+    "mined_costs": discrepancies.MinedCost,
+    "roll_forward": discrepancies.RollForward,
+    "matched": discrepancies.Matched,
+    "lock_reconciling": discrepancies.Mine,
     "find_tenant": tenants.Tenant,
     "create_api_key": tenants.ApiKey,
     "list_api_keys": tenants.ApiKey,
@@ -72,7 +79,7 @@ ROW_OF = {
 }
 QUERIES = [
     query
-    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "rates", "tenants", "survey")
+    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "discrepancies", "rates", "tenants", "survey")
     for query in load_queries(module).values()
 ]
 
