@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest_asyncio
 
 from tests.fixtures.house import AMOUNT, Answer, House, Paid, client_session, eventually, words
@@ -114,6 +115,63 @@ async def test_sigterm_while_the_chain_stands_still_tells_every_waiter_how_thing
         for payment in payments:
             assert await house.balance(payment) == AMOUNT
     await house.assert_ledger_is_chain(settled=CLIENTS)
+
+
+async def test_sigterm_gives_the_relayer_to_the_other_service_at_once(tmp_path: Path, database_url: str) -> None:
+    """Leases last a minute here: who waits for their end waits too long."""
+    leases = {"lease_ttl_s": 60.0, "lease_trust_s": 40.0, "batching": "off", "slots_soft": 16}
+    async with (
+        House.open(tmp_path, database_url, settlement=leases, server={"stop_grace_s": GRACE_S}) as house,
+        client_session() as session,
+    ):
+        leaving, staying = await house.serve(), await house.serve()
+        assert (await house.settle(session, house.payment(), service=leaving)).word == "success"
+        await house.mine_on_command()
+        waiting = [asyncio.create_task(house.settle(session, house.payment(), service=service)) for service in (leaving, staying) * 3]
+        await house.pooled(len(waiting))
+
+        leaving.send_signal(signal.SIGTERM)
+        await house.mine_at_once()
+
+        assert words(await asyncio.gather(*waiting)) == {"success": len(waiting)}
+        assert await ended(house) == 0
+        async with asyncio.timeout(GRACE_S):
+            assert (await house.settle(session, house.payment(), service=staying)).word == "success"
+        connection = await asyncpg.connect(database_url)
+        try:
+            [row] = await connection.fetch("select epoch, owner from relayer")
+        finally:
+            await connection.close()
+        assert (row["epoch"], row["owner"] is not None) == (2, True)
+        await house.assert_ledger_is_chain(settled=len(waiting) + 2)
+
+
+async def test_a_request_on_an_open_connection_is_told_that_the_service_stops(house: House) -> None:
+    await house.mine_on_command()
+    async with client_session() as session:
+        waiting = asyncio.create_task(house.settle(session, house.payment()))
+        await house.pooled()
+        house.services[0].send_signal(signal.SIGTERM)
+        await readiness_drops(house, session)
+
+        async def listener_closed() -> bool:
+            return not await _connects(house.services[0].port)
+
+        await eventually(listener_closed, "the listener to close")
+        told = await house.settle(session, house.payment())  # on the connection that asked about readiness
+        assert (told.status, told.word) == (503, "draining")
+        await house.mine_at_once()
+        assert (await waiting).word == "success"
+        assert await ended(house) == 0
+
+
+async def _connects(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def test_a_second_sigterm_ends_the_process_at_once(house: House) -> None:
