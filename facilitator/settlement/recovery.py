@@ -72,19 +72,45 @@ class Keeper:
         self._look.set()
 
     async def run(self) -> None:
-        """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up."""
-        while True:
-            beat("keeper", self._chain.network)
-            pool = await relayers.list_relayers(self._db, self._chain.network)
-            await self._take_in(pool)
-            part = await self._part(pool)
-            await asyncio.gather(*(self._keep_apart(account, part) for account in self._dispatcher.accounts))
-            if self._clock.monotonic() >= self._balances_due:
-                self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
-                await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
-                self._forget_balances([account for account in self._dispatcher.accounts if not account.adopted])
-            settled = all(account.adopted for account in self._dispatcher.accounts if account.lease or account.address in part)
-            await set_within(self._look, self._settings.lease_renew_s if settled else min(1.0, self._settings.lease_renew_s))
+        """Renew or take each lease every `lease_renew_s`, or sooner while a relayer is not taken up.
+
+        Each relayer is kept by a task of its own, and balances by another: a chain that does not answer for one holds up
+        no other's lease.
+        """
+        keeping: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                beat("keeper", self._chain.network)
+                await self._round(keeping)
+        finally:
+            for task in keeping.values():
+                task.cancel()
+            await asyncio.gather(*keeping.values(), return_exceptions=True)
+
+    async def _round(self, keeping: dict[str, asyncio.Task[None]]) -> None:
+        """Look at every relayer that is not being looked at still, then wait for the next time."""
+        pool = await relayers.list_relayers(self._db, self._chain.network)
+        await self._take_in(pool)
+        part, pause_s = await self._part(pool), min(1.0, self._settings.lease_renew_s)
+        for account in self._dispatcher.accounts:
+            if account.address not in keeping:
+                keeping[account.address] = asyncio.create_task(self._keep_apart(account, part), name="keep")
+        if self._clock.monotonic() >= self._balances_due and "balances" not in keeping:
+            self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
+            keeping["balances"] = asyncio.create_task(self._look_at_balances(), name="balances")
+        done, _ = await asyncio.wait(keeping.values(), timeout=pause_s) if keeping else (set(), set())
+        for name in [name for name, task in keeping.items() if task in done]:
+            keeping.pop(name).result()  # a bug in one restarts the loop
+        settled = all(account.adopted for account in self._dispatcher.accounts if account.lease or account.address in part)
+        await set_within(self._look, self._settings.lease_renew_s if settled else pause_s)
+
+    async def _look_at_balances(self) -> None:
+        """Read the coins of the relayers that are ours."""
+        try:
+            await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
+        except Fault as fault:
+            log.warning("loop.faulted", loop="balances", kind=fault.kind, fault=str(fault))
+        self._forget_balances([account for account in self._dispatcher.accounts if not account.adopted])
 
     async def _take_in(self, pool: Sequence[PoolRelayer]) -> None:
         """Take in the keys that were added while this process runs, and let go of those that were removed."""

@@ -10,7 +10,7 @@ from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.relayer import Account
 from tests.fault.conftest import StartScene
-from tests.fixtures.base_sim import Call, Fault, NodeSays, RawTransaction, Rules
+from tests.fixtures.base_sim import Call, Fault, Hang, NodeSays, RawTransaction, Rules
 from tests.fixtures.base_sim.node import decoded as decoded_call
 from tests.fixtures.scene import Scene, reason
 from tests.integration.settlement.conftest import Rig
@@ -269,3 +269,33 @@ async def test_mode_28_a_stop_tells_those_who_wait_for_a_paused_token(scene: Sce
     assert scene.sent() == []
     await scene.token.unpause()
     await scene.finish(settled=0)
+
+
+# --- a chain that does not answer for one relayer, or about balances ---
+
+
+async def test_a_chain_that_does_not_answer_about_one_relayer_holds_up_no_other(scene: Scene) -> None:
+    mute, other = scene.relayers
+
+    def of_mute(call: Call) -> bool:
+        return str(call.params[0]).lower() == mute.address.lower()
+
+    scene.sim.plant(Hang(method="eth_getTransactionCount", where=of_mute))
+    rig = await scene.engine(relayers=scene.relayers, ready=False)
+    first, second = accounts(scene, rig)
+    await scene.until(lambda: second.ready, "the other relayer to be ready", within_s=4)
+    scene.sim.plant(Hang(method="eth_getBalance"))
+    epoch = second.lease.epoch if second.lease else None
+
+    began = rig.engine._clock.monotonic()
+    while rig.engine._clock.monotonic() - began < 2.5:  # twice its lease, half of the time that a request may take
+        assert reason(await scene.answer(scene.settle(rig))) is None
+
+    assert not first.adopted
+    assert second.lease is not None
+    assert second.lease.epoch == epoch, "it was renewed all the time"
+    assert {sent.sender for sent in scene.sent()} == {other.address.lower()}
+    scene.sim.uproot()
+    scene.sim.release()
+    await scene.until(lambda: first.ready, "the first to be taken up", mine=True)
+    await scene.finish(settled=len(scene.told))
