@@ -1,4 +1,4 @@
-"""Writes what the documentation can take from the code itself: `docs/states.md`, and the settings in `docs/operations.md`.
+"""Writes what can be taken from the code itself: `docs/states.md`, the settings in `docs/operations.md` and in the chart's schema.
 
 Run it after a change of states or settings: `python docs/generate.py`. A test holds the files equal to what this makes.
 """
@@ -7,6 +7,7 @@ Run it after a change of states or settings: `python docs/generate.py`. A test h
 
 import ast
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from facilitator.api.settings import Listen
 from facilitator.config import Config
@@ -25,6 +26,10 @@ from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, WebSocketU
 from facilitator.units import Address, Network, Zone
 
 DOCS: Final = Path(__file__).parent
+CHART_SCHEMA: Final = DOCS.parent / "helm" / "facilitator" / "values.schema.json"
+_CHARTS_OWN: Final = {"server.listen", "database.url", "metrics.listen", "console.listen", "access.mode"}
+"""Keys that the chart sets, or that make no sense in it."""
+_CHARTS_OWN_OF_A_NETWORK: Final = {"id", "rpc_urls", "relayers", "ws_url"}
 _SCALARS: Final = {
     KeyReference: "reference",
     RpcUrl: "URL or reference",
@@ -96,9 +101,7 @@ def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str,
     hints, meaning = get_type_hints(table), _field_docs(table)
     for entry in fields(table):
         here = f"{path}.{entry.name}".lstrip(".")
-        kind = hints[entry.name]
-        if isinstance(kind, UnionType):
-            kind = next(arm for arm in get_args(kind) if arm is not type(None))
+        kind = _bare(hints[entry.name])
         item = get_args(kind)[0] if get_origin(kind) is tuple else kind
         if is_dataclass(item) and isinstance(item, type) and item not in _SCALARS:
             inner = f"{here}[]" if get_origin(kind) is tuple else here
@@ -108,6 +111,49 @@ def _rows(table: type[Any], path: str, *, optional: bool) -> Iterator[tuple[str,
         text = _plain(meaning.get(entry.name) or _MEANINGS.get(here) or inspect.getdoc(item) or "")
         default = required if entry.default is MISSING else "none" if entry.default in {None, ()} else f"`{spell(entry.default)}`"
         yield here, _kind(kind, entry.name), default, text
+
+
+def chart_schema() -> str:
+    """The whole of the chart's schema, with the tables of the configuration as they are now."""
+    schema = json.loads(CHART_SCHEMA.read_text("utf-8"))
+    hints = get_type_hints(Config)
+    tables = {name: _table_schema(_bare(hints[name]), f"{name}.", _CHARTS_OWN) for name in hints if name != "networks"}
+    used = {name: table for name, table in tables.items() if table["properties"]}
+    server = used["server"] | {"required": ["drain_delay_s", "stop_grace_s", "delivery_timeout_s"]}  # the grace period is made of them
+    schema["definitions"]["config"] = _object(used | {"server": server}) | {"required": ["server"]}
+    schema["definitions"]["networkSettings"] = _table_schema(get_args(hints["networks"])[0], "", _CHARTS_OWN_OF_A_NETWORK)
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _table_schema(table: type[Any], prefix: str, left_out: set[str]) -> dict[str, Any]:
+    hints = get_type_hints(table)
+    wanted = {entry.name: hints[entry.name] for entry in fields(table) if prefix + entry.name not in left_out}
+    shown = _object({name: _value_schema(_bare(kind)) for name, kind in wanted.items()})
+    required = [entry.name for entry in fields(table) if entry.name in wanted and entry.default is MISSING]
+    return shown | ({"required": required} if required else {})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _value_schema(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a type hint
+    if get_origin(kind) is tuple:
+        return {"type": "array", "items": _value_schema(get_args(kind)[0])}
+    if get_origin(kind) is Literal:
+        return {"enum": list(get_args(kind))}
+    if kind is Address:
+        return {"type": "string", "pattern": "^0x[0-9a-fA-F]{40}$"}
+    if kind in {bool, int, float}:
+        return {"type": {bool: "boolean", int: "integer", float: "number"}[kind]} | ({} if kind is bool else {"minimum": 0})
+    if is_dataclass(kind) and isinstance(kind, type) and kind not in _SCALARS:
+        return _table_schema(kind, "", set())
+    return {"type": "string", "minLength": 1}
+
+
+def _bare(kind: Any) -> Any:  # noqa: ANN401 - a type hint
+    """The type without its `| None`."""
+    return next(arm for arm in get_args(kind) if arm is not type(None)) if get_origin(kind) in {Union, UnionType} else kind
 
 
 def _kind(kind: Any, name: str) -> str:  # noqa: ANN401 - a type hint
@@ -150,7 +196,8 @@ def generated() -> dict[Path, str]:
     operations = DOCS / "operations.md"
     marked = re.compile(r"(?<=<!-- settings: docs/generate.py -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
     table = settings()
-    return {DOCS / "states.md": states(), operations: marked.sub(lambda _: table, operations.read_text("utf-8"))}
+    page = marked.sub(lambda _: table, operations.read_text("utf-8"))
+    return {DOCS / "states.md": states(), operations: page, CHART_SCHEMA: chart_schema()}
 
 
 if __name__ == "__main__":

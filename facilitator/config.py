@@ -68,8 +68,8 @@ class NetworkSettings:
     """CAIP-2, such as `eip155:8453`."""
     rpc_urls: tuple[RpcUrl, ...]
     """In order of preference."""
-    relayers: tuple[KeyReference, ...]
-    """Keys of the accounts that send and pay gas."""
+    relayers: tuple[KeyReference, ...] = ()
+    """Keys of the accounts that send and pay gas. None: what this replica admits waits for replicas that have some."""
     plain_keys: bool = False
     """Whether keys may lie unencrypted in the environment or in a file although this network's money is real."""
     ws_url: WebSocketUrl | None = None
@@ -320,5 +320,7 @@ def _warnings(config: Config) -> Iterator[str]:
     if len({network.poll_s for network in config.networks if network.poll_s is not None}) > 1:
         yield "networks have different poll_s: the smallest counts for all of them"
     for index, network in enumerate(config.networks):
+        if not network.relayers:
+            yield f"networks.{index} ({network.id}): no relayers: this replica sends nothing, and what it admits waits for one that does"
         if len(network.rpc_urls) == 1:
             yield f"networks.{index} ({network.id}): one RPC URL only; a second one keeps payments flowing when it fails"

@@ -137,7 +137,7 @@ class Reader:
             here = f"{path}.{name}".lstrip(".")
             if name in node:
                 try:
-                    values[name] = self._value(hints[name], node[name], here)
+                    values[name] = self._value(hints[name], node[name], here, may_be_empty=entry.default == ())
                 except _WrongValueError as wrong:
                     self._note(here, str(wrong), wrong.origin)
             elif entry.default_factory is not MISSING:
@@ -159,8 +159,8 @@ class Reader:
     def _note(self, path: str, what: str, origin: Origin) -> None:
         self.problems.append(f"{origin.place or self.place}: {path}: {what}")
 
-    def _value(self, kind: Any, node: _Node, path: str) -> object:  # noqa: ANN401 (a type hint)
-        if isinstance(kind, types.UnionType):  # X | None
+    def _value(self, kind: Any, node: _Node, path: str, *, may_be_empty: bool) -> object:  # noqa: ANN401 (a type hint)
+        if typing.get_origin(kind) in {types.UnionType, typing.Union}:  # X | None; of a NewType it is the latter
             kind = next(arm for arm in typing.get_args(kind) if arm is not type(None))
         if is_dataclass(kind) and isinstance(kind, type) and kind not in self._parsers:
             return self.table(kind, node, path)
@@ -168,7 +168,7 @@ class Reader:
             item = typing.get_args(kind)[0]
             if is_dataclass(item) and item not in self._parsers:
                 return self._rows(item, node, path)
-            return self._list(item, node, path)
+            return self._list(item, node, path, may_be_empty=may_be_empty)
         if not isinstance(node, _Leaf):
             raise _WrongValueError(f"expected {_expected(kind)}, got {_kind(node)}", _first_origin(node))
         self.origins[path] = node.origin
@@ -179,7 +179,7 @@ class Reader:
             raise _WrongValueError(f"expected tables, each under [[{path}]], got {_kind(node)}", _first_origin(node))
         return tuple(self.table(kind, row, f"{path}.{index}") for index, row in enumerate(node))
 
-    def _list(self, kind: Any, node: _Node, path: str) -> object:  # noqa: ANN401 (a type hint)
+    def _list(self, kind: Any, node: _Node, path: str, *, may_be_empty: bool) -> object:  # noqa: ANN401 (a type hint)
         if not isinstance(node, _Leaf):
             raise _WrongValueError(f"expected a list, got {_kind(node)}", _first_origin(node))
         items = node.value
@@ -187,7 +187,7 @@ class Reader:
             items = [part.strip() for part in items.split(",") if part.strip()]
         if not isinstance(items, list):
             raise _WrongValueError(f"expected a list, got {_kind(node)}", node.origin)
-        if not items:
+        if not items and not may_be_empty:
             raise _WrongValueError("expected at least one entry", node.origin)
         self.origins[path] = node.origin
         return tuple(_scalar(self._parsers, kind, item, node.origin) for item in items)

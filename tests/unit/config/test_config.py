@@ -53,6 +53,22 @@ def test_file_environment_and_defaults_meet_and_each_value_knows_its_origin(tmp_
     assert described["networks.0.relayers"][0] == '["env:RELAYER_KEY_1", "keystore:/run/key.json?password=env:PASSWORD"]'
 
 
+def test_a_replica_may_have_no_relayer_keys_and_is_told_what_that_means(tmp_path: Path) -> None:
+    line = 'relayers = ["env:RELAYER_KEY_1", "keystore:/run/key.json?password=env:PASSWORD"]'
+    for text in (GOOD.replace(line, "relayers = []"), GOOD.replace(line, "")):
+        loaded = read(tmp_path, text)
+        assert loaded.config.networks[0].relayers == ()
+        assert any("no relayers" in warning for warning in loaded.warnings)
+    assert not any("no relayers" in warning for warning in read(tmp_path).warnings)
+    assert "at least one entry" in problems(tmp_path, GOOD.replace('["http://127.0.0.1:8545"]', "[]"))
+
+
+def test_an_optional_address_is_read(tmp_path: Path) -> None:
+    feed = "0x71041dddad3595F9CEd3DcCFBe3D1F4b0a16Bb70"
+    assert read(tmp_path, GOOD + f'rate_feed = "{feed}"').config.networks[0].rate_feed == feed.lower()
+    assert "expected" in problems(tmp_path, GOOD + 'rate_feed = "0x71"')
+
+
 def test_everything_may_come_from_the_environment() -> None:
     loaded = load(
         None,
