@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
+import aiohttp
 import pytest_asyncio
 from eth_account.signers.local import LocalAccount
 
@@ -113,9 +113,7 @@ async def listens(url: str, process: subprocess.Popen[bytes], log: Path) -> None
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.file)
-async def test_every_program_of_a_page_is_paid(
-    page: Page,
+async def test_every_program_of_every_page_is_paid(
     service: ServeProcess,
     new_buyer: Callable[..., Awaitable[Buyer]],
     token: Token,
@@ -123,33 +121,40 @@ async def test_every_program_of_a_page_is_paid(
     database_url: str,
     chain: Anvil,
 ) -> None:
-    settled = 0
-    async with AsyncExitStack() as stack, new_session() as session:
-        shops = {}
-        for kind, program in programs(page).items():
-            shops[kind] = f"http://127.0.0.1:{(port := free_port())}"
-            process = start(tmp_path / kind, kind, program, port, service)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            await listens(shops[kind], process, tmp_path / kind / "log")
-        for kind, url in shops.items():
-            if page.wrong is not None:
-                async with session.post(url + page.wrong, json=page.order) as response:
-                    assert response.status == 400, kind
-                    assert "1 to 8192" in await response.text()
-            if page.free is not None:
-                async with session.post(url + page.free[0], json={}) as response:
-                    assert (response.status, await response.json()) == (200, page.free[1]), kind
-            for version in page.versions[kind]:
-                buyer = await new_buyer(amount_atomic=page.price_atomic)
-                bought = await buy(session, buyer, url + page.path, version, page.order)
-                assert bought.status == 200, (kind, version, bought, (tmp_path / kind / "log").read_text("utf-8"))
-                assert bought.body == {name: bought.body[name] if wanted is ... else wanted for name, wanted in page.body.items()}
-                assert await token.balance_of(buyer.address) == 0
-                settled += 1
-                if "jobId" in bought.body:
-                    async with session.get(f"{url}/jobs/{bought.body['jobId']}") as response:
-                        assert (await response.json())["result"] == "a picture of a lighthouse"
-                    async with session.get(f"{url}/jobs/none") as response:
-                        assert response.status == 404
+    async with new_session() as session:
+        for page in PAGES:
+            with ExitStack() as stack:
+                shops = []
+                for kind, program in programs(page).items():  # all three start together
+                    directory, port = tmp_path / page.file / kind, free_port()
+                    process = start(directory, kind, program, port, service)
+                    stack.callback(process.wait)
+                    stack.callback(process.kill)
+                    shops.append((kind, f"http://127.0.0.1:{port}", process, directory / "log"))
+                for kind, url, process, log in shops:
+                    await listens(url, process, log)
+                    for version in page.versions[kind]:
+                        buyer = await new_buyer(amount_atomic=page.price_atomic)
+                        await assert_sells(session, page, url, version, buyer)
+                        assert await token.balance_of(buyer.address) == 0, (page.file, kind)
+    settled = sum(len(versions) for page in PAGES for versions in page.versions.values())
     await assert_ledger_is_chain(database_url, chain.rpc_url, settled=settled)
+
+
+async def assert_sells(session: aiohttp.ClientSession, page: Page, url: str, version: Version, buyer: Buyer) -> None:
+    """The shop refuses what is wrong before any demand, gives free what is free, and sells what its page says."""
+    if page.wrong is not None:
+        async with session.post(url + page.wrong, json=page.order) as response:
+            assert response.status == 400, url
+            assert "1 to 8192" in await response.text()
+    if page.free is not None:
+        async with session.post(url + page.free[0], json={}) as response:
+            assert (response.status, await response.json()) == (200, page.free[1]), url
+    bought = await buy(session, buyer, url + page.path, version, page.order)
+    assert bought.status == 200, (page.file, url, version, bought)
+    assert bought.body == {name: bought.body[name] if wanted is ... else wanted for name, wanted in page.body.items()}
+    if "jobId" in bought.body:
+        async with session.get(f"{url}/jobs/{bought.body['jobId']}") as response:
+            assert (await response.json())["result"] == "a picture of a lighthouse"
+        async with session.get(f"{url}/jobs/none") as response:
+            assert response.status == 404

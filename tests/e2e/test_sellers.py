@@ -96,9 +96,8 @@ def run_client(directory: Path, name: str, buyer: Buyer, url: str, order: Json |
 async def test_official_clients_pay_every_route(
     market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token, tmp_path: Path, database_url: str, chain: Anvil
 ) -> None:
-    async def pay(client: str, route: str) -> tuple[str, Buyer, Json]:
-        url, order, price_atomic = routes(market)[route]
-        buyer = await new_buyer(amount_atomic=price_atomic)
+    async def pay(client: str, route: str, buyer: Buyer) -> tuple[str, Buyer, Json]:
+        url, order, _ = routes(market)[route]
         told = await in_thread(run_client, tmp_path / f"{client}-{route}", client, buyer, url, order)
         assert (told["status"], told["error"]) == (200, None), (client, route, told)
         assert told["payment_response"]["success"] is True
@@ -110,7 +109,8 @@ async def test_official_clients_pay_every_route(
     purchases = [("fetch.mjs", route) for route in routes(market)]
     purchases += [("httpx_client.py", route) for route in ("chat", "alias", "router")]
     purchases.append(("legacy_fetch.mjs", "router"))
-    bought = await asyncio.gather(*(pay(*purchase) for purchase in purchases))
+    buyers = [await new_buyer(amount_atomic=routes(market)[route][2]) for _, route in purchases]
+    bought = await asyncio.gather(*(pay(*purchase, buyer) for purchase, buyer in zip(purchases, buyers, strict=True)))
 
     def answers(route: str) -> list[Json]:
         return [body for name, _, body in bought if name == route]
@@ -130,13 +130,7 @@ async def test_official_clients_pay_every_route(
     assert (told["status"], told["body"]["status"]) == (200, "complete"), told
     async with session.get(told["body"]["result"]["imageUrl"]) as response:
         assert (response.status, response.content_type) == (200, "image/png")
-    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=len(purchases))
-
-
-async def test_an_mcp_client_pays_a_route_through_an_mcp_server(
-    market: Market, new_buyer: NewBuyer, token: Token, tmp_path: Path, database_url: str, chain: Anvil
-) -> None:
-    url, order, price_atomic = routes(market)["chat"]
+    url, order, price_atomic = routes(market)["chat"]  # an MCP client, through an MCP server of one tool
     buyer = await new_buyer(amount_atomic=price_atomic)
     server = str(CONFORMANCE / "servers" / "mcp_wrapper.py")
     told = await in_thread(run_client, tmp_path / "mcp", "mcp_client.py", buyer, url, order, MCP_SERVER=server)
@@ -144,7 +138,7 @@ async def test_an_mcp_client_pays_a_route_through_an_mcp_server(
     assert told["body"]["choices"][0]["message"]["content"] == "1, 2, 3"
     assert told["payment_response"]["success"] is True
     assert await token.balance_of(buyer.address) == 0
-    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=len(purchases) + 1)
 
 
 async def test_one_header_twenty_times_at_once_is_one_paid_response_at_one_route_and_at_two(
