@@ -84,6 +84,9 @@ RPC_REQUESTS = Counter(
 RPC_SECONDS = Histogram(
     "facilitator_rpc_duration_seconds", "Time of a JSON-RPC HTTP request.", ["network", "endpoint", "method"], buckets=_FAST
 )
+RPC_DISAGREEMENTS = Counter(
+    "facilitator_rpc_disagreements_total", "Facts that RPC endpoints told differently; nothing was decided.", ["network", "fact"]
+)
 
 # --- the database
 DATABASE_SECONDS = Histogram("facilitator_database_duration_seconds", "Time of a named SQL query.", ["query"], buckets=_FAST)

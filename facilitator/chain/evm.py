@@ -5,7 +5,8 @@ Every `deadline` is a reading of the clock's `monotonic()`; `deadline_in(seconds
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -86,9 +87,60 @@ class Receipt:
         return self.block_hash != UNSEALED
 
     @property
+    def proof(self) -> object:
+        """What other nodes must have of it too: where it stands and what it did."""
+        return self.tx_hash, self.block_hash, self.logs
+
+    @property
     def fee_wei(self) -> Wei:
         """All that the relayer paid for the transaction."""
         return Wei(self.gas_used * self.effective_gas_price_wei + (self.l1_fee_wei or 0) + (self.operator_fee_wei or 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which logs: of these contracts, of `block_hash` alone or from `from_block` to `to_block`, both included."""
+
+    addresses: Sequence[Address]
+    topics: Sequence[str | Sequence[str] | None] = ()
+    """Several alternatives for one topic are a list, None is any."""
+    from_block: int = 0
+    to_block: int | Tag = "latest"
+    block_hash: BlockHash | None = None
+
+    def call(self) -> RpcCall:
+        """As the node is asked."""
+        criteria: dict[str, object] = {"address": list(self.addresses), "topics": list(self.topics)}
+        if self.block_hash is not None:
+            criteria["blockHash"] = self.block_hash
+        else:
+            to_block = hex(self.to_block) if isinstance(self.to_block, int) else self.to_block
+            criteria |= {"fromBlock": hex(self.from_block), "toBlock": to_block}
+        return RpcCall("eth_getLogs", (criteria,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What one look brought. What could not be had is a fault in its place and hides nothing else."""
+
+    logs: tuple[Log, ...] | ChainFault
+    receipts: list[Receipt | ChainFault | None]
+    """None: this node has not seen it in a block, which is no proof of absence."""
+    tx_counts: list[int | ChainFault]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """An account as a node sees it."""
+
+    head: Head
+    mined: int
+    """Transactions of it in blocks: the next tx_nonce that no block has used."""
+    pending: int
+    """The same as the pool sees it; on Base it omits the pool."""
+    balance_wei: Wei
+    has_code: bool
+    """A contract, or a delegated account (EIP-7702)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +248,30 @@ class EvmClient:
         lone = sum(isinstance(question, Trial) and not self._shares(question) for question in questions)
         return codes + 2 * lone + (min(calls, 1) if self.multicall else calls)
 
+    def witnesses(self) -> "tuple[EvmClient, ...]":
+        """This chain by the word of each endpoint that answers and is not far behind: what did not happen needs all of them."""
+        views = self.rpc.witnesses()
+        if len(views) == 1:
+            return (self,)
+        return tuple(self._by(rpc) for rpc in views)
+
+    def _by(self, rpc: RpcClient) -> "EvmClient":
+        view = EvmClient(self.network, rpc, self._settings)
+        view.multicall = self.multicall
+        return view
+
+    async def survey(self, deadline: float) -> Head:
+        """Ask every endpoint how far it is, and prefer those that are not behind from here on. The furthest head."""
+        asked = await asyncio.gather(*(self._by(rpc).head(deadline) for rpc in self.rpc.alone()), return_exceptions=True)
+        for answer in asked:
+            if isinstance(answer, BaseException) and not isinstance(answer, ChainFault):
+                raise answer
+        heads = [head if isinstance(head, Head) else None for head in asked]
+        self.rpc.note_heights([head.number if head else None for head in heads])
+        if not any(heads):
+            raise ChainFault("no_endpoint", "no RPC endpoint says how far the chain is")
+        return max((head for head in heads if head), key=lambda head: head.number)
+
     async def head(self, deadline: float) -> Head:
         """The newest block."""
         return await self.block_at("latest", deadline)
@@ -210,6 +286,11 @@ class EvmClient:
     async def block(self, number: int, deadline: float) -> Head | None:
         """The canonical block of that number, None when the chain is not that long."""
         return await self._block("eth_getBlockByNumber", hex(number), deadline)
+
+    async def blocks(self, numbers: Sequence[int], deadline: float) -> list[Head | ChainFault | None]:
+        """The canonical blocks of these numbers, in one HTTP request up to the batch limit; each as `block`, or its own fault."""
+        requests = [RpcCall("eth_getBlockByNumber", (hex(number), False)) for number in numbers]
+        return [_each(_read_block, result, "eth_getBlockByNumber") for result in await self._batch_each(requests, deadline)]
 
     async def block_by_hash(self, block_hash: BlockHash, deadline: float) -> Head | None:
         """The block of that hash, None when the node does not know it; a node may also know blocks that are not canonical."""
@@ -243,19 +324,42 @@ class EvmClient:
         None is no proof of absence: another node, or the next block, may have it.
         """
         receipts = []
-        for receipt in await self.receipts_each(tx_hashes, deadline):
+        for receipt in (await self.see(None, tx_hashes, (), deadline)).receipts:
             if isinstance(receipt, ChainFault):
                 raise receipt
             receipts.append(receipt)
         return receipts
 
-    async def receipts_each(self, tx_hashes: Sequence[TxHash], deadline: float) -> list[Receipt | ChainFault | None]:
-        """As `receipts`, but a receipt that cannot be had is a fault of its own and hides no other.
+    async def confirmed(self, receipts: Sequence[Receipt], witnesses: int, deadline: float) -> set[TxHash]:
+        """Which of these receipts as many endpoints have, each asked alone: the same block, the same logs."""
+        hashes = [receipt.tx_hash for receipt in receipts]
+        asked = await asyncio.gather(
+            *(evm.see(None, hashes, (), deadline) for evm in self.witnesses()),
+            return_exceptions=True,
+        )
+        seen: Counter[object] = Counter()
+        for sight in asked:
+            if isinstance(sight, Sight):
+                seen.update(receipt.proof for receipt in sight.receipts if isinstance(receipt, Receipt))
+            elif not isinstance(sight, ChainFault):
+                raise sight
+        return {receipt.tx_hash for receipt in receipts if seen[receipt.proof] >= witnesses}
+
+    async def see(self, query: LogQuery | None, tx_hashes: Sequence[TxHash], senders: Sequence[Address], deadline: float) -> Sight:
+        """Logs, receipts, and how many transactions these accounts have in blocks: one HTTP request up to the batch limit.
 
         Raises ChainFault when a request as a whole has no answer.
         """
-        requests = [RpcCall("eth_getTransactionReceipt", (tx_hash,)) for tx_hash in tx_hashes]
-        return [_read_receipt(result) for result in await self._batch_each(requests, deadline)]
+        requests = [] if query is None else [query.call()]
+        requests += [RpcCall("eth_getTransactionReceipt", (tx_hash,)) for tx_hash in tx_hashes]
+        requests += [RpcCall("eth_getTransactionCount", (sender, "latest")) for sender in senders]
+        results = await self._batch_each(requests, deadline) if requests else []
+        logs: tuple[Log, ...] | ChainFault = () if query is None else _each(self._read_logs, results.pop(0), "eth_getLogs")
+        return Sight(
+            logs=logs,
+            receipts=[_read_receipt(result) for result in results[: len(tx_hashes)]],
+            tx_counts=[_each(_read_integer, result, "eth_getTransactionCount") for result in results[len(tx_hashes) :]],
+        )
 
     async def logs(
         self,
@@ -267,24 +371,44 @@ class EvmClient:
         to_block: int | Tag = "latest",
         block_hash: BlockHash | None = None,
     ) -> tuple[Log, ...]:
-        """Logs of these contracts, in chain order, from `block_hash` alone or from `from_block` to `to_block`, both included.
+        """Logs in chain order, asked as in `LogQuery`. Raises ChainFault (`range_too_large`) when the node wants a shorter range."""
+        query = LogQuery(addresses=addresses, topics=topics, from_block=from_block, to_block=to_block, block_hash=block_hash)
+        call = query.call()
+        return self._read_logs(await self.rpc.call(call.method, call.params, deadline))
 
-        Several alternatives for one topic are a list, None is any. Raises ChainFault (`range_too_large`) when the node wants a
-        shorter range.
-        """
-        criteria: dict[str, object] = {"address": list(addresses), "topics": list(topics)}
-        if block_hash is not None:
-            criteria["blockHash"] = block_hash
-        else:
-            criteria |= {"fromBlock": hex(from_block), "toBlock": hex(to_block) if isinstance(to_block, int) else to_block}
-        found = _decode(_LOGS, await self.rpc.call("eth_getLogs", (criteria,), deadline))
+    def _read_logs(self, result: Result) -> tuple[Log, ...]:
+        """Logs in chain order, within bounds."""
+        found = _decode(_LOGS, result)
         if len(found) > self._settings.logs_max:
             raise ChainFault(NodeError.RANGE_TOO_LARGE.value, "more logs than are taken at once", logs_max=self._settings.logs_max)
         return tuple(sorted((_log(log) for log in found), key=lambda log: (log.block_number, log.log_index)))
 
+    async def call_at(self, call: Call, number: int, deadline: float) -> Reply:
+        """One call at the canonical block of that number. Raises ChainFault when no node has come to that block."""
+        (result,) = await self.rpc.batch([_eth_call(call, hex(self._settings.call_gas), hex(number))], deadline)
+        return _call_reply(result)
+
     async def transaction_count(self, address: Address, tag: Tag, deadline: float) -> int:
         """How many transactions the account has sent: its next tx_nonce as `tag` sees it. On Base `pending` omits the pool."""
         return _integer(_decode(_TEXT, await self.rpc.call("eth_getTransactionCount", (address, tag), deadline)))
+
+    async def account(self, address: Address, deadline: float) -> Account:
+        """All that has to be known of a relayer before it signs, in one HTTP request."""
+        calls = [
+            _HEAD_CALL,
+            RpcCall("eth_getTransactionCount", (address, "latest")),
+            RpcCall("eth_getTransactionCount", (address, "pending")),
+            RpcCall("eth_getBalance", (address, "latest")),
+            RpcCall("eth_getCode", (address, "latest")),
+        ]
+        head, latest, pending, balance, code = await self._batch(calls, deadline)
+        return Account(
+            head=_head(_decode(_BLOCK, head)),
+            mined=_read_integer(latest),
+            pending=_read_integer(pending),
+            balance_wei=Wei(_read_integer(balance)),
+            has_code=bool(_bytes(_decode(_TEXT, code))),
+        )
 
     async def balance(self, address: Address, deadline: float, tag: Tag = "latest") -> Wei:
         """The account's coins."""
@@ -436,10 +560,10 @@ _LOGS: Final = msgspec.json.Decoder(list[_WireLog])
 _HEAD_CALL: Final = RpcCall("eth_getBlockByNumber", ("latest", False))
 
 
-def _eth_call(call: Call, gas: str) -> RpcCall:
-    """A read-only call at the newest block."""
+def _eth_call(call: Call, gas: str, block: str = "latest") -> RpcCall:
+    """A read-only call, at the newest block unless told otherwise."""
     parameters: Mapping[str, str] = {"to": call.to, "data": "0x" + call.data.hex(), "gas": gas}
-    return RpcCall("eth_call", (parameters, "latest"))
+    return RpcCall("eth_call", (parameters, block))
 
 
 def _trials_call(group: Sequence[Trial], gas_max: Gas) -> RpcCall:
@@ -575,13 +699,33 @@ def _operator_fee(receipt: _WireReceipt) -> Wei | None:
     return operator_fee(_integer(receipt.gas_used), scalar, constant, jovian=receipt.da_footprint_gas_scalar is not None)
 
 
-def _read_receipt(result: Result | RpcError) -> Receipt | ChainFault | None:
-    """One receipt, or why it cannot be read."""
+def _each(read: Callable[[Result], T], result: Result | RpcError, method: str) -> T | ChainFault:
+    """One result of several, or why it cannot be read."""
     try:
-        wire = _decode(_RECEIPT, _known(result, "eth_getTransactionReceipt"))
-        return None if wire is None else _receipt(wire)
+        return read(_known(result, method))
     except ChainFault as fault:
         return fault
+
+
+def _read_receipt(result: Result | RpcError) -> Receipt | ChainFault | None:
+    """One receipt, or why it cannot be read."""
+
+    def read(result: Result) -> Receipt | None:
+        wire = _decode(_RECEIPT, result)
+        return None if wire is None else _receipt(wire)
+
+    return _each(read, result, "eth_getTransactionReceipt")
+
+
+def _read_block(result: Result) -> Head | None:
+    """One block header, None when the chain is not that long."""
+    wire = _decode(_MAYBE_BLOCK, result)
+    return None if wire is None else _head(wire)
+
+
+def _read_integer(result: Result) -> int:
+    """One quantity."""
+    return _integer(_decode(_TEXT, result))
 
 
 def _string_or_none(reply: Reply) -> str | None:

@@ -6,6 +6,7 @@ A deadline is a reading of the clock's `monotonic()`: it is passed down, never r
 """
 
 import asyncio
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,10 @@ class Settings:
     """First rest of a failing endpoint; doubles with each failed trial."""
     rest_max_s: float = 30.0
     """Longest rest."""
+    lag_max_blocks: int = 3
+    """An endpoint further behind the furthest one than this is asked last, and is no witness of what did not happen."""
+    lag_poll_s: float = 2.0
+    """How often several endpoints are asked how far they are."""
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -201,7 +206,7 @@ _TEXT: Final = msgspec.json.Decoder(str)
 class _Endpoint:
     """One URL and its health: a circuit that opens after failures, rests, and lets one trial through."""
 
-    __slots__ = ("_settings", "failures", "label", "rest_until", "rests", "trial", "url")
+    __slots__ = ("_settings", "failures", "label", "lag_blocks", "rest_until", "rests", "trial", "url")
 
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = _parse_url(url)
@@ -211,9 +216,15 @@ class _Endpoint:
         self.rests = 0
         self.rest_until = 0.0
         self.trial = False
+        self.lag_blocks = 0
+        """How far it was behind the furthest endpoint when all were last asked."""
 
     def ready(self, now: float) -> bool:
         """Is it worth asking before the others?"""
+        return self.lag_blocks <= self._settings.lag_max_blocks and self.answering(now)
+
+    def answering(self, now: float) -> bool:
+        """Does it answer, as far as we know?"""
         return self.failures < self._settings.failures_max or (now >= self.rest_until and not self.trial)
 
     def started(self) -> None:
@@ -233,6 +244,14 @@ class _Endpoint:
             self.rests = min(self.rests + 1, 16)
 
 
+@dataclass(slots=True)
+class _Connections:
+    """What a client shares with those that speak to one endpoint of it alone."""
+
+    session: aiohttp.ClientSession | None = None
+    requests_sent: int = 0
+
+
 class RpcClient:
     """All endpoints of one chain. Reads go to one and fail over to the next; transactions go to all at once."""
 
@@ -241,12 +260,10 @@ class RpcClient:
         if not urls:
             raise ConfigFault("no_rpc_url", "a network needs at least one RPC URL")
         self.settings = settings or Settings()
-        self.requests_sent = 0
-        """HTTP requests sent so far, failed ones included."""
         self._clock = clock
         self._endpoints = tuple(_Endpoint(url, self.settings) for url in urls)
         self._observe: Observe = observe or (lambda _endpoint, _method, _outcome, _seconds: None)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = _Connections()
         self._sends: set[asyncio.Task[Result | RpcError]] = set()
 
     async def __aenter__(self) -> Self:
@@ -263,13 +280,41 @@ class RpcClient:
         for task in sends:
             task.cancel()
         await asyncio.gather(*sends, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._connections.session is not None:
+            await self._connections.session.close()
+            self._connections.session = None
 
     def deadline_in(self, seconds: float) -> float:
         """The deadline that lies `seconds` from now."""
         return self._clock.monotonic() + seconds
+
+    @property
+    def requests_sent(self) -> int:
+        """HTTP requests sent so far, failed ones included."""
+        return self._connections.requests_sent
+
+    def alone(self) -> "tuple[RpcClient, ...]":
+        """A client for each endpoint, in order of preference; connections and health are shared. `close` them with this one."""
+        return tuple(self._only(endpoint) for endpoint in self._endpoints)
+
+    def witnesses(self) -> "tuple[RpcClient, ...]":
+        """A client for each endpoint that answers and is not far behind; for all of them when none does. Never none."""
+        if len(self._endpoints) == 1:
+            return (self,)
+        now = self._clock.monotonic()
+        return tuple(self._only(endpoint) for endpoint in [each for each in self._endpoints if each.ready(now)] or self._endpoints)
+
+    def _only(self, endpoint: _Endpoint) -> "RpcClient":
+        view = copy.copy(self)
+        view._endpoints = (endpoint,)  # noqa: SLF001 (of our own kind)
+        return view
+
+    def note_heights(self, heights: Sequence[int | None]) -> None:
+        """Take note of how far each endpoint is, all asked at one moment; None: it did not say, and keeps its standing."""
+        furthest = max((height for height in heights if height is not None), default=0)
+        for endpoint, height in zip(self._endpoints, heights, strict=True):
+            if height is not None:
+                endpoint.lag_blocks = furthest - height
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -345,13 +390,16 @@ class RpcClient:
         return reply
 
     def _in_order(self) -> list[_Endpoint]:
-        """Ready endpoints in the configured order, then the resting ones, the soonest back first: never none."""
+        """Ready endpoints in the configured order, those far behind, then the resting ones, the soonest back first: never none."""
         now = self._clock.monotonic()
         ready = [endpoint for endpoint in self._endpoints if endpoint.ready(now)]
         if len(ready) == len(self._endpoints):
             return ready
-        resting = sorted((endpoint for endpoint in self._endpoints if not endpoint.ready(now)), key=lambda endpoint: endpoint.rest_until)
-        return ready + resting
+        behind = [endpoint for endpoint in self._endpoints if endpoint.answering(now) and not endpoint.ready(now)]
+        resting = sorted(
+            (endpoint for endpoint in self._endpoints if not endpoint.answering(now)), key=lambda endpoint: endpoint.rest_until
+        )
+        return ready + behind + resting
 
     async def _post(self, endpoint: _Endpoint, calls: Sequence[RpcCall], deadline: float) -> list[Result | RpcError]:
         """One HTTP request. Raises ChainFault for whatever is not an answer to every call."""
@@ -383,7 +431,7 @@ class RpcClient:
             raise _fault("timeout", "no time was left to ask the chain", endpoint)
         requests = [_Request(number, call.method, call.params) for number, call in enumerate(calls)]
         body = _ENCODER.encode(requests if len(requests) > 1 else requests[0])
-        self.requests_sent += 1
+        self._connections.requests_sent += 1
         try:
             async with asyncio.timeout(timeout_s):
                 status, answer = await self._read(endpoint, body)
@@ -410,15 +458,15 @@ class RpcClient:
 
     async def _read(self, endpoint: _Endpoint, body: bytes) -> tuple[int, bytes]:
         """Status and body of one exchange. Redirects are not followed: a POST may turn into a GET on the way."""
-        if self._session is None:
+        if self._connections.session is None:
             connector = aiohttp.TCPConnector(limit=0, limit_per_host=self.settings.connections_max)
-            self._session = aiohttp.ClientSession(
+            self._connections.session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "facilitator"},
                 timeout=aiohttp.ClientTimeout(total=None),  # asyncio.timeout rules, to the millisecond
             )
-        async with self._session.post(endpoint.url, data=body, allow_redirects=False) as response:
+        async with self._connections.session.post(endpoint.url, data=body, allow_redirects=False) as response:
             answer = bytearray()
             async for chunk in response.content.iter_any():
                 answer += chunk

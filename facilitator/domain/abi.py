@@ -100,6 +100,7 @@ GET_CURRENT_BLOCK_TIMESTAMP: Final = _selector("Multicall3", "getCurrentBlockTim
 TRANSFER_TOPIC: Final = _topic("FiatTokenV2_2", "Transfer(address,address,uint256)")
 AUTHORIZATION_USED_TOPIC: Final = _topic("FiatTokenV2_2", "AuthorizationUsed(address,bytes32)")
 AUTHORIZATION_CANCELED_TOPIC: Final = _topic("FiatTokenV2_2", "AuthorizationCanceled(address,bytes32)")
+UPGRADED_TOPIC: Final = _topic("FiatTokenProxy", "Upgraded(address)")
 
 _ADDRESS_PADDING: Final = bytes(12)
 _SIGNATURE_OFFSET: Final = (7 * 32).to_bytes(32, "big")

@@ -9,7 +9,7 @@ import pytest_asyncio
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from facilitator.chain.evm import UNSEALED, EvmClient, Receipt, SendOutcome
+from facilitator.chain.evm import UNSEALED, EvmClient, LogQuery, Receipt, SendOutcome
 from facilitator.chain.rpc import NodeError, RpcClient
 from facilitator.chain.signer import LocalSigner, SigningPolicy
 from facilitator.clock import SystemClock
@@ -27,7 +27,7 @@ from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Token as ServedToken
 from facilitator.schemes.signatures import normalise
-from facilitator.units import Address, Atomic, AuthNonce, Gas, Network, TxHash, UnixSeconds, Wei
+from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Gas, Network, TxHash, UnixSeconds, Wei
 from tests.fixtures.payments import BASE_SEPOLIA, SCHEME, TOKEN, USDC, authorization, sign, typed_data
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
@@ -412,3 +412,42 @@ async def test_a_call_may_not_burn_more_gas_than_its_share(evm: EvmClient, chain
     decimals, burned = (await evm.answer(questions, evm.deadline_in(10))).replies
     assert abi.read_uint(decimals.data) == 6
     assert not burned.ok
+
+
+async def test_a_look_brings_logs_receipts_and_counts_in_one_request_and_each_its_own_fault(
+    evm: EvmClient, new_buyer: NewBuyer, new_relayer: NewRelayer
+) -> None:
+    terms = pay(await new_buyer())
+    receipt = await settle(evm, new_relayer, SCHEME.call(terms))
+    query = LogQuery(addresses=[terms.asset], topics=((abi.AUTHORIZATION_USED_TOPIC,),), block_hash=receipt.block_hash)
+    unknown = TxHash("0x" + "ab" * 32)
+    sent = evm.rpc.requests_sent
+
+    sight = await evm.see(query, [receipt.tx_hash, unknown], [terms.payer, Address("0xnone")], evm.deadline_in(10))
+
+    assert evm.rpc.requests_sent == sent + 1
+    assert isinstance(sight.logs, tuple)
+    assert [log.topics[2] for log in sight.logs] == [terms.auth_nonce]
+    assert sight.receipts == [receipt, None]
+    assert sight.tx_counts[0] == 0
+    assert isinstance(sight.tx_counts[1], ChainFault)
+    missing = LogQuery(addresses=[terms.asset], block_hash=BlockHash("0x" + "ab" * 32))
+    assert isinstance((await evm.see(missing, (), (), evm.deadline_in(10))).logs, ChainFault)
+
+
+async def test_blocks_come_in_one_request_and_one_that_is_not_there_is_none(evm: EvmClient) -> None:
+    head = await evm.head(evm.deadline_in(10))
+    sent = evm.rpc.requests_sent
+
+    found = await evm.blocks([head.number, 0, head.number + 1000], evm.deadline_in(10))
+
+    assert evm.rpc.requests_sent == sent + 1
+    assert found == [head, await evm.block(0, evm.deadline_in(10)), None]
+
+
+async def test_a_call_at_a_block_that_the_node_does_not_have_is_a_fault(evm: EvmClient, new_buyer: NewBuyer) -> None:
+    terms, head = pay(await new_buyer()), await evm.head(evm.deadline_in(10))
+    state = Call(to=terms.asset, data=abi.authorization_state(terms.payer, terms.auth_nonce))
+    assert abi.read_bool((await evm.call_at(state, head.number, evm.deadline_in(10))).data) is False
+    with pytest.raises(ChainFault):
+        await evm.call_at(state, head.number + 1000, evm.deadline_in(10))

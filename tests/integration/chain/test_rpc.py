@@ -446,3 +446,52 @@ async def test_a_receipt_that_cannot_be_read_is_a_fault_and_no_absence(evm: EvmC
     endpoints[0].behaviour = endpoints[1].behaviour = error(-32603, "Internal error")
     with pytest.raises(ChainFault):
         await evm.receipts([TxHash("0x" + "12" * 32)], evm.deadline_in(2))
+
+
+async def test_an_endpoint_far_behind_is_asked_after_the_others_and_is_no_witness(
+    both: RpcClient, endpoints: tuple[Endpoint, Endpoint]
+) -> None:
+    first, second = endpoints
+
+    async def ask() -> tuple[int, int]:
+        first.requests.clear()
+        second.requests.clear()
+        await both.batch(CALLS, both.deadline_in(2))
+        return len(first.requests), len(second.requests)
+
+    both.note_heights([100, 103])
+    assert await ask() == (1, 0), "a few blocks are no lag"
+    assert [view.endpoints for view in both.witnesses()] == [both.endpoints[:1], both.endpoints[1:]]
+    both.note_heights([100, 104])
+    assert await ask() == (0, 1)
+    assert [view.endpoints for view in both.witnesses()] == [both.endpoints[1:]]
+    second.behaviour = text("no", 503)
+    assert await ask() == (1, 1), "better behind than not at all"
+    both.note_heights([None, 200])
+    assert both.witnesses()[0].endpoints == both.endpoints[1:], "an endpoint that does not say keeps its standing"
+    second.behaviour = well
+    both.note_heights([200, 200])
+    assert await ask() == (1, 0)
+
+
+async def test_an_endpoint_that_rests_is_no_witness_unless_all_do(both: RpcClient, endpoints: tuple[Endpoint, Endpoint]) -> None:
+    endpoints[0].behaviour = text("no", 503)
+    for _ in range(FAST.failures_max):
+        await both.batch(CALLS, both.deadline_in(2))
+    assert [view.endpoints for view in both.witnesses()] == [both.endpoints[1:]]
+    endpoints[1].behaviour = text("no", 503)
+    for _ in range(FAST.failures_max):
+        with pytest.raises(ChainFault):
+            await both.batch(CALLS, both.deadline_in(2))
+    assert len(both.witnesses()) == 2
+
+
+async def test_a_client_of_one_endpoint_shares_health_connections_and_counts(both: RpcClient, endpoints: tuple[Endpoint, Endpoint]) -> None:
+    _, second = both.alone()
+    endpoints[1].behaviour = text("no", 503)
+    for _ in range(FAST.failures_max):
+        with pytest.raises(ChainFault):
+            await second.batch(CALLS, second.deadline_in(2))
+    assert endpoints[0].requests == []
+    assert both.requests_sent == second.requests_sent == FAST.failures_max
+    assert [view.endpoints for view in both.witnesses()] == [both.endpoints[:1]]
