@@ -1,6 +1,6 @@
 """Relayers in Postgres: leases with a fencing epoch, tx_nonces, and the transactions that are still open."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -53,6 +53,7 @@ class OpenSlotId:
     """A tx_nonce whose end is not on record."""
 
     slot_id: int
+    relayer: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ async def renew_lease(db: Db, network: Network, address: Address, owner: str, ep
     return await db.optional(Relayer, QUERIES["renew_lease"], network, address, owner, epoch, ttl_s)
 
 
+async def renew_leases(db: Db, network: Network, owner: str, epochs: Mapping[Address, int], ttl_s: float) -> list[Relayer]:
+    """Extend many leases in one statement. Missing are those that are lost, and those whose row is being written just now."""
+    return await db.many(Relayer, QUERIES["renew_leases"], network, owner, list(epochs), list(epochs.values()), ttl_s)
+
+
 async def release_lease(db: Db, network: Network, address: Address, owner: str, epoch: int) -> None:
     """Give the lease back, so that another replica need not wait for its end."""
     await db.execute(QUERIES["release_lease"], network, address, owner, epoch)
@@ -148,7 +154,7 @@ async def set_status(db: Db, network: Network, address: Address, status: str) ->
     async with db.transaction() as session:
         if await session.execute(QUERIES["set_status"], network, address, status) != 1:
             return False
-        if status == "removed" and await session.many(OpenSlotId, QUERIES["open_slots"], network, address):
+        if status == "removed" and await session.many(OpenSlotId, QUERIES["open_slots"], network, [address]):
             raise RelayerBusyError
         await session.execute(QUERIES["notify_relayers"], network)
         return True
@@ -168,9 +174,12 @@ async def open_transactions(db: Db, network: Network, relayer: Address) -> list[
     return await db.many(OpenTransaction, QUERIES["open_transactions"], network, relayer)
 
 
-async def open_slots(db: Db, network: Network, relayer: Address) -> list[int]:
-    """Ids of all open slots, by tx_nonce."""
-    return [row.slot_id for row in await db.many(OpenSlotId, QUERIES["open_slots"], network, relayer)]
+async def open_slots(db: Db, network: Network, addresses: Sequence[Address]) -> dict[Address, list[int]]:
+    """Ids of all open slots of these relayers, by tx_nonce."""
+    found: dict[Address, list[int]] = {address: [] for address in addresses}
+    for row in await db.many(OpenSlotId, QUERIES["open_slots"], network, list(addresses)):
+        found[row.relayer].append(row.slot_id)
+    return found
 
 
 async def open_items(db: Db, network: Network, relayer: Address) -> list[OpenItem]:
@@ -209,6 +218,34 @@ async def record_attempt(
         str(fees.max_priority_fee_wei),
     )
     return recorded is not None
+
+
+async def record_stray(db: Db, lease: Lease, tx_nonce: int, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees, detail: str) -> bool:
+    """Put a transaction that was found on record as an open slot, with an incident; its tx_nonce is used from here on.
+
+    False when it is on record, its tx_nonce is, or the lease is lost.
+    """
+    recorded = await db.many(
+        KnownHash,
+        QUERIES["record_stray"],
+        lease.network,
+        lease.relayer,
+        lease.owner,
+        lease.epoch,
+        tx_nonce,
+        tx_hash,
+        raw,
+        gas,
+        str(fees.max_fee_wei),
+        str(fees.max_priority_fee_wei),
+        detail,
+    )
+    return bool(recorded)
+
+
+async def carry(db: Db, tx_hash: TxHash, settlement_id: UUID) -> None:
+    """Note that this transaction of ours carried a settlement, if that is not on record."""
+    await db.execute(QUERIES["carry"], tx_hash, settlement_id)
 
 
 async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:

@@ -20,6 +20,18 @@ update relayer set lease_until = now() + make_interval(secs => $5::double precis
  where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
 returning network, address, next_tx_nonce, status, owner, epoch;
 
+-- The same for many at once. One whose row is being written is left out: it is renewed alone.
+-- name: renew_leases :many
+with held as (
+    select r.network, r.address from relayer r join unnest($3::text[], $4::bigint[]) as h (address, epoch) using (address, epoch)
+     where r.network = $1::text and r.owner = $2::text
+     order by r.address
+       for update of r skip locked
+)
+update relayer r set lease_until = now() + make_interval(secs => $5::double precision)
+  from held where r.network = held.network and r.address = held.address
+returning r.network, r.address, r.next_tx_nonce, r.status, r.owner, r.epoch;
+
 -- name: release_lease :execute
 update relayer set owner = null, lease_until = null
  where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint;
@@ -44,7 +56,7 @@ select s.slot_id, s.tx_nonce, s.kind, s.opened_at, t.tx_hash, t.attempt, t.purpo
  order by s.tx_nonce, t.attempt;
 
 -- name: open_slots :many
-select slot_id from relayer_slot where network = $1::text and relayer = $2::text and state = 'open' order by tx_nonce;
+select slot_id, relayer from relayer_slot where network = $1::text and relayer = any($2::text[]) and state = 'open' order by tx_nonce;
 
 -- name: open_items :many
 select i.slot_id, i.item_index, i.settlement_id
@@ -69,6 +81,36 @@ with fenced as (
     returning tx_hash
 )
 select tx_hash from recorded;
+
+-- A transaction that the relayer's key signed and whose record was lost: it is on record from here on, and its tx_nonce is used.
+-- name: record_stray :many
+with fenced as (
+    update relayer set next_tx_nonce = greatest(next_tx_nonce, $5::bigint + 1)
+     where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
+       and not exists (select from relayer_transaction where tx_hash = $6::text)
+       and not exists (select from relayer_slot where network = $1::text and relayer = $2::text and tx_nonce = $5::bigint)
+    returning epoch
+), slot as (
+    insert into relayer_slot (network, relayer, tx_nonce, epoch, kind, state)
+    select $1::text, $2::text, $5::bigint, $4::bigint, 'single', 'open' from fenced
+    returning slot_id
+), recorded as (
+    insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
+    select $6::text, slot_id, 0, 'payment', $7::bytea, $8::bigint, $9::text::numeric, $10::text::numeric from slot
+    returning tx_hash
+), incidents as (
+    insert into incident (network, kind, relayer, tx_hash, detail)
+    select $1::text, 'transaction_found', $2::text, tx_hash, $11::text from recorded
+)
+select tx_hash from recorded;
+
+-- A transaction of ours paid a settlement that its record does not name, for that was lost.
+-- name: carry :execute
+insert into slot_item (slot_id, item_index, settlement_id, unresolved)
+select t.slot_id, coalesce((select max(o.item_index) + 1 from slot_item o where o.slot_id = t.slot_id), 0), $2::uuid, false
+  from relayer_transaction t
+ where t.tx_hash = $1::text and not exists (select from slot_item i where i.slot_id = t.slot_id and i.settlement_id = $2::uuid)
+    on conflict do nothing;
 
 -- name: our_transactions :many
 select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);
