@@ -265,6 +265,11 @@ def _bad_networks(config: Config) -> Iterator[str]:
         if network.id in seen:
             yield f"{where}: this network is configured twice: merge the two tables"
         seen.add(network.id)
+        if len(network.rpc_urls) < config.settlement.receipt_witnesses:
+            yield (
+                f"{where}: settlement.receipt_witnesses = {config.settlement.receipt_witnesses} needs as many rpc_urls,"
+                f" got {len(network.rpc_urls)}"
+            )
         if len(set(network.relayers)) < len(network.relayers):
             yield f"{where}: a relayer is listed twice: two loops would use the same tx_nonces"
         if not network.tokens:

@@ -260,7 +260,7 @@ class EvmClient:
         view.multicall = self.multicall
         return view
 
-    async def survey(self, deadline: float) -> Head:
+    async def furthest_head(self, deadline: float) -> Head:
         """Ask every endpoint how far it is, and prefer those that are not behind from here on. The furthest head."""
         asked = await asyncio.gather(*(self._by(rpc).head(deadline) for rpc in self.rpc.alone()), return_exceptions=True)
         for answer in asked:

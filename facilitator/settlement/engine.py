@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -10,9 +12,10 @@ import structlog
 from facilitator.chain.heads import follow_heads
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
+from facilitator.domain.abi import Log
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
-from facilitator.metrics import NETWORK_SERVED, STAGE_SECONDS
+from facilitator.metrics import INCIDENTS, NETWORK_SERVED, STAGE_SECONDS
 from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
@@ -20,6 +23,7 @@ from facilitator.settlement.aftermath import Aftermath
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
+from facilitator.settlement.lookout import Lookout
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.records import RecordReader
@@ -27,7 +31,7 @@ from facilitator.settlement.recovery import Keeper, OpenKey
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.survey import Surveyor
-from facilitator.settlement.tasks import Background, beat, keep_running
+from facilitator.settlement.tasks import Background, beat, keep_running, set_within
 from facilitator.settlement.verification import Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import notifications, settlements
@@ -36,8 +40,17 @@ from facilitator.units import Network
 
 _CHECK_S: Final = 5.0
 """Deadline of a start-up check of one network, and the wait before it is tried again."""
+_UNCHECKED: Final = "its implementation changed and is being looked at"
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Upgrades:
+    """Upgrades of one network's tokens that were not looked at yet."""
+
+    found: list[Log] = field(default_factory=list)
+    due: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Engine:
@@ -68,11 +81,15 @@ class Engine:
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
         self._finalities: dict[Network, Finality] = {}
+        self._upgrades = {chain.network: _Upgrades() for chain in networks}
         self._aftermaths: dict[Network, Aftermath] = {}
         for chain in networks:
-            resolver = Resolver(chain, registry, db)
+            resolver = Resolver(chain, registry, db, settings.receipt_witnesses)
             pricing = Pricing(chain, clock, settings)
-            watcher = Watcher(chain, resolver, pricing, self._board, db, clock, settings, self.replica_id, self._background)
+            assets = [token.address for token in registry.tokens.values() if token.network == chain.network]
+            lookout = Lookout(chain, assets, clock)
+            watcher = Watcher(chain, resolver, lookout, pricing, self._board, db, clock, settings, self.replica_id, self._background)
+            watcher.upgraded = partial(self._upgraded, chain)
             dispatcher = Dispatcher(
                 chain, registry, self._verifier, resolver, watcher, db, clock, settings, self.replica_id, self._background
             )
@@ -111,6 +128,8 @@ class Engine:
             for network, chain in self._networks.items():
                 watcher, dispatcher, keeper = self._watchers[network], self._dispatchers[network], self._keepers[network]
                 loop("check", lambda chain=chain: self._check(chain))
+                if len(chain.evm.rpc.endpoints) > 1:
+                    loop("endpoints", lambda chain=chain: self._ask_endpoints(chain))
                 loop("watcher", watcher.run)
                 loop("finality", self._finalities[network].run)
                 loop("aftermath", self._aftermaths[network].run)
@@ -241,23 +260,51 @@ class Engine:
         finally:
             chain.head.pushed = False
 
-    async def _check(self, chain: ServedNetwork) -> None:
-        """Once the chain answers: is it the right one, and are the tokens what the configuration says?"""
+    async def _ask_endpoints(self, chain: ServedNetwork) -> None:
+        """Which of several endpoints are behind? They are asked last."""
+        settings = chain.evm.rpc.settings
         while True:
+            chain.head.observe(await chain.evm.furthest_head(chain.evm.deadline_in(settings.request_timeout_s)))
+            await self._clock.sleep(settings.lag_poll_s)
+
+    async def _check(self, chain: ServedNetwork) -> None:
+        """Once the chain answers, every hour, and after an upgrade: is it the right one, and are the tokens what they should be?"""
+        upgrades = self._upgrades[chain.network]
+        tokens = [token for token in self._registry.tokens.values() if token.network == chain.network]
+        while True:
+            pending = list(upgrades.found)
             try:
                 deadline = chain.evm.deadline_in(_CHECK_S)
                 chain.head.observe(await chain.evm.connect(deadline))
-                findings: list[str] = []
-                for token in self._registry.tokens.values():
-                    if token.network == chain.network:
-                        findings += await chain.evm.token_domain(token, deadline)
+                wrong = {token.address: "; ".join(found) for token in tokens if (found := await chain.evm.token_domain(token, deadline))}
             except ConfigFault as fault:
-                findings = [str(fault)]
-            chain.findings = tuple(findings)
-            NETWORK_SERVED.labels(chain.network).set(not findings)
-            for finding in findings:
+                chain.findings = (str(fault),)
+            else:
+                for upgrade in pending:
+                    await self._report_upgrade(chain, upgrade, wrong.get(upgrade.address))
+                    upgrades.found.remove(upgrade)
+                chain.findings = tuple(wrong.values()) if len(wrong) == len(tokens) else ()
+                chain.withdrawn = wrong | {upgrade.address: _UNCHECKED for upgrade in upgrades.found}
+                for asset, finding in wrong.items():
+                    log.error("asset.withdrawn", network=chain.network, asset=asset, finding=finding)
+            NETWORK_SERVED.labels(chain.network).set(not chain.findings)
+            for finding in chain.findings:
                 log.error("network.withdrawn", network=chain.network, finding=finding)
-            await self._clock.sleep(3600.0 if not findings else 60.0)
+            await set_within(upgrades.due, 60.0 if chain.findings or chain.withdrawn else 3600.0)
+
+    def _upgraded(self, chain: ServedNetwork, found: Sequence[Log]) -> None:
+        """A token has another implementation: it is not served until it was looked at."""
+        upgrades = self._upgrades[chain.network]
+        upgrades.found += [upgrade for upgrade in found if upgrade not in upgrades.found]
+        chain.withdrawn |= {upgrade.address: _UNCHECKED for upgrade in found}
+        upgrades.due.set()
+
+    async def _report_upgrade(self, chain: ServedNetwork, upgrade: Log, finding: str | None) -> None:
+        INCIDENTS.labels("token_upgraded").inc()
+        log.error("token.upgraded", network=chain.network, asset=upgrade.address, tx_hash=upgrade.tx_hash, finding=finding)
+        stands = finding or "code, EIP-712 domain and decimals are as configured"
+        detail = f"the token {upgrade.address} has another implementation since block {upgrade.block_number}: {stands}"
+        await settlements.open_incident(self._db, chain.network, "token_upgraded", detail, tx_hash=upgrade.tx_hash)
 
 
 async def _no_key(network: Network, reference: str) -> Signer:

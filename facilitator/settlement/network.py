@@ -117,7 +117,9 @@ class ServedNetwork:
         self.ws_url: Final = ws_url
         """Where to subscribe to new heads; None: poll."""
         self.findings: tuple[str, ...] = ()
-        """What start-up found wrong: another chain id, a token without code or with another domain. Empty: serve it."""
+        """Why the network is not served at all: another chain id, or no token that is what the configuration says."""
+        self.withdrawn: dict[Address, str] = {}
+        """Tokens that are not served, and why: no code, another domain, or an upgrade that is not looked at yet."""
 
     @property
     def relayers(self) -> tuple[Address, ...]:

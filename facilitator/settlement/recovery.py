@@ -5,18 +5,20 @@ for byte; every open settlement is found out about by chain facts. Only then may
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
+from facilitator.chain.evm import Account as SeenAccount
 from facilitator.chain.signer import Signer
+from facilitator.chain.strays import Stray, mined, pooled
 from facilitator.clock import Clock
-from facilitator.domain.facts import CodeOf
 from facilitator.domain.pool import share_out
 from facilitator.domain.states import State
-from facilitator.errors import ConfigFault, Fault
+from facilitator.errors import ChainFault, ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.network import ServedNetwork
@@ -27,11 +29,15 @@ from facilitator.settlement.tasks import beat, set_within
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
-from facilitator.store.relayers import PoolRelayer
+from facilitator.store.relayers import PoolRelayer, Relayer
 from facilitator.store.settlements import Lease
 from facilitator.units import Address, Gas, Network
 
 _RPC_S = 5.0
+_SEARCH_S: Final = 3.0
+"""Deadline of a search for transactions that are not on record."""
+_STRAYS_MAX: Final = 50
+"""Used tx_nonces that are searched for, the last ones of more."""
 _UNRESOLVED_S: Final = 10.0
 """How long a reference that led to no key is left alone: opening a keystore takes a second of work."""
 
@@ -39,6 +45,17 @@ OpenKey = Callable[[Network, str], Awaitable[Signer]]
 """The key that a reference leads to. Raises ConfigFault, without the key, when it leads to none here."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one round knows of the leases held."""
+
+    asked_at: float
+    """Monotonic, before their renewal."""
+    renewed: Mapping[tuple[Address, int], Relayer]
+    """By relayer and epoch."""
+    open_slots: Mapping[Address, Sequence[int]]
 
 
 class Keeper:
@@ -92,9 +109,10 @@ class Keeper:
         pool = await relayers.list_relayers(self._db, self._chain.network)
         await self._take_in(pool)
         part, pause_s = await self._part(pool), min(1.0, self._settings.lease_renew_s)
-        for account in self._dispatcher.accounts:
-            if account.address not in keeping:
-                keeping[account.address] = asyncio.create_task(self._keep_apart(account, part), name="keep")
+        free = [account for account in self._dispatcher.accounts if account.address not in keeping]
+        kept = await self._renew(free)
+        for account in free:
+            keeping[account.address] = asyncio.create_task(self._keep_apart(account, part, kept), name="keep")
         if self._clock.monotonic() >= self._balances_due and "balances" not in keeping:
             self._balances_due = self._clock.monotonic() + self._settings.balance_poll_s
             keeping["balances"] = asyncio.create_task(self._look_at_balances(), name="balances")
@@ -157,10 +175,20 @@ class Keeper:
         )
         return {address for address, replica in given.items() if replica == self._replica_id}
 
-    async def _keep_apart(self, account: Account, part: AbstractSet[Address]) -> None:
+    async def _renew(self, accounts: Sequence[Account]) -> "_Kept":
+        """Renew these leases in one statement, and see what is open on record."""
+        asked_at = self._clock.monotonic()
+        epochs = {account.address: account.lease.epoch for account in accounts if account.lease is not None}
+        if not epochs:
+            return _Kept(asked_at, {}, {})
+        rows = await relayers.renew_leases(self._db, self._chain.network, self._replica_id, epochs, self._settings.lease_ttl_s)
+        slots = await relayers.open_slots(self._db, self._chain.network, list(epochs))
+        return _Kept(asked_at, {(row.address, row.epoch): row for row in rows}, slots)
+
+    async def _keep_apart(self, account: Account, part: AbstractSet[Address], kept: "_Kept") -> None:
         """Keep one relayer; the other relayers' leases do not wait for this one."""
         try:
-            await self._keep(account, part)
+            await self._keep(account, part, kept)
         except Fault as fault:
             log.warning("relayer.not_kept", relayer=account.address, network=self._chain.network, kind=fault.kind, fault=str(fault))
 
@@ -175,13 +203,16 @@ class Keeper:
             account.lose()
             await relayers.release_lease(self._db, lease.network, lease.relayer, lease.owner, lease.epoch)
 
-    async def _keep(self, account: Account, part: AbstractSet[Address]) -> None:
+    async def _keep(self, account: Account, part: AbstractSet[Address], kept: "_Kept") -> None:
         network, address = self._chain.network, account.address
-        asked_at = self._clock.monotonic()
+        asked_at = kept.asked_at
         if account.lease is None and address not in part:
             return
         if (lease := account.lease) is not None:
-            renewed = await relayers.renew_lease(self._db, network, address, self._replica_id, lease.epoch, self._settings.lease_ttl_s)
+            renewed = kept.renewed.get((address, lease.epoch))
+            if renewed is None:  # lost; or its row was being written just then
+                asked_at = self._clock.monotonic()
+                renewed = await relayers.renew_lease(self._db, network, address, self._replica_id, lease.epoch, self._settings.lease_ttl_s)
             if renewed is None:
                 log.warning("relayer.lease_lost", relayer=address, network=network)
                 account.lose()
@@ -194,9 +225,12 @@ class Keeper:
                 await self._give_back(account)
                 return
             account.ready = account.adopted and not account.has_code and renewed.status == "active"
-        elif not await self._take(account, asked_at):
+        elif not await self._take(account, self._clock.monotonic()):
             return
-        await (self._take_up(account) if account.adopted else self._adopt(account))
+        if not account.adopted:
+            await self._adopt(account)
+        elif not all(self._watcher.has(slot_id) for slot_id in kept.open_slots.get(address, ())):
+            await self._take_up(account)
 
     async def _take(self, account: Account, asked_at: float) -> bool:
         """Take the lease if it is to be had."""
@@ -206,8 +240,8 @@ class Keeper:
             known = {relayer.address for relayer in await relayers.list_relayers(self._db, network)}
             if address in known:
                 return False
-            used = await self._used_on_chain(account)
-            await relayers.register(self._db, network, address, used)
+            seen = await self._chain.evm.account(address, self._chain.evm.deadline_in(_RPC_S))
+            await relayers.register(self._db, network, address, max(seen.mined, seen.pending))
             taken = await relayers.take_lease(self._db, network, address, self._replica_id, self._settings.lease_ttl_s)
             if taken is None:
                 return False
@@ -223,14 +257,17 @@ class Keeper:
         lease = account.lease
         assert lease is not None
         await self._chain.evm.connect(self._chain.evm.deadline_in(_RPC_S))
-        self._chain.head.observe(await self._chain.evm.head(self._chain.evm.deadline_in(_RPC_S)))
-        used = await self._used_on_chain(account)
+        seen = await self._see(account)
+        strays = await self._find_strays(account, seen)
+        for stray in strays:
+            await self._record_stray(lease, stray)
+        used = max(seen.mined, seen.pending)
         row = await relayers.raise_tx_nonce(self._db, lease.network, lease.relayer, lease.owner, lease.epoch, used)
         if row is None:
             account.lose()
             return
-        if used > account.next_tx_nonce:
-            await self._report_gap(account, used)
+        if unknown := sorted(set(range(account.next_tx_nonce, used)) - {stray.tx_nonce for stray in strays}):
+            await self._report_gap(account, used, unknown)
         if account.lease is not lease:
             return  # a write-ahead of an earlier lease gave it up meanwhile: it is taken afresh
         account.next_tx_nonce = row.next_tx_nonce
@@ -238,22 +275,58 @@ class Keeper:
         if account.lease is not lease:
             return
         account.adopted = True
-        if row.status != "active" or await self._has_code(account):
-            return
-        await self._read_balances([account])
-        if account.lease is not lease:
+        account.has_code = seen.has_code
+        if seen.has_code:  # it turned into a smart account: it finishes what is open and signs nothing new
+            log.error("relayer.has_code", relayer=account.address, network=self._chain.network)
+        self._note_balance(account, seen.balance_wei)
+        if row.status != "active" or seen.has_code:
             return
         account.ready = True
         self._dispatcher.claim_soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
 
-    async def _has_code(self, account: Account) -> bool:
-        """Did the account turn into a smart one? Then it finishes what is open and signs nothing new."""
-        facts = await self._chain.evm.answer((CodeOf(address=account.address),), self._chain.evm.deadline_in(_RPC_S))
-        account.has_code = bool(facts.replies[0].data)
-        if account.has_code:
-            log.error("relayer.has_code", relayer=account.address, network=self._chain.network)
-        return account.has_code
+    async def _see(self, account: Account) -> SeenAccount:
+        """The relayer's account by the word of every endpoint that answers: tx_nonces only rise."""
+        deadline = self._chain.evm.deadline_in(_RPC_S)
+        witnesses = self._chain.evm.witnesses()
+        asked = await asyncio.gather(*(evm.account(account.address, deadline) for evm in witnesses), return_exceptions=True)
+        seen = [answer for answer in asked if isinstance(answer, SeenAccount)]
+        for answer in asked:
+            if isinstance(answer, BaseException) and (not seen or not isinstance(answer, ChainFault)):
+                raise answer
+        for answer in seen:
+            self._chain.head.observe(answer.head)
+        furthest = max(seen, key=lambda answer: answer.head.number)
+        return replace(furthest, mined=max(answer.mined for answer in seen), pending=max(answer.pending for answer in seen))
+
+    async def _find_strays(self, account: Account, seen: SeenAccount) -> list[Stray]:
+        """Transactions of this account beyond what is on record: commits that were lost, or somebody else's use of the key.
+
+        In the pool as far as tx_nonces follow each other, for what waits behind a gap is not sent by us alone.
+        """
+        evm, recorded = self._chain.evm, account.next_tx_nonce
+        deadline = evm.deadline_in(_SEARCH_S)
+        pool: dict[int, Stray] = {}
+        for witness in evm.witnesses():
+            pool |= await pooled(witness, account.address, deadline)
+        used = range(max(recorded, seen.mined - _STRAYS_MAX), seen.mined)
+        searched = await asyncio.gather(*(mined(evm, account.address, tx_nonce, seen.head.number, deadline) for tx_nonce in used))
+        found = [stray for stray in searched if stray is not None]
+        following = max(recorded, seen.mined)
+        while following in pool:
+            found.append(pool[following])
+            following += 1
+        return found
+
+    async def _record_stray(self, lease: Lease, stray: Stray) -> None:
+        """It is watched like any other from here on; whom it pays is found out when they ask again."""
+        detail = (
+            f"tx_nonce {stray.tx_nonce} was used by a transaction that was not on record: commits were lost, or the key is used elsewhere"
+        )
+        signed = stray.signed
+        if await relayers.record_stray(self._db, lease, stray.tx_nonce, signed.tx_hash, signed.raw, stray.gas, stray.fees, detail):
+            INCIDENTS.labels("transaction_found").inc()
+            log.error("transaction.found", relayer=lease.relayer, tx_nonce=stray.tx_nonce, tx_hash=signed.tx_hash)
 
     async def _read_balances(self, accounts: Sequence[Account]) -> None:
         """Read relayers' coins in one request; more of them, from whoever funded them, make room at once."""
@@ -261,31 +334,27 @@ class Keeper:
             return
         balances = await self._chain.evm.balances([account.address for account in accounts], self._chain.evm.deadline_in(_RPC_S))
         for account, balance_wei in zip(accounts, balances, strict=True):
-            if account.balance_wei is not None and account.balance_wei < balance_wei:
-                self._watcher.slot_freed.set()
-            account.balance_wei = balance_wei
-            RELAYER_BALANCE.labels(self._chain.network, account.address).set(balance_wei)
+            self._note_balance(account, balance_wei)
+
+    def _note_balance(self, account: Account, balance_wei: int) -> None:
+        if account.balance_wei is not None and account.balance_wei < balance_wei:
+            self._watcher.slot_freed.set()
+        account.balance_wei = balance_wei
+        RELAYER_BALANCE.labels(self._chain.network, account.address).set(balance_wei)
 
     def _forget_balances(self, accounts: Sequence[Account]) -> None:
         """Whoever signs for a relayer shows its balance: one that stands still elsewhere would mislead."""
         for account in accounts:
             RELAYER_BALANCE.remove(self._chain.network, account.address)
 
-    async def _used_on_chain(self, account: Account) -> int:
-        """The next tx_nonce by the chain's and the pool's word, whichever is higher."""
-        deadline = self._chain.evm.deadline_in(_RPC_S)
-        latest = await self._chain.evm.transaction_count(account.address, "latest", deadline)
-        pending = await self._chain.evm.transaction_count(account.address, "pending", deadline)
-        return max(latest, pending)
-
-    async def _report_gap(self, account: Account, used: int) -> None:
-        """The chain has seen more of this relayer than is on record: lost commits, or somebody else's use of the key."""
+    async def _report_gap(self, account: Account, used: int, unknown: Sequence[int]) -> None:
+        """The chain has seen more of this relayer than is on record or can be found."""
         INCIDENTS.labels("relayer_used_elsewhere").inc()
         await settlements.open_incident(
             self._db,
             self._chain.network,
             "relayer_used_elsewhere",
-            f"the next tx_nonce on record is {account.next_tx_nonce}, the chain has used {used}",
+            f"the next tx_nonce on record is {account.next_tx_nonce}, the chain has used {used}, unknown is what used {unknown[:20]}",
             relayer=account.address,
         )
 
@@ -296,8 +365,6 @@ class Keeper:
         """
         lease = account.lease
         assert lease is not None
-        if all(self._watcher.has(slot_id) for slot_id in await relayers.open_slots(self._db, lease.network, lease.relayer)):
-            return
         transactions = await relayers.open_transactions(self._db, lease.network, lease.relayer)
         items = await relayers.open_items(self._db, lease.network, lease.relayer)
         rows = await settlements.records(self._db, [item.settlement_id for item in items], 0.0) if items else []

@@ -16,6 +16,9 @@ class Settings:
     """Most that one payment may be worth to be answered from a flashblock, for tenants who opted in; above it waits for `latest`."""
     preconfirmed_total_max_atomic: int = 100_000_000
     """Most that one tenant's unsealed payments in one token may be worth together; what exceeds it waits for `latest`."""
+    receipt_witnesses: int = 1
+    """RPC endpoints that must have the same receipt in the same block before a payment counts as made; each answers anew,
+    so above 1 every success waits for one more round trip."""
     deadline_s: float = 20.0
     """Longest wait of a `/settle` caller; then `settlement_pending` with the hash."""
     verify_deadline_s: float = 5.0

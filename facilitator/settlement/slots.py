@@ -68,6 +68,10 @@ class OpenSlot:
     sent_at: float = float("-inf")
     sent_head: int = -1
     """Newest block when something was last sent for it."""
+    asked_at: float = float("-inf")
+    """When its receipts were last asked for."""
+    used_elsewhere: set[UUID] = field(default_factory=set)
+    """Items whose authorization a log shows used or cancelled by a transaction that is not this slot's."""
     resending: bool = False
     """The same bytes are on their way once more."""
     misses: int = 0
@@ -90,6 +94,11 @@ class OpenSlot:
     def state_of(self, item: Item) -> State:
         """Where the settlement stands while nobody knows the slot's end."""
         return State.PRECONFIRMED if item.settlement_id in self.preconfirmed else State.SUBMITTED
+
+    @property
+    def tx_hashes(self) -> list[TxHash]:
+        """Of all its attempts."""
+        return [attempt.tx_hash for attempt in self.attempts]
 
     @property
     def reserved_wei(self) -> int:

@@ -92,6 +92,8 @@ class Verifier:
                 reason=Reason.UNSUPPORTED_NETWORK,
                 message=f"network: expected one of {', '.join(self.networks_served())}, got {authorization.network}",
             )
+        if (finding := chain.withdrawn.get(authorization.asset)) is not None:
+            return Refusal(reason=Reason.INVALID_ASSET, message=f"asset: expected one that is served, got one that is withdrawn: {finding}")
         refusal = scheme.check_terms(authorization, payment.requirements)
         if refusal is not None:
             return refusal

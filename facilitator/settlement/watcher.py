@@ -16,17 +16,19 @@ from facilitator.chain.evm import Receipt
 from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
-from facilitator.domain.abi import PaymentProof
+from facilitator.domain.abi import Log, PaymentProof
 from facilitator.domain.batching import ran_out
 from facilitator.domain.confirmation import deep_enough
+from facilitator.domain.facts import Head
 from facilitator.domain.fees import split_evenly
 from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import PAID, State, move
 from facilitator.errors import ChainFault, Fault
-from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS
+from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, RPC_DISAGREEMENTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.flashblocks import Flashblocks
+from facilitator.settlement.lookout import Lookout
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.resolver import Resolver
@@ -90,6 +92,7 @@ class Watcher:
         self,
         chain: ServedNetwork,
         resolver: Resolver,
+        lookout: Lookout,
         pricing: Pricing,
         board: AnswerBoard,
         db: Db,
@@ -100,6 +103,7 @@ class Watcher:
     ) -> None:
         self._chain = chain
         self._resolver = resolver
+        self._lookout = lookout
         self.pricing = pricing
         """What this network's transactions bid and may use; the dispatcher's too."""
         self._board = board
@@ -111,6 +115,8 @@ class Watcher:
         self._open: dict[int, OpenSlot] = {}
         self._of_relayer: dict[Address, dict[int, OpenSlot]] = {}
         self._watched: set[UUID] = set()
+        self._head: Head | None = None
+        """The newest block by the last answer, which a node that lags may give."""
         self._looked_at: BlockHash | None = None
         self._bumps = BumpPolicy(resend_s=settings.resend_s, blocks=settings.bump_blocks, max_fee_cap_wei=Wei(settings.max_fee_cap_wei))
         self._flashblocks = Flashblocks(chain, board, db, settings, replica_id)
@@ -129,6 +135,8 @@ class Watcher:
         """Whom to tell how the network took a relayer's transaction: `Dispatcher._send_answered`."""
         self.batch_burned: Callable[[], None] | None = None
         """Whom to tell that a batch ate its gas."""
+        self.upgraded: Callable[[Sequence[Log]], None] | None = None
+        """Whom to tell that a token has another implementation."""
 
     # --- what is watched ---
 
@@ -261,6 +269,7 @@ class Watcher:
         """Has a block come since the last look? One small request."""
         head = await self._chain.evm.head(self._deadline())
         self._chain.head.observe(head)
+        self._head = head
         return head.block_hash != self._looked_at
 
     def _late(self) -> list[OpenSlot]:
@@ -273,31 +282,21 @@ class Watcher:
         ]
 
     async def look(self) -> None:
-        """One look at the chain: receipts of everything open, in one request; then outcomes, in one commit."""
-        slots = list(self._open.values())
-        if not slots:
+        """One look at the chain for everything open, then outcomes in one commit."""
+        slots, head = list(self._open.values()), self._head
+        if not slots or head is None:
             return
-        newest = self._chain.head.newest
-        self._looked_at = newest.block_hash if newest else None
-        hashes = [(slot, attempt.tx_hash) for slot in slots for attempt in slot.attempts]
-        receipts = await self._chain.evm.receipts_each([tx_hash for _, tx_hash in hashes], self._deadline())
-        mined: dict[int, Receipt] = {}
-        unsealed: dict[int, Receipt] = {}
-        unread: dict[int, ChainFault] = {}
-        for (slot, _), receipt in zip(hashes, receipts, strict=True):
-            if isinstance(receipt, ChainFault):
-                unread[slot.slot_id] = receipt
-            elif receipt is not None:
-                (mined if receipt.sealed else unsealed)[slot.slot_id] = receipt
-        await self._settle([(slot, mined[slot.slot_id]) for slot in slots if slot.slot_id in mined])
-        undecided = [slot for slot in slots if slot.slot_id not in mined and slot.slot_id not in unread]
-        await self._flashblocks.seen([(slot, unsealed[slot.slot_id]) for slot in undecided if slot.slot_id in unsealed])
-        await self._flashblocks.passed([slot for slot in undecided if slot.slot_id not in unsealed], self._head_number())
-        for slot_id, fault in unread.items():
-            if slot_id not in mined:
+        found = await self._lookout.look(slots, set(self._late()), head)
+        self._looked_at = head.block_hash
+        if found.upgraded and self.upgraded:
+            self.upgraded(found.upgraded)
+        await self._settle([(slot, found.mined[slot.slot_id]) for slot in slots if slot.slot_id in found.mined])
+        await self._flashblocks.seen([(slot, found.unsealed[slot.slot_id]) for slot in slots if slot.slot_id in found.unsealed])
+        await self._flashblocks.passed([slot for slot in slots if found.absent(slot.slot_id)], self._head_number())
+        for slot_id, fault in found.unread.items():
+            if slot_id not in found.mined:
                 log.warning("slot.undecided", slot_id=slot_id, kind=fault.kind, fault=str(fault))
-        found = {*mined, *unread, *unsealed}
-        if late := [slot for slot in self._late() if slot.slot_id not in found]:
+        if late := [slot for slot in self._late() if found.absent(slot.slot_id)]:
             await self._nudge(late)
 
     async def _settle(self, mined: Sequence[tuple[OpenSlot, Receipt]]) -> None:
@@ -305,6 +304,8 @@ class Watcher:
 
         A settlement whose fate is undecided keeps its slot open and is looked at again after `resend_s`.
         """
+        if (witnesses := self._settings.receipt_witnesses) > 1 and mined:
+            mined = await self._confirmed(mined, witnesses)
         proven: list[_Mined] = []
         doubtful: list[tuple[OpenSlot, Receipt]] = []
         for slot, receipt in mined:
@@ -322,6 +323,16 @@ class Watcher:
         for found in await asyncio.gather(*(self._rule_slot(slot, receipt) for slot, receipt in doubtful)):
             if found is not None:
                 await self._close_mined([found])
+
+    async def _confirmed(self, mined: Sequence[tuple[OpenSlot, Receipt]], witnesses: int) -> list[tuple[OpenSlot, Receipt]]:
+        """Those that other endpoints confirm; the others stay open and are asked for again."""
+        known = await self._chain.evm.confirmed([receipt for _, receipt in mined], witnesses, self._deadline())
+        if doubtful := [slot for slot, receipt in mined if receipt.tx_hash not in known]:
+            RPC_DISAGREEMENTS.labels(self._chain.network, "receipt").inc(len(doubtful))
+            log.warning("receipt.unconfirmed", slots=[slot.slot_id for slot in doubtful], witnesses=witnesses)
+            for slot in doubtful:
+                slot.sent_at = float("-inf")  # late: asked for again at once
+        return [(slot, receipt) for slot, receipt in mined if receipt.tx_hash in known]
 
     async def _rule_slot(self, slot: OpenSlot, receipt: Receipt) -> "_Mined | None":
         """What a mined transaction did for each of its items; None while one of them is undecided."""
@@ -447,8 +458,12 @@ class Watcher:
 
     async def _nudge(self, late: Sequence[OpenSlot]) -> None:
         """Send again, byte for byte, or outbid the lowest; and notice a tx_nonce that somebody else used."""
-        for relayer in {slot.relayer for slot in late}:
-            used = await self._chain.evm.transaction_count(relayer, "latest", self._deadline())
+        relayers_late = tuple({slot.relayer for slot in late})
+        counts = (await self._chain.evm.see(None, (), relayers_late, self._deadline())).tx_counts
+        for relayer, used in zip(relayers_late, counts, strict=True):
+            if isinstance(used, ChainFault):
+                log.warning("slot.undecided", relayer=relayer, kind=used.kind, fault=str(used))
+                continue
             unsent = [slot for slot in late if slot.relayer == relayer and slot.tx_nonce >= used]
             await asyncio.gather(*(self._push(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
             for slot in [slot for slot in late if slot.relayer == relayer and slot.tx_nonce < used]:
@@ -472,7 +487,7 @@ class Watcher:
             blocks_missed=head.number - slot.sent_block,
             lowest=all(other.tx_nonce >= slot.tx_nonce for other in others),
             blocks_others=any(other.tx_nonce > slot.tx_nonce for other in others),
-            dead=all(item.authorization.valid_before <= head.timestamp for item in slot.items),
+            dead=all(item.authorization.valid_before <= head.timestamp or item.settlement_id in slot.used_elsewhere for item in slot.items),
         )
         ruling = rule(sent, self.pricing.quote(), self._bumps)
         if isinstance(ruling, Bump) and sent.blocks_others and await self._dead(slot):
@@ -517,6 +532,11 @@ class Watcher:
 
     async def _lost(self, slot: OpenSlot) -> None:
         """Its tx_nonce is used and no transaction of ours did it: somebody else has the key."""
+        counts = [await evm.transaction_count(slot.relayer, "latest", self._deadline()) for evm in self._chain.evm.witnesses()]
+        if min(counts) <= slot.tx_nonce:
+            RPC_DISAGREEMENTS.labels(self._chain.network, "tx_count").inc()
+            log.warning("slot.disputed", slot_id=slot.slot_id, tx_nonce=slot.tx_nonce, tx_counts=counts)
+            return
         found = [(item, await self._resolver.rule(item, None)) for item in slot.items]
         own = {attempt.tx_hash for attempt in slot.attempts}
         if any(ruling is NoRuling.UNTOLD or (isinstance(ruling, Ruling) and ruling.tx_hash in own) for _, ruling in found):

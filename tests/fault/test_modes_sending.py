@@ -205,14 +205,15 @@ async def test_mode_41_a_ledger_restored_to_an_older_state_pays_nothing_twice(sc
     scene.databases.append(restored)
     heir = await scene.engine()
 
-    assert [row["kind"] for row in await scene.rows("select kind from incident")] == ["relayer_used_elsewhere"]
+    assert forgotten.result.tx_hash is not None
+    incidents = [(row["kind"], row["tx_hash"]) for row in await scene.rows("select kind, tx_hash from incident")]
+    assert incidents == [("transaction_found", forgotten.result.tx_hash)]
     again = await scene.answer(scene.settle(heir, lost))
     assert reason(again) is Reason.NONCE_USED
     scene.told.pop()
     assert reason(await scene.answer(scene.settle(heir))) is None
     assert [sent.tx_nonce for sent in scene.sent()] == [0, 1, 2]
-    assert forgotten.result.tx_hash is not None
-    await scene.finish(settled=2, strangers={forgotten.result.tx_hash})
+    await scene.finish(settled=2, unclaimed={forgotten.result.tx_hash})
 
 
 @pytest.mark.parametrize("mined", [False, True], ids=["in-the-pool", "mined-while-away"])
@@ -231,14 +232,49 @@ async def test_mode_41_a_lost_transaction_that_is_still_in_the_pool(scene: Scene
 
     scene.databases.append(restored)
     heir = await scene.engine(relayers=scene.relayers)
-    answers = await scene.answers([scene.settle(heir, lost), scene.settle(heir)])
+    again = scene.settle(heir, lost) if mined else await scene.settle_pooled(heir, lost)
+    answers = await scene.answers([again, scene.settle(heir)])
 
-    paid = 1 if reason(answers[0]) in {Reason.NONCE_USED, Reason.SETTLEMENT_EXTERNAL} else 2
-    if paid == 1:
-        scene.told = scene.told[1:] if scene.told[0][0] is lost else scene.told[:1]
     assert reason(answers[1]) is None
+    assert [row["status"] for row in await scene.rows("select status from relayer")] == ["active"] * 2
     assert await scene.token.balance_of(lost.requirements.pay_to) == 20_000
-    await scene.finish(settled=paid, strangers={forgotten.tx_hash})
+    if mined:  # before anybody asked again: the authorization is used, and no settlement claims it
+        assert reason(answers[0]) is Reason.NONCE_USED
+        scene.told = [told for told in scene.told if told[0] is not lost]
+        await scene.finish(settled=1, unclaimed={forgotten.tx_hash})
+    else:  # the forgotten transaction is ours, and pays the one who asks again
+        assert (reason(answers[0]), answers[0].result.tx_hash) == (None, forgotten.tx_hash)
+        await scene.finish(settled=2)
+
+
+async def test_mode_41_a_settlement_that_outlived_the_record_of_its_transaction_is_paid_by_it(scene: Scene, postgres: Postgres) -> None:
+    """The admission was replicated before the failover, what was signed for it was not; the transaction was mined all the same."""
+    await scene.crash(await scene.engine())
+    front = await scene.engine(relayers=[])
+    payment = scene.payment()
+    scene.settle(front, payment)
+    await scene.until(lambda: _states_are(scene, ["queued"]), "the payment on record")
+    await scene.crash(front)
+    backup = scene.databases[0].partition("@/")[2].partition("?")[0]
+    restored = await postgres.create_database(f"{backup}_restored", backup)
+    rig = await scene.engine()
+    await scene.until(lambda: len(scene.sim.pool.pending()) == 1, "the transaction in the pool")
+    await scene.crash(rig)
+    await scene.sim.mine()
+    [sent] = scene.sent()
+
+    scene.databases.append(restored)
+    heir = await scene.engine()
+
+    answer = await scene.answer(scene.settle(heir, payment))
+    assert (reason(answer), answer.result.tx_hash) == (None, sent.tx_hash), "paid by our own key: never called somebody else's"
+    assert [row["kind"] for row in await scene.rows("select kind from incident")] == ["transaction_found"]
+    assert len(scene.sent()) == 1
+    await scene.finish(settled=1)
+
+
+async def _states_are(scene: Scene, states: list[str]) -> bool:
+    return await scene.states() == states
 
 
 async def test_mode_51_a_relayer_whose_key_is_used_elsewhere_is_left_and_the_payment_goes_by_another(scene: Scene) -> None:

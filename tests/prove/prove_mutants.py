@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from facilitator.chain.evm import EvmClient
+from facilitator.chain.evm import EvmClient, Sight
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault
 from facilitator.protocol.reasons import Reason
@@ -68,13 +68,14 @@ def ignore_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
-    receipts_each, rule = EvmClient.receipts_each, Resolver.rule
+    see, rule = EvmClient.see, Resolver.rule
 
-    async def receipts_or_none(self: EvmClient, tx_hashes: Any, deadline: float) -> Any:
+    async def see_or_none(self: EvmClient, query: Any, tx_hashes: Any, senders: Any, deadline: float) -> Sight:
         try:
-            return [None if isinstance(each, ChainFault) else each for each in await receipts_each(self, tx_hashes, deadline)]
-        except ChainFault:
-            return [None] * len(tx_hashes)
+            sight = await see(self, query, tx_hashes, senders, deadline)
+        except ChainFault as fault:
+            return Sight(logs=(), receipts=[None] * len(tx_hashes), tx_counts=[fault] * len(senders))
+        return replace(sight, receipts=[None if isinstance(each, ChainFault) else each for each in sight.receipts])
 
     async def ruled(self: Resolver, *what: Any, **how: Any) -> Any:
         try:
@@ -83,7 +84,7 @@ def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
             reason = Reason.TRANSACTION_FAILED
             return Ruling(state=State.FAILED, reason=reason, answer=Answer(success=False, reason=reason.name, message=str(fault)))
 
-    monkeypatch.setattr(EvmClient, "receipts_each", receipts_or_none)
+    monkeypatch.setattr(EvmClient, "see", see_or_none)
     monkeypatch.setattr(Resolver, "rule", ruled)
 
 

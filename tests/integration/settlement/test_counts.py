@@ -81,7 +81,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     new_block = ("eth_getBlockByNumber",)  # asked once for all payments in flight
     own = [calls for calls in counter.rpc if calls != new_block]
     assert own[:2] == [("eth_getBlockByNumber", "eth_call"), ("eth_sendRawTransaction",)]
-    assert set(own[2:]) == {("eth_getTransactionReceipt",)}
+    assert set(own[2:]) == {("eth_getLogs", "eth_getTransactionReceipt")}, "logs find, and with little to ask for the receipt comes along"
     assert counter.sql == ["own_records", "write_ahead", "resolve"]
 
 
@@ -97,3 +97,59 @@ async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engin
             await asyncio.sleep(0.01)
 
     assert await writes(rig) - before == 1
+
+
+async def test_leases_of_all_relayers_are_renewed_in_one_statement(
+    start_engine: StartEngine, new_relayer: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await start_engine(**QUIET | {"lease_renew_s": 0.2}, relayers=[await new_relayer() for _ in range(4)])
+    counter = Counter(monkeypatch)
+
+    async with asyncio.timeout(10):
+        while counter.sql.count("renew_leases") < 3:
+            await asyncio.sleep(0.02)
+
+    assert "renew_lease" not in counter.sql
+    assert "open_transactions" not in counter.sql
+    rows = await rig.fetch("select epoch, lease_until > now() + interval '100 s' as renewed from relayer")
+    assert [(row["epoch"], row["renewed"]) for row in rows] == [(1, True)] * 4
+
+
+async def test_a_relayer_whose_row_is_being_written_keeps_no_other_lease_waiting(
+    start_engine: StartEngine, new_relayer: Callable[..., Awaitable[Any]]
+) -> None:
+    keys = [await new_relayer() for _ in range(3)]
+    rig = await start_engine(**QUIET | {"lease_renew_s": 0.2}, relayers=keys)
+    busy, *others = [key.address.lower() for key in keys]
+
+    async def leases() -> dict[str, Any]:
+        return {row["address"]: row["lease_until"] for row in await rig.fetch("select address, lease_until from relayer")}
+
+    async with rig.db.transaction() as session:
+        await session._connection.execute("select from relayer where address = $1 for update", busy)
+        before = await leases()
+        async with asyncio.timeout(10):
+            while (now := await leases()) and any(now[other] <= before[other] for other in others):
+                await asyncio.sleep(0.02)
+    async with asyncio.timeout(10):
+        while (await leases())[busy] <= before[busy]:
+            await asyncio.sleep(0.02)
+    assert {row["epoch"] for row in await rig.fetch("select epoch from relayer")} == {1}
+
+
+async def test_a_relayer_is_taken_up_in_two_requests_and_one_look_at_the_pool(
+    start_engine: StartEngine, new_relayer: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await new_relayer()
+    first = await start_engine(relayers=[key], **QUIET)
+    await first.engine.stop(2.0)
+    counter = Counter(monkeypatch)
+
+    await start_engine(relayers=[key], **QUIET)
+
+    account = ("eth_getBlockByNumber", "eth_getTransactionCount", "eth_getTransactionCount", "eth_getBalance", "eth_getCode")
+    identity = ("eth_chainId", "eth_getCode", "eth_getBlockByNumber")
+    assert counter.rpc.count(account) == 1
+    assert counter.rpc.count(("txpool_contentFrom",)) == 1
+    rest = [calls for calls in counter.rpc if calls not in {account, identity, ("txpool_contentFrom",), ("eth_getBlockByNumber",)}]
+    assert all("eth_getTransactionCount" not in calls for calls in rest), rest
