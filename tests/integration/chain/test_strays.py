@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
-from facilitator.chain.signer import LocalSigner, SigningLimits
+from facilitator.chain.signer import LocalSigner, SigningPolicy
 from facilitator.chain.strays import mined, pooled
 from facilitator.clock import SystemClock
 from facilitator.devstack.accounts import dev_account
@@ -20,7 +20,7 @@ from tests.fixtures.base_sim.fixtures import StartSim, start_sim
 from tests.fixtures.payments import BASE_SEPOLIA
 
 __all__ = ["start_sim"]
-SIGNER = LocalSigner(bytes(dev_account("stray", 1).key), SigningLimits(chain_id=84532, max_fee_max_wei=Wei(10**13)))
+SIGNER = LocalSigner(bytes(dev_account("stray", 1).key), SigningPolicy(chain_id=84532, assets=frozenset(), max_fee_max_wei=Wei(10**13)))
 
 
 @pytest_asyncio.fixture
@@ -42,7 +42,7 @@ async def send(evm: EvmClient, tx_nonce: int) -> SignedTransaction:
         chain_id=84532,
         tx_nonce=tx_nonce,
         to=SIGNER.address,
-        data=b"\x01\x02" * tx_nonce,
+        data=b"",
         gas=Gas(50_000),
         max_fee_wei=Wei(5 * 10**9),
         max_priority_fee_wei=Wei(10**9),
