@@ -36,7 +36,8 @@ class Counter:
 
         def counted(original: Callable[..., Awaitable[Any]], place: int) -> Callable[..., Awaitable[Any]]:
             async def statement(session: Session, *arguments: Any) -> Any:
-                self.sql.append(arguments[place].name)
+                if arguments[place].name != "list_queued":  # the look that follows a relayer's taking up may come late
+                    self.sql.append(arguments[place].name)
                 return await original(session, *arguments)
 
             return statement
@@ -82,7 +83,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     own = [calls for calls in counter.rpc if calls != new_block]
     assert own[:2] == [("eth_getBlockByNumber", "eth_call"), ("eth_sendRawTransaction",)]
     assert set(own[2:]) == {("eth_getLogs", "eth_getTransactionReceipt")}, "logs find, and with little to ask for the receipt comes along"
-    assert [name for name in counter.sql if name != "list_queued"] == ["own_records", "write_ahead", "resolve"]
+    assert counter.sql == ["own_records", "write_ahead", "resolve"]
 
 
 async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
