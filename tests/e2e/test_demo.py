@@ -316,9 +316,11 @@ def test_dev_ends_when_its_service_does(start_dev: Callable[..., Dev], temporary
     assert list(temporary.iterdir()) == []
 
 
-async def test_dev_mines_by_the_clock_when_asked(start_dev: Callable[..., Dev]) -> None:
-    dev = start_dev("--port", "0", "--block-time", "1")
+async def test_dev_mines_by_the_clock_and_sells_an_upstreams_models_when_asked(start_dev: Callable[..., Dev]) -> None:
+    dev = start_dev("--port", "0", "--block-time", "1", "--upstream", "http://127.0.0.1:9/v1", "--upstream-key", "env:PATH")
     async with new_session() as session:
+        async with session.get(dev.said("2s.io style")) as response:
+            assert {each["servedBy"] for each in (await response.json())["data"]} == {"127.0.0.1 (OpenAI-compatible upstream)"}
         bought = await buy(session, Buyer.numbered(2), dev.said("paid API"), 2)
     assert bought.status == 200
     await assert_ledger_is_chain(dev.said("database"), dev.said("RPC"), settled=1)

