@@ -62,7 +62,7 @@ async def migrate(url: str) -> list[str]:
     try:
         applied: list[str] = []
         async with connection.transaction():
-            await connection.execute("set local lock_timeout = '10s'")
+            await connection.execute("set local lock_timeout = '10s'; set local statement_timeout = '5min'")
             await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
             await connection.execute(_LEDGER)
             done = await _recorded(connection)
