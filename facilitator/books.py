@@ -8,17 +8,18 @@ import argparse
 import csv
 import io
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from facilitator.config import Config
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import Period, local_date, parse_day, parse_instant, parse_month, parse_period
 from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
-from facilitator.finance import export, invoices
+from facilitator.finance import export, invoices, seals
 from facilitator.finance.examination import explain
 from facilitator.finance.export import whole_or_absent
 from facilitator.finance.hledger import hledger_lines
@@ -28,8 +29,12 @@ from facilitator.operate import discrepancy_line, discrepancy_row
 from facilitator.store import billing, books
 from facilitator.store.db import ConstraintViolated, Db
 from facilitator.store.discrepancies import list_all
+from facilitator.store.seals import record_event
 from facilitator.store.tenants import find_tenant
 from facilitator.units import Address, Network, Zone, parse_zone
+
+_ACTOR: Final = os.environ.get("USER") or f"uid {os.getuid()}"
+"""Who runs the command, for the audit trail."""
 
 
 class Done(NamedTuple):
@@ -57,14 +62,16 @@ def add_commands(
     period.add_argument("--to", dest="end", required=True, metavar="DATE", help="excluded")
     period.add_argument("--tz", type=_zone, metavar="ZONE", help="IANA zone of the dates; finance.booking_zone by default")
 
-    _add_exports(commands, period, on_ledger, offline)
+    _add_exports(commands, with_config, period, on_ledger, offline)
     _add_fees(commands, with_config, on_ledger)
+    _add_audit(commands, with_config, on_ledger)
     _add_discrepancies(commands, with_config, on_ledger)
     _add_reports(commands, with_config, period, on_ledger)
 
 
 def _add_exports(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    with_config: argparse.ArgumentParser,
     period: argparse.ArgumentParser,
     on_ledger: Bind,
     offline: Callable[[Offline], Run],
@@ -79,6 +86,9 @@ def _add_exports(
     journal.add_argument("--format", choices=["csv", "hledger"], default="hledger")
     journal.add_argument("--out", type=Path, required=True, metavar="FILE")
     journal.set_defaults(run=on_ledger(export_journal))
+    bundle = exports.add_parser("audit-bundle", parents=[with_config], help="all that is sealed, with a script that checks it offline")
+    bundle.add_argument("--out", type=Path, required=True, metavar="DIR")
+    bundle.set_defaults(run=on_ledger(export_bundle))
     verify = exports.add_parser("verify", help="a file against its manifest; exit 1 when it differs")
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.add_argument("manifest", type=Path, metavar="MANIFEST")
@@ -104,6 +114,15 @@ def _add_fees(
         paid.add_argument("--usd", required=True, metavar="AMOUNT")
         paid.add_argument("--reference", required=True, help="what it can be found by outside")
         paid.set_defaults(run=on_ledger(fees_book), kind=kind)
+
+
+def _add_audit(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
+) -> None:
+    audit = commands.add_parser("audit", help="what is sealed").add_subparsers(required=True, metavar="COMMAND")
+    whole = audit.add_parser("verify", parents=[with_config], help="history against its seals; exit 1 when it was altered")
+    whole.add_argument("--against", type=Path, metavar="FILE", help="heads that left the database: number and head, one a line")
+    whole.set_defaults(run=on_ledger(audit_verify))
 
 
 def _add_discrepancies(
@@ -161,6 +180,7 @@ async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace)
         booking_zone=config.finance.booking_zone,
     )
     manifest = await export.export_settlements(db, asked, parsed.out)
+    await record_event(db, "settlements_exported", _ACTOR, json.dumps({"filter": manifest["filter"], "sha256": manifest["sha256"]}))
     whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"
     return Done(0, [f"{parsed.out}: {manifest['rows']} rows, {whole}; manifest {export.manifest_path(parsed.out)}"])
 
@@ -179,6 +199,7 @@ async def export_journal(config: Config, db: Db, parsed: argparse.Namespace) -> 
                 with FORMATS["csv"](partial, JOURNAL_COLUMNS) as add:
                     async for entry in books.journal_lines(session, period):
                         add(journal_cells(entry, decimals))
+    await record_event(db, "journal_exported", _ACTOR, f"{time_text(period.start)} to {time_text(period.end)} as {parsed.format}")
     return Done(0, [f"{parsed.out}: {time_text(period.start)} to {time_text(period.end)}"])
 
 
@@ -241,7 +262,8 @@ async def report_invoice(config: Config, db: Db, parsed: argparse.Namespace) -> 
         raise ConfigFault("bad_month", f"--month: {error}") from None
     how = invoices.Billing(booking_zone=config.finance.booking_zone, decimals=_decimals(config), rate_stale_s=config.finance.rate_stale_s)
     if parsed.issue:
-        await invoices.issue(db, how, parsed.tenant, month)
+        invoice = await invoices.issue(db, how, parsed.tenant, month)
+        await record_event(db, "invoice_issued", _ACTOR, f"invoice {invoice.number}, {parsed.tenant}, {parsed.month}")
     async with db.snapshot() as session:
         issued = await billing.find_invoice(session, parsed.tenant, month)
         if issued is None:
@@ -269,6 +291,7 @@ async def fees_add(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
         raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}") from None
     if added is None:
         return Done(1, [f"{parsed.tenant} has terms from {start} or later already, or was invoiced for that day: choose a later one"])
+    await record_event(db, "terms_added", _ACTOR, f"{parsed.tenant}, version {added.version} from {added.effective_from}")
     return Done(0, [f"version {added.version} of {parsed.tenant} holds from {added.effective_from}"])
 
 
@@ -288,6 +311,7 @@ async def fees_book(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
         raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}")
     amount = invoices.parse_usd(parsed.usd)
     entry_id = await invoices.book(db, parsed.tenant, parsed.kind, amount, parsed.reference, datetime.now(UTC))
+    await record_event(db, f"{parsed.kind}_booked", _ACTOR, f"entry {entry_id}, {parsed.tenant}: {parsed.reference}")
     return Done(0, [f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"])
 
 
@@ -304,6 +328,7 @@ async def discrepancies_explain(_: Config, db: Db, parsed: argparse.Namespace) -
     lines = []
     for discrepancy_id in parsed.discrepancies:
         entry_id = await explain(db, discrepancy_id, parsed.by, parsed.note, parsed.entry, book=parsed.book)
+        await record_event(db, "discrepancy_explained", parsed.by, f"{discrepancy_id}: {parsed.note}")
         lines.append(f"discrepancy {discrepancy_id} is explained" + (f" by entry {entry_id}" if entry_id else ""))
     return Done(0, lines)
 
@@ -329,6 +354,23 @@ def table_lines(columns: Sequence[str], rows: Iterable[dict[str, str]], form: st
         ).rstrip()
         for line in lines
     ]
+
+
+async def export_bundle(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`export audit-bundle`."""
+    newest = await seals.write_bundle(db, parsed.out)
+    await record_event(db, "bundle_exported", _ACTOR, "" if newest is None else f"through seal {newest.seal_no}")
+    sealed = "nothing is sealed yet" if newest is None else f"through seal {newest.seal_no}, head {newest.head.hex()}"
+    return Done(0, [f"{parsed.out}: {sealed}; check it with `python {parsed.out / 'verify.py'}`"])
+
+
+async def audit_verify(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`audit verify`."""
+    against = {} if parsed.against is None else seals.read_heads(parsed.against.read_text("utf-8"))
+    found = await seals.verify(db, against)
+    if found.wrong:
+        return Done(1, list(found.wrong))
+    return Done(0, [f"{found.leaves} records in {found.seals} seals, as they were sealed; head {found.seals} {found.head.hex()}"])
 
 
 def verify_export(parsed: argparse.Namespace) -> Done:

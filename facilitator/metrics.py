@@ -69,6 +69,8 @@ MATCHED_SHARE = Gauge(
     ["network", "asset"],
 )
 RECONCILED_BLOCK = Gauge("facilitator_reconciled_block", "Last block that was held against the ledger.", ["network"])
+SEAL_NO = Gauge("facilitator_seal_number", "Number of the newest seal of this process.")
+SEAL_TIMESTAMP = Gauge("facilitator_seal_timestamp_seconds", "When it was made.")
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
 WATCHED_AUTHORIZATIONS = Gauge(
     "facilitator_watched_authorizations",

@@ -158,6 +158,7 @@ def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Map
         "eth_usd_at_utc": line.rate_at,
         "reporting_category": kind,
         "period": f"{day:%Y-%m}",
+        "seal_no": line.seal_no,
         "entry_ids": f"{line.pending_entry_id} {line.entry_id}",
     }
     return [known.get(column.name) for column in COLUMNS]

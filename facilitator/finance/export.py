@@ -19,7 +19,7 @@ from facilitator.domain.periods import Period
 from facilitator.finance.detail import COLUMNS, REPORT_VERSION, category, cells
 from facilitator.finance.pricing import Pricer
 from facilitator.finance.tables import FORMATS, time_text
-from facilitator.store import books
+from facilitator.store import books, seals
 from facilitator.store.books import Completeness
 from facilitator.store.db import Db
 from facilitator.units import Address, Network, Zone
@@ -53,7 +53,7 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
     with whole_or_absent(path) as partial:
         with FORMATS[asked.format](partial, COLUMNS) as add:  # an XLSX file takes long to close: the snapshot ends before
             async with db.snapshot() as session:
-                through = await books.completeness(session)
+                through, seal = await books.completeness(session), await seals.last(session)
                 pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
                 async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
                     add(cells(line, pricer.price(line), asked.zone, asked.decimals))
@@ -83,7 +83,7 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
                 "blocks": {network.network: network.final_block for network in through},
             },
             "is_complete": complete is not None and asked.period.end <= complete,
-            "seal": None,
+            "seal": None if seal is None else {"number": seal.seal_no, "head": seal.head.hex()},
         }
     manifest_path(path).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return manifest

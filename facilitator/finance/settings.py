@@ -11,6 +11,10 @@ class Settings:
 
     booking_zone: Zone = UTC_ZONE
     """IANA time zone whose midnights cut book days. Declare it once: closed days keep the zone that they were closed in."""
+    seal_s: float = 10.0
+    """How often what was booked is sealed."""
+    seal_file: str | None = None
+    """File that each seal's number and head are added to; keep it where the database's owner cannot write."""
     reconcile_s: float = 300.0
     """How often the ledger is held against what became final on chain."""
     rate_poll_s: float = 60.0

@@ -59,6 +59,8 @@ class SettlementLine:
     rate_source: str | None
     rate_round: str | None
     rate_at: datetime | None
+    seal_no: int | None
+    """Of the entry that ended it."""
     rate_fresh: bool | None
 
 

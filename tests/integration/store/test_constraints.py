@@ -29,6 +29,8 @@ ROW_NUMBERS = {
     "incident_settlement_id_fkey",
     "journal_entry_pkey",
     "journal_entry_settlement_id_fkey",
+    "audit_event_pkey",
+    "day_event_pkey",
     "discrepancy_pkey",
     "reconciliation_run_pkey",
     "relayer_slot_pkey",
@@ -580,6 +582,49 @@ async def test_a_discrepancy_stands_once_and_an_entry_explains_one(ledger: Ledge
     await ledger.insert("relayer_balance", balance)
     with refused("relayer_balance_pkey"):
         await ledger.insert("relayer_balance", balance)
+
+
+# --- seals and days ---
+
+SEAL = {"seal_no": 1, "leaves": 1, "root": b"r" * 32, "head": b"h" * 32, "journal_through": 1, "audit_through": 0}
+LEAF = {"source": "journal", "row_id": 1, "seal_no": 1, "position": 0, "book_day": date(2026, 1, 1), "leaf": b"l" * 32}
+DAY = {"day": date(2026, 1, 1), "kind": "closed", "actor": "ada", "document": "{}", "head": b"h" * 32}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "table", "row"),
+    [
+        ("seal_seal_no_check", "seal", SEAL | {"seal_no": 0}),
+        ("seal_leaves_check", "seal", SEAL | {"seal_no": 2, "leaves": 0}),
+        ("seal_root_check", "seal", SEAL | {"seal_no": 2, "root": b""}),
+        ("seal_head_check", "seal", SEAL | {"seal_no": 2, "head": b""}),
+        ("seal_pkey", "seal", SEAL),
+        ("sealed_leaf_source_check", "sealed_leaf", LEAF | {"source": "other", "book_day": None}),
+        ("sealed_leaf_position_check", "sealed_leaf", LEAF | {"position": -1}),
+        ("sealed_leaf_leaf_check", "sealed_leaf", LEAF | {"leaf": b""}),
+        ("sealed_leaf_day", "sealed_leaf", LEAF | {"book_day": None}),
+        ("sealed_leaf_day", "sealed_leaf", LEAF | {"source": "audit"}),
+        ("sealed_leaf_seal_no_fkey", "sealed_leaf", LEAF | {"seal_no": 9}),
+        ("sealed_leaf_place", "sealed_leaf", LEAF | {"row_id": 8, "position": 5}),
+        ("sealed_leaf_pkey", "sealed_leaf", LEAF | {"row_id": 7}),
+        ("day_event_kind_check", "day_event", DAY | {"kind": "opened"}),
+        ("day_event_head_check", "day_event", DAY | {"head": b""}),
+        ("day_event_two_people", "day_event", DAY | {"kind": "reopened"}),
+        ("day_event_two_people", "day_event", DAY | {"kind": "reopened", "second": "ada"}),
+    ],
+)
+async def test_a_seal_or_a_day_that_makes_no_sense(ledger: Ledger, constraint: str, table: str, row: dict[str, Any]) -> None:
+    await ledger.insert("seal", SEAL)
+    await ledger.insert("sealed_leaf", LEAF | {"row_id": 7, "position": 5})
+    with refused(constraint):
+        await ledger.insert(table, row)
+
+
+@pytest.mark.parametrize("table", ["seal", "sealed_leaf", "audit_event", "day_event", "fee_schedule", "invoice"])
+@pytest.mark.parametrize("sql", ["delete from {}", "truncate {} cascade"])
+async def test_nobody_changes_what_is_sealed_or_closed(ledger: Ledger, table: str, sql: str) -> None:
+    with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
+        await ledger.connection.execute(sql.format(table))
 
 
 # --- tenants and keys ---

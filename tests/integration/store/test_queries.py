@@ -3,7 +3,8 @@
 import asyncpg
 import pytest
 
-from facilitator.store import billing, books, discrepancies, reconciliation, relayers, settlements, survey, tenants
+from facilitator.domain.seals import EntryRecord, EventRecord
+from facilitator.store import billing, books, discrepancies, reconciliation, relayers, seals, settlements, survey, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -70,6 +71,14 @@ ROW_OF = {
     "roll_forward": discrepancies.RollForward,
     "matched": discrepancies.Matched,
     "lock_reconciling": discrepancies.Mine,
+    "try_lock_seals": seals.Mine,
+    "last_seal": seals.Seal,
+    "unsealed_entries": EntryRecord,
+    "unsealed_events": EventRecord,
+    "seals": seals.Seal,
+    "sealed_rows": seals.SealedRow,
+    "overdue": seals.Overdue,
+    "last_closed": seals.LastClosed,
     "find_tenant": tenants.Tenant,
     "create_api_key": tenants.ApiKey,
     "list_api_keys": tenants.ApiKey,
@@ -81,7 +90,7 @@ ROW_OF = {
 }
 QUERIES = [
     query
-    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "discrepancies", "rates", "tenants", "survey")
+    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "discrepancies", "rates", "seals", "tenants", "survey")
     for query in load_queries(module).values()
 ]
 

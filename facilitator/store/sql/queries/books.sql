@@ -12,7 +12,7 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
        case when s.admissions = r.admission then s.block_hash end as block_hash,
        l.relayer, l.tx_nonce, t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei, t.operator_fee_wei, i.cost_wei,
        q.usd_e8, q.source as rate_source, q.round as rate_round,
-       q.quoted_at as rate_at, q.quoted_at > q.used_at - make_interval(secs => $4::double precision) as rate_fresh
+       q.quoted_at as rate_at, f.seal_no, q.quoted_at > q.used_at - make_interval(secs => $4::double precision) as rate_fresh
   from journal_entry r
   join journal_entry p on p.entry_id = r.resolves
   join settlement s on s.settlement_id = r.settlement_id
@@ -26,6 +26,7 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
         from settlement_move where settlement_id = r.settlement_id and moved_at between p.booked_at and r.booked_at) m on true
   left join relayer_transaction t on t.tx_hash = r.tx_hash
   left join relayer_slot l on l.slot_id = t.slot_id
+  left join sealed_leaf f on f.source = 'journal' and f.row_id = r.entry_id
   left join slot_item i on i.slot_id = t.slot_id and i.settlement_id = r.settlement_id
   left join lateral (
       select a.usd_e8, a.source, a.round, a.quoted_at, coalesce(m.included_at, r.happened_at) as used_at from rate a
