@@ -287,13 +287,19 @@ def _bad_level(config: Config) -> Iterator[str]:
 
 
 def _bad_bounds(config: Config) -> Iterator[str]:
-    """Times and bounds are positive, whatever package they belong to."""
+    """Times and bounds are positive, whatever package they belong to, and waits end before those that hold them."""
+    if config.settlement.send_sync_ms >= config.rpc.request_timeout_s * 1000:
+        yield (
+            f"settlement.send_sync_ms = {config.settlement.send_sync_ms} must be below"
+            f" rpc.request_timeout_s = {config.rpc.request_timeout_s}, or a send that waits for its block looks like one that is lost"
+        )
     may_be_zero = {
         "server.drain_delay_s",
         "settlement.priority_fee_min_wei",
         "settlement.payment_cost_cap_wei",
         "settlement.max_fee_floor_wei",
         "settlement.linger_ms",
+        "settlement.send_sync_ms",
         "settlement.relayer_reserve_wei",
     }
     for path, value in _numbers("", config):

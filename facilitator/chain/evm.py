@@ -46,6 +46,10 @@ _PASSING: Final = frozenset({NodeError.RATE_LIMITED, NodeError.STATE_UNAVAILABLE
 """Errors that say nothing about what the endpoint can run."""
 _TRIALS_REST_S: Final = 60.0
 """How long trials are asked one by one after an endpoint could not run them together."""
+_NO_SYNC: Final = frozenset({NodeError.METHOD_UNSUPPORTED, NodeError.INVALID_PARAMS})
+"""Errors of a synchronous send after which the endpoint is not asked for one again."""
+_POOLED_CODES: Final = frozenset({4, 5})
+"""EIP-7966: in the pool, but not in a block in time (4) or not executable yet (5). With 6, a gap, it is not in the pool."""
 
 T = TypeVar("T")
 
@@ -317,6 +321,33 @@ class EvmClient:
         if doubt is not None:
             raise doubt.as_fault(call.method)
         return SendOutcome(error=errors[0].kind, message=errors[0].message)
+
+    async def send_raw_sync(self, raw: bytes, wait_ms: int, deadline: float) -> SendOutcome:
+        """As `send_raw`, but the first endpoint that can (EIP-7966) answers once the transaction is in a block, or after `wait_ms`.
+
+        What it answers then is a hint to look, no more: even a receipt proves nothing here. Whatever else it says, the
+        transaction goes to every endpoint by `send_raw`; an endpoint without the method is not asked for it again.
+        """
+        sender = self.rpc.sync_sender()
+        if sender is None:
+            return await self.send_raw(raw, deadline)
+        call = RpcCall("eth_sendRawTransactionSync", ("0x" + raw.hex(), wait_ms))
+        if len(self.rpc.endpoints) > 1:
+            told, _ = await asyncio.gather(self.send_raw(raw, deadline), self._send_kept(sender, call, deadline))
+            return told
+        if await self._send_kept(sender, call, deadline):
+            return SendOutcome(error=None)
+        return await self.send_raw(raw, deadline)
+
+    async def _send_kept(self, sender: RpcClient, call: RpcCall, deadline: float) -> bool:
+        """Wait at one node for the transaction's block, or the end of its patience. Does it say that it has the transaction?"""
+        try:
+            (answer,) = await sender.batch([call], deadline)
+        except ChainFault:
+            return False  # unknown is not failed: the same bytes go out the usual way
+        if isinstance(answer, RpcError) and answer.kind in _NO_SYNC:
+            sender.no_sync()
+        return not isinstance(answer, RpcError) or answer.code in _POOLED_CODES
 
     async def receipts(self, tx_hashes: Sequence[TxHash], deadline: float) -> list[Receipt | None]:
         """Receipts in order, in one HTTP request up to the batch limit. None: this node has not seen it in a block.

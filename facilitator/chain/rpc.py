@@ -206,7 +206,7 @@ _TEXT: Final = msgspec.json.Decoder(str)
 class _Endpoint:
     """One URL and its health: a circuit that opens after failures, rests, and lets one trial through."""
 
-    __slots__ = ("_settings", "failures", "label", "lag_blocks", "rest_until", "rests", "trial", "url")
+    __slots__ = ("_settings", "failures", "label", "lag_blocks", "rest_until", "rests", "sends_sync", "trial", "url")
 
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = _parse_url(url)
@@ -216,6 +216,8 @@ class _Endpoint:
         self.rests = 0
         self.rest_until = 0.0
         self.trial = False
+        self.sends_sync = True
+        """It may have `eth_sendRawTransactionSync`; False once it said that it does not."""
         self.lag_blocks = 0
         """How far it was behind the furthest endpoint when all were last asked."""
 
@@ -308,6 +310,16 @@ class RpcClient:
         view = copy.copy(self)
         view._endpoints = (endpoint,)  # noqa: SLF001 (of our own kind)
         return view
+
+    def sync_sender(self) -> "RpcClient | None":
+        """A client of the first ready endpoint that may have `eth_sendRawTransactionSync`; None when none may."""
+        now = self._clock.monotonic()
+        return next((self._only(endpoint) for endpoint in self._endpoints if endpoint.sends_sync and endpoint.ready(now)), None)
+
+    def no_sync(self) -> None:
+        """The endpoints of this client do not have it: they are not asked again."""
+        for endpoint in self._endpoints:
+            endpoint.sends_sync = False
 
     def note_heights(self, heights: Sequence[int | None]) -> None:
         """Take note of how far each endpoint is, all asked at one moment; None: it did not say, and keeps its standing."""

@@ -67,6 +67,8 @@ class Settings:
     """How often the next block is looked for once it is due, while transactions are in flight."""
     queue_poll_s: float = 1.0
     """How often the queue in Postgres is looked at without a notification."""
+    send_sync_ms: int = 0
+    """How long a node may keep a first send until the transaction is in a block (EIP-7966), to tell of it at once; 0 never asks."""
     resend_s: float = 1.0
     """Age at which an unmined transaction is sent again, byte for byte."""
     bump_blocks: int = 2

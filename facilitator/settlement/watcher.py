@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from facilitator.chain.evm import Receipt
+from facilitator.chain.evm import Receipt, SendOutcome
 from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
 from facilitator.domain import abi
@@ -44,6 +44,8 @@ _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
 _IDLE_S: Final = 15.0
 """With nothing open, how often it says that it is alive."""
+_KEPT_MAX: Final = 8
+"""Sends that a node may keep at once."""
 _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
 _FLASHBLOCK_POLL_S: Final = 0.1
@@ -123,6 +125,7 @@ class Watcher:
         for relayer in chain.relayers:
             for bought in ("settled", "wasted"):
                 GAS_SPENT.labels(chain.network, relayer, bought)
+        self._kept = 0
         self._look = asyncio.Event()
         self._opened = asyncio.Event()
         self.slot_freed = asyncio.Event()
@@ -212,7 +215,7 @@ class Watcher:
                 if seat := self._board.find(item.settlement_id):
                     seat.tx_hash = attempt.tx_hash
         try:
-            outcome = await self._chain.evm.send_raw(attempt.raw, self._chain.evm.deadline_in(_RPC_S))
+            outcome = await self._hand_over(attempt.raw, fresh=fresh)
         except ChainFault as fault:
             log.warning("transaction.send_in_doubt", tx_hash=attempt.tx_hash, kind=fault.kind, fault=str(fault))
             self._say_how_it_was_taken(slot, fault.kind, fresh=fresh)
@@ -240,6 +243,17 @@ class Watcher:
             self.send_answered(slot.relayer, welcome=False)
         elif refused is None and (fresh or slot.refused is not None):
             self.send_answered(slot.relayer, welcome=True)
+
+    async def _hand_over(self, raw: bytes, *, fresh: bool) -> SendOutcome:
+        """Send; first sends may wait at the node for their block, a few at a time, for each of them keeps a connection."""
+        deadline, wait_ms = self._chain.evm.deadline_in(_RPC_S), self._settings.send_sync_ms
+        if not (fresh and wait_ms) or self._kept >= _KEPT_MAX:
+            return await self._chain.evm.send_raw(raw, deadline)
+        self._kept += 1
+        try:
+            return await self._chain.evm.send_raw_sync(raw, wait_ms, deadline)
+        finally:
+            self._kept -= 1
 
     # --- looking ---
 
