@@ -11,10 +11,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -24,11 +25,13 @@ from facilitator.devstack.stack import Anvil, Postgres
 from facilitator.devstack.token import Token
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
+from tests.fixtures.base_sim import BaseSim, RawTransaction
 from tests.fixtures.crash import Io, Moment, Point, own_tasks
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.succession import Succession, decoded, finalized, prepare
 
 AMOUNT = 1_000
+DOOMED_S = 40
 AGAIN_MAX = 3
 """How often a point is tried whose I/O did not come: polls come or not, as the clock has it."""
 RIVAL = dev_account("rival").address
@@ -49,16 +52,42 @@ class Scene:
     """Another engine died here before."""
     blocks: bool = False
     """Blocks come all the time."""
+    withheld: bool = False
+    """The first bid at each tx_nonce gets into no block."""
+    doomed: bool = False
+    """The first payment's time runs out while it is in the way of the others."""
+    reorganised: bool = False
+    """The block that paid is replaced by an empty one after the success was told."""
+    standby: bool = False
+    """Another replica runs all the time."""
+    stopped: bool = False
+    """The engine is told to stop when it sends, and the next block comes later."""
+    evidence: str = ""
+    """Finds a row when nobody dies: what the scene is about has happened."""
 
 
 SINGLE = Scene("single")
 QUEUED = Scene("queued", early=True)
 BEATEN = Scene("beaten", beaten=True)
 RECOVERY = Scene("recovery", first=Point(Io("write_ahead", 1), "after"))
-BATCH = Scene("batch", payments=8, settings={"batch_min": 1, "linger_ms": 30})
-BATCH_RECOVERY = Scene("batch_recovery", payments=8, settings=BATCH.settings, first=RECOVERY.first)
+SHARED = "select from relayer_slot where kind = 'batch'"
+BATCH = Scene("batch", payments=8, settings={"batch_min": 1, "linger_ms": 30}, evidence=SHARED)
+BATCH_RECOVERY = Scene("batch_recovery", payments=8, settings=BATCH.settings, first=RECOVERY.first, evidence=SHARED)
+SWIFT = {"resend_s": 0.05, "bump_blocks": 1}
+BUMP = Scene("bump", settings=SWIFT, withheld=True, evidence="select from relayer_transaction where purpose = 'bump'")
+NOOP = Scene(
+    "noop",
+    payments=2,
+    settings={**SWIFT, "batching": "off"},
+    doomed=True,
+    evidence="select from relayer_transaction where purpose = 'noop'",
+)
+KEEPS = {"lease_renew_s": 0.2}
+REORG = Scene("reorg", settings=KEEPS, reorganised=True, evidence="select from incident where kind = 'reorganised'")
+TAKE_OVER = Scene("take_over", settings=KEEPS, standby=True)
+SHUTDOWN = Scene("shutdown", stopped=True)
 FINAL = Scene("final", settings={"confirm_level": "finalized", "finality_poll_s": 0.1, "bump_blocks": 10_000}, blocks=True)
-SCENES = {scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY)}
+SCENES = {scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY, BUMP, NOOP, REORG, TAKE_OVER, SHUTDOWN)}
 
 
 @dataclass(slots=True)
@@ -82,22 +111,19 @@ class Theatre:
         database_url = await self.postgres.create_database(name, self.template)
         try:
             await prepare(database_url)
-            succession = Succession(
-                database_url,
-                self.anvil.rpc_url,
-                relayer,
-                ([scene.first] if scene.first else []) + list(fuses),
-                settings=scene.settings,
-                wait_until_ready=not scene.early,
-                before_send=self._rival(raw[0]) if scene.beaten else None,
-            )
-
-            async def final(engine: Any) -> bool:
-                await self.anvil.node.call("anvil_mine", "0x4")
-                return await finalized(engine)
-
-            async with self._blocks() if scene.blocks else nullcontext():
-                await succession.settle(payments, final)
+            async with self._world(scene, raw) as rpc_url:
+                succession = Succession(
+                    database_url,
+                    rpc_url,
+                    relayer,
+                    ([scene.first] if scene.first else []) + list(fuses),
+                    settings=scene.settings,
+                    standby=scene.standby,
+                    stop_at_send=scene.stopped,
+                    wait_until_ready=not scene.early,
+                    before_send=self._rival(raw[0]) if scene.beaten else None,
+                )
+                await succession.settle(payments, self._final(scene, succession))
             await self._judge(scene, succession, database_url, pay_to)
         finally:
             await self.postgres.drop_database(name)
@@ -106,23 +132,76 @@ class Theatre:
     async def _payments(self, scene: Scene, number: int, pay_to: str) -> tuple[list[Payment], list[dict[str, Any]]]:
         buyer = Buyer(dev_account("crash-buyer", number))
         await self.token.mint(buyer.address, scene.payments * AMOUNT)
-        terms = requirements(2, pay_to=pay_to, amount_atomic=AMOUNT)
+        terms = requirements(2, pay_to=pay_to, amount_atomic=AMOUNT, maxTimeoutSeconds=10**7)
         raw = [buyer.pay(2, terms) for _ in range(scene.payments)]
+        if scene.doomed:
+            raw[0] = buyer.pay(2, terms, valid_before=await self._chain_time() + DOOMED_S)
         return [decoded(payment, terms) for payment in raw], raw
 
-    @asynccontextmanager
-    async def _blocks(self) -> AsyncIterator[None]:
-        async def mine() -> None:
-            while True:
-                await self.anvil.node.call("evm_mine")
-                await asyncio.sleep(0.3)
+    async def _chain_time(self) -> int:
+        head: Any = await self.anvil.node.call("eth_getBlockByNumber", "latest", False)
+        return max(int(head["timestamp"], 16), int(time.time()))
 
-        miner = asyncio.create_task(mine())
-        try:
-            yield
-        finally:
-            miner.cancel()
-            await asyncio.wait([miner])
+    @asynccontextmanager
+    async def _world(self, scene: Scene, raw: list[dict[str, Any]]) -> AsyncIterator[str]:
+        """What goes on beside the engines. Where the chain is."""
+        async with AsyncExitStack() as stack:
+            url, work = self.anvil.rpc_url, None
+            if scene.blocks:
+                work = self._every(0.3, lambda: self.anvil.node.call("evm_mine"))
+            elif scene.withheld:
+                sim = await stack.enter_async_context(BaseSim(url))
+                sim.pool.hold = _first_bids()
+                url, work = sim.url, self._every(0.05, sim.mine)
+            elif scene.doomed:
+                sim = await stack.enter_async_context(BaseSim(url))
+                url, work = sim.url, self._run_out(sim, raw[0])
+            elif scene.stopped:
+                await self.anvil.node.call("evm_setAutomine", False)
+                stack.push_async_callback(self.anvil.node.call, "evm_setAutomine", True)
+                work = self._every(0.8, lambda: self.anvil.node.call("evm_mine"))
+            if work is not None:
+                task = asyncio.create_task(work)
+                stack.push_async_callback(_end, task)
+            yield url
+
+    async def _every(self, seconds: float, mine: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await mine()
+
+    async def _run_out(self, sim: BaseSim, doomed: dict[str, Any]) -> None:
+        """All wait in the pool until the first payment's time is over; then its transaction stays there while others wait behind it."""
+        signed = doomed["payload"]["authorization"]
+        sim.pool.hold = lambda transaction: True  # noqa: ARG005
+        while len(sim.pool.pending()) < NOOP.payments:
+            await asyncio.sleep(0.005)
+        await self.anvil.node.call("evm_setNextBlockTimestamp", int(signed["validBefore"]) + 1)
+
+        def in_the_way(transaction: RawTransaction) -> bool:
+            behind = any(other.tx_nonce > transaction.tx_nonce for other in sim.pool.pending(transaction.sender))
+            return behind and bytes.fromhex(signed["nonce"][2:]) in transaction.data
+
+        sim.pool.hold = in_the_way
+        await self._every(0.05, sim.mine)
+
+    def _final(self, scene: Scene, succession: Succession) -> Callable[[Any], Coroutine[Any, Any, bool]]:
+        """Everything is final, for the living engine too."""
+        undone = False
+
+        async def final(engine: Any) -> bool:
+            nonlocal undone
+            if scene.reorganised and not undone:
+                undone = True
+                await self.anvil.node.call("anvil_reorg", 1, [])
+            await finalized(engine)
+            if not await succession.nothing_open():
+                await asyncio.sleep(0.02)
+                return False
+            await self.anvil.node.call("anvil_mine", "0x4")
+            return await finalized(engine)
+
+        return final
 
     def _rival(self, payment: dict[str, Any]) -> Callable[[str], Coroutine[Any, Any, None]]:
         """Use the authorization once, when the first transaction is about to be sent."""
@@ -142,19 +221,24 @@ class Theatre:
     async def _judge(self, scene: Scene, succession: Succession, database_url: str, pay_to: str) -> None:
         """Paid once or truthfully failed, told so, nothing lost."""
         assert len(succession.heard) == scene.payments
-        assert await self.token.balance_of(pay_to) == scene.payments * AMOUNT
+        settled = 0 if scene.beaten else scene.payments - scene.doomed
+        assert await self.token.balance_of(pay_to) == (settled or scene.payments) * AMOUNT
         reasons = Counter(result.refusal.reason if result.refusal else None for result in succession.heard)
-        assert set(reasons) <= ({Reason.SETTLEMENT_EXTERNAL} if scene.beaten else {None, Reason.DUPLICATE_SETTLEMENT}), reasons
+        expected = {None, Reason.DUPLICATE_SETTLEMENT, *([Reason.EXPIRED] if scene.doomed else [])}
+        assert set(reasons) <= ({Reason.SETTLEMENT_EXTERNAL} if scene.beaten else expected), reasons
         assert all(result.tx_hash for result in succession.heard)
-        settled = 0 if scene.beaten else scene.payments
+        if scene.evidence and not any(life.fuse for life in succession.lives if life.fuse != scene.first):
+            connection = await asyncpg.connect(database_url)
+            try:
+                assert await connection.fetchval(f"select exists ({scene.evidence})"), f"{scene.name}: not what it is about"
+            finally:
+                await connection.close()
         report = await assert_ledger_is_chain(database_url, self.anvil.rpc_url, settled=settled)
         assert report.transfers == settled
 
     async def points(self, scene: Scene) -> list[Point]:
         """Every point of a scene, from a run in which nobody (else) dies."""
         succession = await self.play(scene)
-        if scene.payments > 1:
-            assert len({result.tx_hash for result in succession.heard}) == 1, "no batch"
         found = [Point(io, moment) for io in succession.seen for moment in ("before", "after")]
         kinds = Counter(io.name for io in succession.seen)
         print(f"{scene.name}: {len(found) // 2} I/Os, {len(found)} points: {dict(kinds)}")  # noqa: T201
@@ -182,6 +266,17 @@ class Theatre:
         assert len(missed) <= len(points) // 10, missed
 
 
+def _first_bids() -> Callable[[RawTransaction], bool]:
+    """Of each tx_nonce, the transaction that was seen first."""
+    first: dict[tuple[str, int], str] = {}
+    return lambda transaction: first.setdefault((transaction.sender, transaction.tx_nonce), transaction.tx_hash) == transaction.tx_hash
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
 @pytest.fixture(scope="module")
 def seed() -> int:
     """Printed when a test fails, and on demand with -s."""
@@ -198,7 +293,20 @@ async def theatre(start_chain: Callable[..., Awaitable[Anvil]], postgres: Postgr
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("single", 1), ("queued", 3), ("beaten", 3), ("recovery", 2), ("batch", 3), ("batch_recovery", 5)]
+    ("name", "share"),
+    [
+        ("single", 1),
+        ("queued", 3),
+        ("beaten", 3),
+        ("recovery", 2),
+        ("batch", 3),
+        ("batch_recovery", 5),
+        ("bump", 25),
+        ("noop", 25),
+        ("reorg", 25),
+        ("take_over", 25),
+        ("shutdown", 25),
+    ],
 )
 async def test_an_engine_that_dies_at_an_io_loses_and_repeats_nothing(theatre: Theatre, seed: int, name: str, share: int) -> None:
     points = await theatre.points(SCENES[name])
