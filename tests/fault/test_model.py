@@ -26,7 +26,7 @@ from tests.fixtures.crash import own_tasks
 from tests.fixtures.jumping import JumpingLoop, LoopClock
 from tests.fixtures.model import ENGINES, REORG_MAX, Model
 
-RUNS, STEPS = 12, 40
+RUNS, STEPS = 10, 30
 AGAIN = "FACILITATOR_SEED={seed} .venv/bin/python -m pytest tests/fault/test_model.py"
 ENGINE = st.integers(0, ENGINES - 1)
 IOS = st.integers(1, 12)
