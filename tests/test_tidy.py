@@ -381,3 +381,10 @@ def anchors(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_decision_records_are_numbered_without_gap_or_repeat() -> None:
+    titles = {path.name[:4]: path.read_text("utf-8").splitlines()[0] for path in sorted((ROOT / "docs" / "adr").glob("*.md"))}
+    assert len(titles) == len(list((ROOT / "docs" / "adr").glob("*.md"))), "two records of one number"
+    assert list(titles) == [f"{number:04}" for number in range(1, len(titles) + 1)]
+    assert all(title.startswith(f"# {int(number)}. ") for number, title in titles.items()), titles
