@@ -71,6 +71,9 @@ MATCHED_SHARE = Gauge(
 RECONCILED_BLOCK = Gauge("facilitator_reconciled_block", "Last block that was held against the ledger.", ["network"])
 SEAL_NO = Gauge("facilitator_seal_number", "Number of the newest seal of this process.")
 SEAL_TIMESTAMP = Gauge("facilitator_seal_timestamp_seconds", "When it was made.")
+RECONCILED_AT = Gauge(
+    "facilitator_reconcile_last_success_timestamp_seconds", "When the ledger was last held against the chain to the end.", ["network"]
+)
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
 WATCHED_AUTHORIZATIONS = Gauge(
     "facilitator_watched_authorizations",

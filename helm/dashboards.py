@@ -358,6 +358,35 @@ MONEY: Final = (
         runbook="IncidentOpen",
         kind="stat",
     ),
+    Panel(
+        title="Discrepancies of books and chain",
+        unit="short",
+        description="That nobody has explained, by class. Must be 0.",
+        expressions=((f"max by (network, class) (facilitator_discrepancies_open{{{_NET}}})", "{{network}} {{class}}"),),
+        warn=1,
+        bad=1,
+        runbook="LedgerChainMismatch",
+        kind="stat",
+    ),
+    Panel(
+        title="Share of value matched to the chain within an hour",
+        unit="percentunit",
+        description="Of the day that ended an hour ago.",
+        expressions=((f"min by (network, asset) (facilitator_matched_share{{{_NET}}})", "{{network}} {{asset}}"),),
+        warn=1,
+        bad=0.999,
+        runbook="MatchedShareLow",
+        kind="stat",
+    ),
+    Panel(
+        title="Age of the last reconciliation",
+        unit="s",
+        description="Since any replica last held the ledger against the chain to the end.",
+        expressions=((f"time() - max by (network) (facilitator_reconcile_last_success_timestamp_seconds{{{_NET}}})", "{{network}}"),),
+        warn=900,
+        bad=1800,
+        runbook="ReconcilerStalled",
+    ),
 )
 
 DEPENDENCIES: Final = (
@@ -444,6 +473,15 @@ DEPENDENCIES: Final = (
         description="Answered without the look at our own record, because the database was away. Must be 0.",
         expressions=((f"sum(rate(facilitator_verifications_without_record_total{_RATE}))", "verifications"),),
         runbook="StoreUnreachable",
+    ),
+    Panel(
+        title="Facts that endpoints tell differently",
+        unit="ops",
+        description="Nothing is decided on them.",
+        expressions=(
+            (f"sum by (network, fact) (rate(facilitator_rpc_disagreements_total{{{_NET}}}{_RATE})) or vector(0)", "{{network}} {{fact}}"),
+        ),
+        runbook="RpcDisagreement",
     ),
 )
 

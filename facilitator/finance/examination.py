@@ -18,7 +18,7 @@ from facilitator.domain.states import State
 from facilitator.errors import ChainFault, ConfigFault
 from facilitator.finance.reconciliation import Difference, Kind, Report, reconcile
 from facilitator.finance.settings import Settings
-from facilitator.metrics import DISCREPANCIES, MATCHED_SHARE, RECONCILED_BLOCK
+from facilitator.metrics import DISCREPANCIES, MATCHED_SHARE, RECONCILED_AT, RECONCILED_BLOCK
 from facilitator.store import billing
 from facilitator.store import discrepancies as store
 from facilitator.store.db import ConstraintViolated, Db
@@ -81,11 +81,13 @@ class Examiner:
         self._evm = evm
         self._network = network
         self._assets = assets
+        RECONCILED_AT.labels(network)  # shown as 0 before the first
 
     async def run(self) -> None:
         """A look at what became final, every `reconcile_s`."""
         while True:
             await self.look()
+            RECONCILED_AT.labels(self._network).set_to_current_time()
             await self._clock.sleep(self._settings.reconcile_s)
 
     async def look(self) -> None:

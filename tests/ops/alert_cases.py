@@ -147,6 +147,20 @@ SHOWN: Final[Mapping[str, Shown]] = {
         restarted=_gas("0+1000x60 0+1000x60", "9000x60 0x60"),
         minute=100,
     ),
+    "LedgerChainMismatch": _gauge("facilitator_discrepancies_open", f'{NET},class="missing"', "0x10 2x50"),
+    "MatchedShareLow": _gauge("facilitator_matched_share", f'{NET},asset="0x1"', "1x5 0.99x60", silent="1x60", restarted="1x10 _x10 1x40"),
+    "ReconcilerStalled": _gauge(
+        "facilitator_reconcile_last_success_timestamp_seconds",
+        NET,
+        "60x90",
+        silent="0+60x90",
+        restarted="0+60x10 _x10 1200+60x70",
+        minute=60,
+    ),
+    "RateStale": _gauge(
+        "facilitator_rate_timestamp_seconds", NET, "60x300", silent="0+60x300", restarted="0+60x10 _x10 1200+60x280", minute=250
+    ),
+    "RpcDisagreement": _counter("facilitator_rpc_disagreements_total", f'{NET},fact="receipt"', fires="_x20 1x40"),
     "NetworkWithdrawn": _gauge("facilitator_network_served", NET, "1x10 0x50", silent="1x60", restarted="1x10 _x10 1x40"),
     "RpcHeadStale": _gauge("facilitator_head_age_seconds", NET, "2+60x60", silent="2x60", restarted="2x10 stale _x1 2x40"),
     "RpcAllDown": Shown(
