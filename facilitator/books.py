@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,14 +19,14 @@ from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import Period, local_date, parse_day, parse_instant, parse_month, parse_period
 from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
-from facilitator.finance import export, invoices, seals
+from facilitator.finance import closes, export, invoices, seals
 from facilitator.finance.examination import explain
 from facilitator.finance.export import whole_or_absent
 from facilitator.finance.hledger import hledger_lines
 from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_cells
 from facilitator.finance.tables import FORMATS, time_text
 from facilitator.operate import discrepancy_line, discrepancy_row
-from facilitator.store import billing, books
+from facilitator.store import billing, books, days
 from facilitator.store.db import ConstraintViolated, Db
 from facilitator.store.discrepancies import list_all
 from facilitator.store.seals import record_event
@@ -65,6 +65,7 @@ def add_commands(
     _add_exports(commands, with_config, period, on_ledger, offline)
     _add_fees(commands, with_config, on_ledger)
     _add_audit(commands, with_config, on_ledger)
+    _add_days(commands, with_config, on_ledger)
     _add_discrepancies(commands, with_config, on_ledger)
     _add_reports(commands, with_config, period, on_ledger)
 
@@ -125,6 +126,22 @@ def _add_audit(
     whole.set_defaults(run=on_ledger(audit_verify))
 
 
+def _add_days(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
+) -> None:
+    closing = commands.add_parser("close", parents=[with_config], help="close a book day; exit 3 says all that keeps it open")
+    closing.add_argument("day", metavar="DAY")
+    closing.add_argument("--by", default=_ACTOR, metavar="NAME")
+    closing.set_defaults(run=on_ledger(close))
+    reopening = commands.add_parser("reopen", parents=[with_config], help="reopen the last closed book day; it takes two people")
+    reopening.add_argument("day", metavar="DAY")
+    reopening.add_argument("--by", default=_ACTOR, metavar="NAME")
+    step = reopening.add_mutually_exclusive_group(required=True)
+    step.add_argument("--reason", metavar="TEXT", help="ask for it")
+    step.add_argument("--confirm", action="store_true", help="do what somebody else asked for within a day")
+    reopening.set_defaults(run=on_ledger(reopen))
+
+
 def _add_discrepancies(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
 ) -> None:
@@ -159,6 +176,9 @@ def _add_reports(
     statement.add_argument("--account", required=True)
     statement.add_argument("--format", choices=["text", "csv", "json"], default="text")
     statement.set_defaults(run=on_ledger(report_statement))
+    listed = reports.add_parser("days", parents=[with_config], help="closes and reopenings of book days, with their heads")
+    listed.add_argument("--format", choices=["text", "csv", "json"], default="text")
+    listed.set_defaults(run=on_ledger(report_days))
     invoice = reports.add_parser("invoice", parents=[with_config], help="a tenant's month: as issued, else a draft")
     invoice.add_argument("--tenant", required=True)
     invoice.add_argument("--month", required=True, metavar="YYYY-MM")
@@ -243,8 +263,8 @@ async def report_statement(config: Config, db: Db, parsed: argparse.Namespace) -
             row = _statement_row(str(moved.entry_id), moved.asset, decimals, balance[moved.asset])
             side = "debit" if moved.amount_atomic >= 0 else "credit"
             amount = decimal_text(abs(moved.amount_atomic), decimals(moved.asset))
-            date = local_date(moved.happened_at, zone).isoformat()
-            rows.append(row | {"date": date, side: amount, "against": moved.against, "about": about})
+            on = local_date(moved.happened_at, zone).isoformat()
+            rows.append(row | {"date": on, side: amount, "against": moved.against, "about": about})
         rows += [_statement_row("closing", asset, decimals, balance[asset]) for asset in sorted(balance)]
     return Done(0, table_lines(["entry", "date", "asset", "debit", "credit", "balance", "against", "about"], rows, parsed.format))
 
@@ -364,12 +384,63 @@ async def export_bundle(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
     return Done(0, [f"{parsed.out}: {sealed}; check it with `python {parsed.out / 'verify.py'}`"])
 
 
+async def close(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`close`."""
+    document = await closes.close_day(db, config.finance, _day(parsed.day), parsed.by)
+    lines = [f"{document['day']} is closed: {document['entries']} entries"]
+    decimals = decimals_of(config.tokens)
+    rows = [
+        {name: str(total[name]) for name in ("book", "phase", "debit", "credit", "asset", "entries")}
+        | {"amount": decimal_text(int(total["amount_atomic"]), decimals(total["asset"]))}
+        for total in document["totals"]
+    ]
+    return Done(0, lines + table_lines(["book", "phase", "debit", "credit", "asset", "entries", "amount"], rows, "text"))
+
+
+async def reopen(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`reopen`: one person asks, another confirms."""
+    day = _day(parsed.day)
+    if parsed.confirm:
+        first = await closes.confirm_reopening(db, day, parsed.by)
+        return Done(0, [f"{day} is open again: {first} asked, {parsed.by} confirmed"])
+    await closes.ask_reopening(db, day, parsed.by, parsed.reason)
+    return Done(
+        0, [f"on record: {parsed.by} wants {day} reopened; somebody else confirms with `facilitator reopen {day} --by NAME --confirm`"]
+    )
+
+
+async def report_days(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`report days`."""
+    async with db.session() as session:
+        found = await days.events(session)
+    rows = [
+        {
+            "day": each.day.isoformat(),
+            "what": each.kind,
+            "at": time_text(each.at),
+            "by": each.actor,
+            "second": each.second or "",
+            "head": each.head.hex(),
+        }
+        for each in found
+    ]
+    return Done(0, table_lines(["day", "what", "at", "by", "second", "head"], rows, parsed.format))
+
+
+def _day(text: str) -> date:
+    try:
+        return parse_day(text)
+    except ValueError as error:
+        raise ConfigFault("bad_day", f"DAY: {error}") from None
+
+
 async def audit_verify(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """`audit verify`."""
     against = {} if parsed.against is None else seals.read_heads(parsed.against.read_text("utf-8"))
     found = await seals.verify(db, against)
-    if found.wrong:
-        return Done(1, list(found.wrong))
+    wrong = [*found.wrong, *await closes.altered_days(db)]
+    if wrong:
+        return Done(1, wrong)
     return Done(0, [f"{found.leaves} records in {found.seals} seals, as they were sealed; head {found.seals} {found.head.hex()}"])
 
 

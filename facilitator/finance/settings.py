@@ -15,6 +15,8 @@ class Settings:
     """How often what was booked is sealed."""
     seal_file: str | None = None
     """File that each seal's number and head are added to; keep it where the database's owner cannot write."""
+    close_grace_s: float = 3600.0
+    """How long after its end a book day may be closed at the earliest."""
     reconcile_s: float = 300.0
     """How often the ledger is held against what became final on chain."""
     rate_poll_s: float = 60.0

@@ -118,6 +118,11 @@ async def list_all(db: Db, network: Network | None = None, *, closed: bool = Fal
     return await db.many(Discrepancy, QUERIES["list_discrepancies"], network, closed)
 
 
+async def list_open(session: Session) -> list[Discrepancy]:
+    """Of every network, within a transaction."""
+    return await session.many(Discrepancy, QUERIES["list_discrepancies"], None, False)
+
+
 async def lock(session: Session, discrepancy_id: int) -> Discrepancy | None:
     """One discrepancy, nobody else's to resolve until the transaction ends."""
     return await session.optional(Discrepancy, QUERIES["lock_discrepancy"], discrepancy_id)

@@ -83,6 +83,13 @@ class LastClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class LowWater:
+    """Where sealing stood."""
+
+    entry_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mine:
     """Was the lock to be had?"""
 
@@ -149,6 +156,11 @@ def overdue(session: Session) -> AsyncIterator[Overdue]:
 async def last_closed(session: Session) -> date | None:
     """The last closed book day."""
     return (await session.one(LastClosed, QUERIES["last_closed"])).day
+
+
+async def low_water(session: Session) -> int:
+    """Entries up to this one were sealed a quarter of an hour ago, save what is overdue."""
+    return (await session.one(LowWater, QUERIES["low_water"])).entry_id
 
 
 async def record_event(db: Db | Session, kind: str, actor: str, detail: str) -> None:

@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 
 from facilitator.domain.seals import EntryRecord, EventRecord
-from facilitator.store import billing, books, discrepancies, reconciliation, relayers, seals, settlements, survey, tenants
+from facilitator.store import billing, books, days, discrepancies, reconciliation, relayers, seals, settlements, survey, tenants
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -79,6 +79,15 @@ ROW_OF = {
     "sealed_rows": seals.SealedRow,
     "overdue": seals.Overdue,
     "last_closed": seals.LastClosed,
+    "low_water": seals.LowWater,
+    "pending_before": days.Count,
+    "unreconciled_before": days.Count,
+    "unsealed_before": days.Count,
+    "day_totals": days.Total,
+    "day_adjusts": days.Adjusted,
+    "day_events": days.DayEvent,
+    "last_day_event": days.DayEvent,
+    "reopen_asked": days.Asked,
     "find_tenant": tenants.Tenant,
     "create_api_key": tenants.ApiKey,
     "list_api_keys": tenants.ApiKey,
@@ -90,7 +99,19 @@ ROW_OF = {
 }
 QUERIES = [
     query
-    for module in ("settlements", "relayers", "reconciliation", "billing", "books", "discrepancies", "rates", "seals", "tenants", "survey")
+    for module in (
+        "settlements",
+        "relayers",
+        "reconciliation",
+        "billing",
+        "books",
+        "days",
+        "discrepancies",
+        "rates",
+        "seals",
+        "tenants",
+        "survey",
+    )
     for query in load_queries(module).values()
 ]
 

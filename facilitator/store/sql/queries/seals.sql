@@ -74,6 +74,11 @@ select 'audit', a.event_id, a.happened_at from audit_event a
    and a.happened_at < (select max(sealed_at) from seal) - interval '15 minutes'
 order by source, row_id;
 
+-- Below this entry everything was sealed, save what `overdue` names.
+-- name: low_water :one
+select coalesce((select journal_through from seal where sealed_at < now() - interval '15 minutes' order by seal_no desc limit 1), 0)
+       as entry_id;
+
 -- name: record_event :execute
 insert into audit_event (kind, actor, detail) values ($1::text, $2::text, $3::text);
 

@@ -1,0 +1,20 @@
+"""Eight writers against a close at random moments, 200 seeds: nothing lands in a closed day."""
+
+from typing import Any
+
+import pytest
+
+from facilitator.finance.closes import altered_days
+from facilitator.finance.seals import verify
+from facilitator.store.db import Db
+from tests.integration.finance.test_closes import connection, db, race
+
+__all__ = ["connection", "db"]
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+async def test_nothing_lands_in_a_closed_day(db: Db, database_url: str, connection: Any, first: int) -> None:
+    for seed in range(first, first + 50):
+        await race(db, database_url, connection, seed)
+    assert await altered_days(db) == []
+    assert (await verify(db, {})).wrong == ()
