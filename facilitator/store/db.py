@@ -82,6 +82,8 @@ async def _translated(query: str) -> AsyncIterator[None]:
         raise ConstraintViolated(error.constraint_name or "unknown") from None  # its text holds the row, and with it the signature
     except asyncpg.TransactionRollbackError as error:
         raise StoreFault(ROLLED_BACK, f"the database undid {query}: {type(error).__name__}", query=query) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreFault("not_permitted", f"this login of the database may not do {query}: {error}", query=query) from error
     except _IN_DOUBT as error:
         kind = NOT_REACHED if query == "acquire" else "store_unavailable"
         raise StoreFault(kind, f"the database did not do {query}: {type(error).__name__}", query=query) from error

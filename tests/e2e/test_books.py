@@ -143,6 +143,28 @@ async def test_terms_invoice_payment_statement(books: ServeProcess, tmp_path: Pa
         books.command("fees", "credit", "--tenant", "nobody", "--usd", "1", "--reference", "x")
 
 
+async def test_an_auditor_reads_everything_leaves_a_trail_and_changes_nothing(database_url: str, tmp_path: Path) -> None:
+    connection = await asyncpg.connect(database_url)
+    await plant(connection, 10, start=START, step=timedelta(hours=12))
+    await connection.execute("create role carla login")
+    await connection.execute("grant facilitator_auditor to carla")
+    url = database_url.replace("postgres@", "carla@", 1)
+    assert url != database_url
+    auditor = ServeProcess(tmp_path, database_url=url, rpc_url="http://127.0.0.1:1", relayer_keys=["0x" + "11" * 32])
+    period = ["--from", "2025-10", "--to", "2025-12"]
+    auditor.command("export", "settlements", *period, "--out", str(tmp_path / "f.csv"))
+    auditor.command("export", "audit-bundle", "--out", str(tmp_path / "bundle"))
+    assert "0 records" in auditor.command("audit", "verify")
+    assert await connection.fetchval("select count(*) from audit_event") == 2
+    with pytest.raises(ServeFailed, match="may not do"):
+        auditor.command("fees", "payment", "--tenant", "tenant-1", "--usd", "1", "--reference", "x")
+    with pytest.raises(ServeFailed, match="may not do"):
+        auditor.command("close", "2025-11-01")
+    await connection.execute("drop owned by carla")
+    await connection.execute("drop role carla")
+    await connection.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

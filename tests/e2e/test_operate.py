@@ -1,5 +1,6 @@
 """Reconciling and relayers from the command line, beside a running service."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,31 @@ def test_wrong_usage_is_one_line_that_says_what_to_do(tmp_path: Path, database_u
         service.command("relayers", "drain", "--network", BASE_SEPOLIA, "nobody")
     with pytest.raises(ServeFailed, match="never used"):
         service.command("relayers", "drain", "--network", BASE_SEPOLIA, PAY_TO)
+
+
+async def test_a_running_service_seals_what_it_books_and_its_heads_leave_the_database(
+    tmp_path: Path,
+    database_url: str,
+    chain: Anvil,
+    new_buyer: Callable[..., Awaitable[Buyer]],
+    new_relayer: Callable[..., Awaitable[LocalAccount]],
+) -> None:
+    relayer, buyer, heads = await new_relayer(), await new_buyer(), tmp_path / "heads"
+    settings = QUICK | {"finance": {"seal_s": 0.1, "reconcile_s": 0.2, "seal_file": str(heads)}}
+    service = ServeProcess(tmp_path, database_url=database_url, rpc_url=chain.rpc_url, relayer_keys=[relayer.key.hex()], settings=settings)
+    async with service:
+        assert (await settle(service, buyer))["success"]
+        connection = await asyncpg.connect(database_url)
+        unsealed = (
+            "select count(*) from journal_entry e"
+            " where not exists (select from sealed_leaf l where l.source = 'journal' and l.row_id = e.entry_id)"
+        )
+        async with asyncio.timeout(20):
+            while await connection.fetchval(unsealed) or not heads.exists():
+                await asyncio.sleep(0.05)
+        assert service.command("audit", "verify", "--against", str(heads)).strip().endswith(heads.read_text("ascii").split()[-1])
+        await connection.execute("set session_replication_role = replica")
+        await connection.execute("update journal_entry set amount_atomic = amount_atomic + 1 where entry_id = 1")
+        await connection.close()
+        with pytest.raises(ServeFailed, match="journal 1: it was altered after seal 1"):
+            service.command("audit", "verify", "--against", str(heads))

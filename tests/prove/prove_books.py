@@ -1,9 +1,11 @@
 """A million settlements: every export in constant memory, and its sums those of the journal."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from facilitator.clock import SystemClock
+from facilitator.finance.seals import Sealer, verify
+from facilitator.finance.settings import Settings
+from facilitator.store.db import Db
 from tests.fixtures.books import NETWORK, USDC, plant
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
@@ -70,3 +76,49 @@ async def test_a_million_rows_are_exported_in_constant_memory(million: tuple[str
         assert found["manifest"]["rows"] == SETTLEMENTS
         assert found["manifest"]["sums"][f"{NETWORK}/{USDC}"]["settlement"]["amount_atomic"] == posted
         assert found["growth"] < GROWTH_BYTES_MAX
+    await _sealed_and_verified(url)
+
+
+async def _sealed_and_verified(url: str) -> None:
+    """Two million entries are sealed, and the whole history is verified, within a minute a million."""
+    db = await Db.connect(url)
+    sealer = Sealer(db, SystemClock(), Settings())
+    started = time.monotonic()
+    while (sealed := await sealer.seal()) is not None:
+        last = sealed
+    print(f"sealed in {time.monotonic() - started:.0f} s")  # noqa: T201
+    started = time.monotonic()
+    found = await verify(db, {last.seal_no: last.head})
+    took = time.monotonic() - started
+    print(f"{found.leaves} records in {found.seals} seals verified in {took:.0f} s")  # noqa: T201
+    assert (found.wrong, found.leaves) == ((), 2 * SETTLEMENTS)
+    assert took < 60 * found.leaves / 1_000_000
+    await db.close()
+
+
+async def test_sealing_costs_who_writes_nothing_measurable(database_url: str) -> None:
+    """Eight writers, with and without a sealer beside them, turn by turn in one run."""
+    db = await Db.connect(database_url)
+    sealer = Sealer(db, SystemClock(), Settings())
+    entry = "insert into journal_entry (phase, debit, credit, asset, amount_atomic) values ('pending', 'payer:0xaa', 'payee:0xbb', 'x', 1)"
+    written = {True: 0, False: 0}
+
+    async def write(until: float, *, sealing: bool) -> None:
+        connection = await asyncpg.connect(database_url)
+        while time.monotonic() < until:
+            await connection.execute(entry)
+            written[sealing] += 1
+        await connection.close()
+
+    async def seal(until: float) -> None:
+        while time.monotonic() < until:
+            await sealer.seal()
+            await asyncio.sleep(min(Settings().seal_s / 10, 1.0))
+
+    for turn in range(12):
+        sealing, until = turn % 2 == 1, time.monotonic() + 3.0
+        await asyncio.gather(*(write(until, sealing=sealing) for _ in range(8)), *([seal(until)] if sealing else []))
+    ratio = written[True] / written[False]
+    print(f"{written[False] / 18:.0f} entries a second, {written[True] / 18:.0f} beside a sealer ten times as eager as ours: {ratio:.2f}")  # noqa: T201
+    assert ratio > 0.8
+    await db.close()
