@@ -28,6 +28,7 @@ LABEL org.opencontainers.image.title="facilitator" \
       org.opencontainers.image.revision="${COMMIT}"
 COPY --from=build /opt/facilitator /opt/facilitator
 ENV PATH=/opt/facilitator/bin:$PATH \
+    HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     FACILITATOR_COMMIT=${COMMIT}

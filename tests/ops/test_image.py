@@ -20,6 +20,7 @@ MIGRATIONS: Final = sorted((ROOT / "facilitator" / "store" / "sql" / "migrations
 FIRST_RELEASE: Final[int | None] = None
 """Last migration of the first release. None: nothing is released, and every table that is altered is empty."""
 ON_EMPTY_TABLES_ONLY: Final = ("require-concurrent-index-creation", "constraint-missing-not-valid")
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the build: 20 s of a processor, and the package index
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a read-only root, which takes root")
 
 
