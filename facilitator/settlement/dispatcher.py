@@ -492,7 +492,15 @@ class Dispatcher:
         signed, gas = await self._composer.sign_again(account, slot, fees, noop=noop)
         number, purpose = len(slot.attempts), "noop" if noop else "bump"
         attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees, purpose=purpose)
-        if not await relayers.record_attempt(self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees):
+        try:
+            recorded = await relayers.record_attempt(
+                self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees
+            )
+        except StoreFault as fault:
+            if fault.kind not in {NOT_REACHED, ROLLED_BACK} and account.lease is lease:
+                account.lose()  # it is unknown whether it is on record, and with it the slot's next bid: taken up afresh
+            raise
+        if not recorded:
             return
         slot.attempts.append(attempt)
         log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)

@@ -479,7 +479,7 @@ class Watcher:
                 log.warning("slot.undecided", relayer=relayer, kind=used.kind, fault=str(used))
                 continue
             unsent = [slot for slot in late if slot.relayer == relayer and slot.tx_nonce >= used]
-            await asyncio.gather(*(self._push(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
+            await asyncio.gather(*(self._push_apart(slot) for slot in sorted(unsent, key=lambda slot: slot.tx_nonce)))
             for slot in [slot for slot in late if slot.relayer == relayer and slot.tx_nonce < used]:
                 slot.misses += 1
                 slot.sent_at = self._clock.monotonic()
@@ -489,6 +489,19 @@ class Watcher:
                     await self._lost(slot)
                 except ChainFault as fault:
                     log.warning("slot.undecided", slot_id=slot.slot_id, kind=fault.kind, fault=str(fault))
+
+    async def _push_apart(self, slot: OpenSlot) -> None:
+        """`_push`: who cannot be outbid, for its key or the database does not answer, is sent again as it is, and holds up nobody."""
+        try:
+            await self._push(slot)
+        except Fault as fault:
+            log.warning("transaction.not_outbid", slot_id=slot.slot_id, relayer=slot.relayer, kind=fault.kind, fault=str(fault))
+            self._start_resend(slot)
+
+    def _start_resend(self, slot: OpenSlot) -> None:
+        if not slot.resending:
+            slot.resending, slot.sent_at = True, self._clock.monotonic()
+            self._background.start("resend", self._resend(slot))
 
     async def _push(self, slot: OpenSlot) -> None:
         """Do what the pure ruling says about one transaction that is not mined."""
@@ -513,11 +526,8 @@ class Watcher:
                     self.pricing.missed(slot)
             case Replace(fees):
                 await self.outbid(slot, fees, noop=True)
-            case Rebroadcast() if not slot.resending:
-                slot.resending, slot.sent_at = True, self._clock.monotonic()
-                self._background.start("resend", self._resend(slot))
             case Rebroadcast():
-                pass
+                self._start_resend(slot)
             case Wait():
                 pass
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -254,9 +255,9 @@ async def test_who_waits_in_postgres_is_served_while_this_replica_has_plenty_of_
 class Doubt:
     """A statement of the store that the first time loses its answer: done, or not done at all."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, *, done: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, *, done: bool, module: ModuleType = settlements) -> None:
         self.times = 0
-        original = getattr(settlements, name)
+        original = getattr(module, name)
 
         async def doubtful(*arguments: Any) -> Any:
             self.times += 1
@@ -266,7 +267,7 @@ class Doubt:
                 await original(*arguments)
             raise StoreFault("store_unavailable", "the connection was lost")
 
-        monkeypatch.setattr(settlements, name, doubtful)
+        monkeypatch.setattr(module, name, doubtful)
 
 
 async def test_a_write_ahead_whose_answer_was_lost_is_found_on_record_by_its_own_caller(

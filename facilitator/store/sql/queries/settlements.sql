@@ -205,6 +205,8 @@ select slot_id, tx_nonce from slots;
 
 -- Outcomes of one look at the chain: state moves, their entries, answers, slots and costs commit together.
 -- A row is touched only in the state it was judged in; an answer that may have been told is never rewritten.
+-- A slot closes only with everything that it carries: what was judged in another state than it is in keeps its slot open, for
+-- whoever owns the relayer takes it up again as it is on record.
 -- name: resolve :many
 with judged as (
     select * from unnest(
@@ -250,14 +252,17 @@ with judged as (
       from unnest($13::bigint[], $14::text[], $15::text[], $16::bigint[], $17::text[])
            as o (slot_id, state, mined_tx_hash, block_number, block_hash)
      where s.slot_id = o.slot_id and s.state = 'open'
+       and not exists (select from slot_item i join settlement t using (settlement_id)
+                        where i.slot_id = s.slot_id and i.unresolved and t.state in ('submitted', 'preconfirmed')
+                          and t.settlement_id not in (select settlement_id from resolved))
     returning s.slot_id, s.mined_tx_hash
 ), freed as (
     update slot_item i set unresolved = false, cost_wei = coalesce(o.wei, i.cost_wei)
       from (select e.slot_id, e.settlement_id, h.wei::numeric as wei
               from slot_item e
-              left join (unnest($25::bigint[], $26::uuid[], $27::text[]) as u (slot_id, settlement_id, wei) join closed using (slot_id)) h
+              left join unnest($25::bigint[], $26::uuid[], $27::text[]) as h (slot_id, settlement_id, wei)
                      on (h.slot_id, h.settlement_id) = (e.slot_id, e.settlement_id)
-             where e.slot_id = any($13::bigint[]) and (e.unresolved or h.wei is not null)) o
+             where e.slot_id in (select slot_id from closed) and (e.unresolved or h.wei is not null)) o
      where (i.slot_id, i.settlement_id) = (o.slot_id, o.settlement_id)
 ), costs as (
     update relayer_transaction t
