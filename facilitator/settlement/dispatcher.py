@@ -281,10 +281,9 @@ class Dispatcher:
             Candidate(id=identity, payer=authorization.payer, alone=alone, life_s=authorization.valid_before - head.timestamp)
             for identity, authorization, alone in payments
         ]
-        batches = plan(candidates, room, self._limits())
-        spare_wei = self._spare_wei(account)
-        while batches and sum(self._most_wei(len(batch.ids)) for batch in batches) > spare_wei:
-            batches = batches[:-1]
+        spare_wei, limits = self._spare_wei(account), self._limits()
+        while (batches := plan(candidates, room, limits)) and sum(self._most_wei(len(batch.ids)) for batch in batches) > spare_wei:
+            candidates = candidates[: len(candidates) // 2]  # fewer, down to the one that there is money for, or none is ever sent
         return batches
 
     async def _payable_together(

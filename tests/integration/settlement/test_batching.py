@@ -45,6 +45,21 @@ async def test_a_lone_payment_is_never_wrapped(start_engine: StartEngine, new_bu
     assert [row["kind"] for row in await rig.fetch("select kind from relayer_slot")] == ["single"]
 
 
+async def test_a_relayer_whose_money_pays_for_no_batch_sends_what_it_can_and_keeps_no_other_from_sending(
+    start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: Callable[..., Awaitable[Any]], chain: Anvil, database_url: str
+) -> None:
+    relayers = [await new_relayer(), await new_relayer()]
+    rig, buyer = await start_engine(relayers=relayers, deadline_s=5.0, balance_poll_s=3600.0), await new_buyer()
+    dispatcher = rig.engine._dispatchers[NETWORK]
+    dispatcher.accounts[0].balance_wei = int(2.5 * dispatcher._most_wei(1))
+    asked = terms(amount_atomic=100)
+
+    answers = await asyncio.gather(*(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None) for _ in range(40)))
+
+    assert {reason(answer) for answer in answers} == {None}
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=40)
+
+
 async def test_a_tenant_that_does_not_share_gets_transactions_of_its_own(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
     rig, buyer = await start_engine(), await new_buyer()
     asked = terms(amount_atomic=100)
