@@ -383,11 +383,9 @@ class Dispatcher:
         admissions = [waiting.admission for waiting in group]
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
         try:
-            slots = await self._composer.sign(account, batches, authorizations) if account else []
-        except SignerFault as fault:  # nothing was signed that anybody could send
-            log.warning("relayer.not_signed", relayer=account.address if account else None, kind=fault.kind, fault=str(fault))
-            for waiting in group:
-                _fail(waiting, fault)
+            slots = await self._sign(account, batches, authorizations) if account else []
+        except SignerFault as fault:
+            self._not_signed(group, fault)
             return
         STAGE_SECONDS.labels(self._chain.network, "sign").observe(self._clock.monotonic() - started)
         try:
@@ -417,6 +415,25 @@ class Dispatcher:
                 self._lease_lost(account)
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
         self._tell(group, slots if opened else [])
+
+    async def _sign(
+        self, account: Account, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
+    ) -> list[SignedSlot]:
+        """Sign; a relayer whose key service does not rests. Raises SignerFault: nothing was signed that anybody could send."""
+        try:
+            return await self._composer.sign(account, batches, authorizations)
+        except SignerFault as fault:
+            log.warning("relayer.not_signed", relayer=account.address, kind=fault.kind, fault=str(fault))
+            self._send_answered(account.address, welcome=False)
+            raise
+
+    def _not_signed(self, group: Sequence[Waiting], fault: SignerFault) -> None:
+        """Another relayer signs them, if there is one; else they hear why."""
+        if self._choose()[1] > 0:
+            self._queue.put_back(group)
+            return
+        for waiting in group:
+            _fail(waiting, fault)
 
     async def _record_singly(self, group: Sequence[Waiting], error: Exception) -> None:
         """Nothing was stored: one write-ahead each; the only one hears why. What finds no room goes back to its place in the queue."""
@@ -467,7 +484,7 @@ class Dispatcher:
             self._background.start("send", self._watcher.send(watched, fresh=True))
 
     def _send_answered(self, relayer: Address, *, welcome: bool) -> None:
-        """How the network took a transaction: a relayer that is refused rests, longer each time; the others go on."""
+        """How the network took a transaction: a relayer that is refused, or does not sign, rests, longer each time; the others go on."""
         account = next((account for account in self.accounts if account.address == relayer), None)
         now = self._clock.monotonic()
         if account is None or (not welcome and now < account.rest_until):
@@ -553,7 +570,7 @@ class Dispatcher:
                 kept = without(batches, {record.settlement_id for record in planned} - claimed)
                 if not kept:
                     return
-                slots = await self._composer.sign(account, kept, authorizations)
+                slots = await self._sign(account, kept, authorizations)
                 opened = await settlements.dispatch_claimed(session, lease, slots)
                 if not opened:
                     raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)

@@ -1,4 +1,4 @@
-"""A commit whose answer is lost: it was done, and this process believes that it was not. Nothing may stay open for ever, nothing be lost."""
+"""A commit whose answer is lost: it was done, and this process believes that it was not. Nothing may stay open for ever."""
 
 from typing import Any
 
