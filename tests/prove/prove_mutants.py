@@ -9,21 +9,25 @@ import asyncpg
 import pytest
 
 from facilitator.chain.evm import EvmClient, Sight
-from facilitator.domain.states import State
+from facilitator.domain.states import PAID, State
 from facilitator.errors import ChainFault
 from facilitator.protocol.reasons import Reason
+from facilitator.settlement import watcher
 from facilitator.settlement.relayer import Composer
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.slots import Ruling
 from facilitator.store import relayers, settlements
 from facilitator.store.settlements import Answer
+from tests.fault import test_levels, test_modes_endpoints
+from tests.fault.conftest import StartScene, seed, start_scene, start_sim
 from tests.fault.test_crash_everywhere import RECOVERY, SINGLE, Scene, Theatre, theatre
 from tests.fault.test_model import Ground, ground
 from tests.fixtures import crash
+from tests.fixtures.base_sim import PretendAccepted, Rules, base_sim_before
 from tests.fixtures.model import Model
 from tests.prove.conftest import Tell
 
-__all__ = ["ground", "theatre"]  # fixtures
+__all__ = ["ground", "seed", "start_scene", "start_sim", "theatre"]  # fixtures
 
 SEEDS, RUNS, STEPS = 6, 30, 40
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -88,6 +92,16 @@ def take_errors_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Resolver, "rule", ruled)
 
 
+def tell_below_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (watcher, settlements):
+        monkeypatch.setattr(module, "deep_enough", lambda state, level, *, closed=False: state in PAID)  # noqa: ARG005
+
+
+def believe_the_first_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    witnesses = EvmClient.witnesses
+    monkeypatch.setattr(EvmClient, "witnesses", lambda self: witnesses(self)[:1])
+
+
 def no_code_change(_: pytest.MonkeyPatch) -> None:
     """The bug is in the database."""
 
@@ -100,6 +114,19 @@ async def drop_the_unique_key(model: Model) -> None:
         await connection.close()
 
 
+async def below_the_level(start_scene: StartScene) -> None:
+    scene = await start_scene(chain={"automine": False, "slots_in_an_epoch": 2})
+    await scene.sim.mine(6)
+    await test_levels.test_below_its_level_a_payment_is_pending_with_its_hash_and_the_repeat_hears_the_truth(scene, "safe", "the default")
+
+
+async def one_endpoint_lies(start_scene: StartScene) -> None:
+    scene = await start_scene()
+    async with base_sim_before(scene.sim.upstream.url, rules=Rules(pool=False)) as honest:
+        honest.plant(PretendAccepted(method="eth_sendRawTransaction"))
+        await test_modes_endpoints.test_mode_37_a_failure_that_one_endpoint_invents_is_none_while_another_denies_it(scene, honest)
+
+
 def rewrite(monkeypatch: pytest.MonkeyPatch, queries: dict[str, Any], name: str, *changes: tuple[str, str]) -> None:
     """Put another statement in a query's place."""
     sql = queries[name].sql
@@ -110,6 +137,10 @@ def rewrite(monkeypatch: pytest.MonkeyPatch, queries: dict[str, Any], name: str,
     monkeypatch.setitem(crash._NAMES, sql, name)
 
 
+SCENARIOS: list[tuple[Mutant, Callable[[StartScene], Awaitable[None]]]] = [
+    (Mutant("success below the level asked for", tell_below_the_level, ["SETTLEMENT_PENDING"]), below_the_level),
+    (Mutant("believe the first endpoint", believe_the_first_endpoint, ["in vain for the lie to be found out"]), one_endpoint_lies),
+]
 CRASHES = [
     Mutant("skip the commit before sending", send_before_the_commit, ["was sent and is not on record"], scene=SINGLE),
     Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["goes on at", "has a gap"], scene=RECOVERY),
@@ -127,6 +158,18 @@ WALKS = [
 ]
 
 
+@pytest.mark.parametrize(("mutant", "play"), SCENARIOS, ids=lambda each: getattr(each, "name", ""))
+async def test_a_scenario_finds_a_planted_bug(
+    start_scene: StartScene, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, play: Callable[[StartScene], Awaitable[None]], tell: Tell
+) -> None:
+    mutant.plant(monkeypatch)
+    with pytest.raises(AssertionError) as raised:
+        await play(start_scene)
+    said = f"{raised.traceback[-1].statement} {raised.value}"
+    assert any(sign in said for sign in mutant.seen), said
+    tell(f"| {mutant.name} | {play.__name__} | | {said.splitlines()[0][:160]} |")
+
+
 @pytest.mark.parametrize("mutant", CRASHES, ids=lambda mutant: mutant.name)
 async def test_the_crash_test_finds_a_planted_bug(theatre: Theatre, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, tell: Tell) -> None:
     mutant.plant(monkeypatch)
@@ -142,9 +185,9 @@ def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest
     mutant.plant(monkeypatch)
     ground.spoil = mutant.spoil
     started = time.monotonic()
-    for seed in range(1, SEEDS + 1):
+    for number in range(1, SEEDS + 1):
         try:
-            ground.walk(seed, RUNS, STEPS)
+            ground.walk(number, RUNS, STEPS)
         except Exception:  # what broke first is told by the ground
             if not ground.broken:
                 raise
@@ -154,4 +197,4 @@ def test_the_random_walk_finds_a_planted_bug(ground: Ground, monkeypatch: pytest
     assert any(sign in ground.broken[0] for sign in mutant.seen), ground.broken[0]
     took_s = time.monotonic() - started
     first = ground.broken[0].splitlines()[0][:160]
-    tell(f"| {mutant.name} | random walk, seed {seed} | step {ground.steps.total()}, {took_s:.0f} s | {first} |")
+    tell(f"| {mutant.name} | random walk, seed {number} | step {ground.steps.total()}, {took_s:.0f} s | {first} |")
