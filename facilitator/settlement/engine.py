@@ -142,15 +142,15 @@ class Engine:
                 loop("keeper", keeper.run)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more work, answer who waits (with the hash, if not decided in time), give leases back."""
+        """Open no slot any more, answer who waits (with the hash, if not decided in time), give leases back."""
         self._stopping = True
         deadline = self._clock.monotonic() + grace_s
+        for dispatcher in self._dispatchers.values():
+            dispatcher.stop()
         try:
             async with asyncio.timeout(max(0.0, grace_s - 1.0)):
                 await self._idle.wait()
         except TimeoutError:
-            for dispatcher in self._dispatchers.values():
-                dispatcher.stop()
             self._admitter.hurry()
             self._board.wake_all()
             try:
@@ -158,8 +158,6 @@ class Engine:
                     await self._idle.wait()
             except TimeoutError:
                 log.warning("engine.callers_left", callers=self._callers)
-        for dispatcher in self._dispatchers.values():
-            dispatcher.stop()
         await self._background.drain(1.0)
         if self._loops is not None:
             self._loops.cancel()

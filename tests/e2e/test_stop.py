@@ -94,6 +94,12 @@ async def test_sigterm_while_the_chain_stands_still_tells_every_waiter_how_thing
         started = time.monotonic()
         house.services[0].send_signal(signal.SIGTERM)
         await readiness_drops(house, session)
+
+        async def unsent_are_told() -> bool:
+            return sum(task.done() for task in waiting) >= CLIENTS - IN_POOL_MAX
+
+        await eventually(unsent_are_told, "those without a slot to be told, long before the grace ends", timeout_s=GRACE_S - 1.5)
+        assert words([await task for task in waiting if task.done()]) == {"draining": CLIENTS - IN_POOL_MAX}
         answers = await asyncio.gather(*waiting)
         assert await ended(house) == 0
         assert time.monotonic() - started < DRAIN_S + GRACE_S + 5
