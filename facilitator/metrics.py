@@ -71,6 +71,7 @@ MATCHED_SHARE = Gauge(
 RECONCILED_BLOCK = Gauge("facilitator_reconciled_block", "Last block that was held against the ledger.", ["network"])
 SEAL_NO = Gauge("facilitator_seal_number", "Number of the newest seal of this process.")
 SEAL_TIMESTAMP = Gauge("facilitator_seal_timestamp_seconds", "When it was made.")
+SEALED_AT = Gauge("facilitator_seal_last_success_timestamp_seconds", "When a round of sealing last ended with nothing left to seal.")
 RECONCILED_AT = Gauge(
     "facilitator_reconcile_last_success_timestamp_seconds", "When the ledger was last held against the chain to the end.", ["network"]
 )

@@ -387,6 +387,15 @@ MONEY: Final = (
         bad=1800,
         runbook="ReconcilerStalled",
     ),
+    Panel(
+        title="Age of the last round of sealing",
+        unit="s",
+        description="Since any replica last sealed all that was booked.",
+        expressions=(("time() - max(facilitator_seal_last_success_timestamp_seconds)", "seal"),),
+        warn=120,
+        bad=600,
+        runbook="SealerStalled",
+    ),
 )
 
 DEPENDENCIES: Final = (

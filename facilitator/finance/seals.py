@@ -18,7 +18,7 @@ from facilitator.domain.periods import local_date
 from facilitator.domain.seals import FIRST, EntryRecord, EventRecord, entry_fields, event_fields, head, leaf, root
 from facilitator.errors import ConfigFault
 from facilitator.finance.settings import Settings
-from facilitator.metrics import SEAL_NO, SEAL_TIMESTAMP
+from facilitator.metrics import SEAL_NO, SEAL_TIMESTAMP, SEALED_AT
 from facilitator.store import seals
 from facilitator.store.db import Db, Session
 from facilitator.store.seals import Leaf, Seal, SealedRow
@@ -76,6 +76,7 @@ class Sealer:
         while True:
             while (sealed := await self.seal()) is not None and sealed.leaves == LEAVES_MAX:
                 pass
+            SEALED_AT.set_to_current_time()
             await self._clock.sleep(self._settings.seal_s)
 
     async def seal(self) -> Seal | None:

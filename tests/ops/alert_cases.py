@@ -157,6 +157,9 @@ SHOWN: Final[Mapping[str, Shown]] = {
         restarted="0+60x10 _x10 1200+60x70",
         minute=60,
     ),
+    "SealerStalled": _gauge(
+        "facilitator_seal_last_success_timestamp_seconds", POD, "60x90", silent="0+60x90", restarted="0+60x10 _x10 1200+60x70"
+    ),
     "RateStale": _gauge(
         "facilitator_rate_timestamp_seconds", NET, "60x300", silent="0+60x300", restarted="0+60x10 _x10 1200+60x280", minute=250
     ),
