@@ -33,7 +33,7 @@ from facilitator.store.seals import record_event
 from facilitator.store.tenants import find_tenant
 from facilitator.units import Address, Network, Zone, parse_zone
 
-_ACTOR: Final = os.environ.get("USER") or f"uid {os.getuid()}"
+ACTOR: Final = os.environ.get("USER") or f"uid {os.getuid()}"
 """Who runs the command, for the audit trail."""
 
 
@@ -131,11 +131,11 @@ def _add_days(
 ) -> None:
     closing = commands.add_parser("close", parents=[with_config], help="close a book day; exit 3 says all that keeps it open")
     closing.add_argument("day", metavar="DAY")
-    closing.add_argument("--by", default=_ACTOR, metavar="NAME")
+    closing.add_argument("--by", default=ACTOR, metavar="NAME")
     closing.set_defaults(run=on_ledger(close))
     reopening = commands.add_parser("reopen", parents=[with_config], help="reopen the last closed book day; it takes two people")
     reopening.add_argument("day", metavar="DAY")
-    reopening.add_argument("--by", default=_ACTOR, metavar="NAME")
+    reopening.add_argument("--by", default=ACTOR, metavar="NAME")
     step = reopening.add_mutually_exclusive_group(required=True)
     step.add_argument("--reason", metavar="TEXT", help="ask for it")
     step.add_argument("--confirm", action="store_true", help="do what somebody else asked for within a day")
@@ -200,7 +200,7 @@ async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace)
         booking_zone=config.finance.booking_zone,
     )
     manifest = await export.export_settlements(db, asked, parsed.out)
-    await record_event(db, "settlements_exported", _ACTOR, json.dumps({"filter": manifest["filter"], "sha256": manifest["sha256"]}))
+    await record_event(db, "settlements_exported", ACTOR, json.dumps({"filter": manifest["filter"], "sha256": manifest["sha256"]}))
     whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"
     return Done(0, [f"{parsed.out}: {manifest['rows']} rows, {whole}; manifest {export.manifest_path(parsed.out)}"])
 
@@ -219,7 +219,7 @@ async def export_journal(config: Config, db: Db, parsed: argparse.Namespace) -> 
                 with FORMATS["csv"](partial, JOURNAL_COLUMNS) as add:
                     async for entry in books.journal_lines(session, period):
                         add(journal_cells(entry, decimals))
-    await record_event(db, "journal_exported", _ACTOR, f"{time_text(period.start)} to {time_text(period.end)} as {parsed.format}")
+    await record_event(db, "journal_exported", ACTOR, f"{time_text(period.start)} to {time_text(period.end)} as {parsed.format}")
     return Done(0, [f"{parsed.out}: {time_text(period.start)} to {time_text(period.end)}"])
 
 
@@ -283,7 +283,7 @@ async def report_invoice(config: Config, db: Db, parsed: argparse.Namespace) -> 
     how = invoices.Billing(booking_zone=config.finance.booking_zone, decimals=_decimals(config), rate_stale_s=config.finance.rate_stale_s)
     if parsed.issue:
         invoice = await invoices.issue(db, how, parsed.tenant, month)
-        await record_event(db, "invoice_issued", _ACTOR, f"invoice {invoice.number}, {parsed.tenant}, {parsed.month}")
+        await record_event(db, "invoice_issued", ACTOR, f"invoice {invoice.number}, {parsed.tenant}, {parsed.month}")
     async with db.snapshot() as session:
         issued = await billing.find_invoice(session, parsed.tenant, month)
         if issued is None:
@@ -311,7 +311,7 @@ async def fees_add(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
         raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}") from None
     if added is None:
         return Done(1, [f"{parsed.tenant} has terms from {start} or later already, or was invoiced for that day: choose a later one"])
-    await record_event(db, "terms_added", _ACTOR, f"{parsed.tenant}, version {added.version} from {added.effective_from}")
+    await record_event(db, "terms_added", ACTOR, f"{parsed.tenant}, version {added.version} from {added.effective_from}")
     return Done(0, [f"version {added.version} of {parsed.tenant} holds from {added.effective_from}"])
 
 
@@ -331,7 +331,7 @@ async def fees_book(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
         raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}")
     amount = invoices.parse_usd(parsed.usd)
     entry_id = await invoices.book(db, parsed.tenant, parsed.kind, amount, parsed.reference, datetime.now(UTC))
-    await record_event(db, f"{parsed.kind}_booked", _ACTOR, f"entry {entry_id}, {parsed.tenant}: {parsed.reference}")
+    await record_event(db, f"{parsed.kind}_booked", ACTOR, f"entry {entry_id}, {parsed.tenant}: {parsed.reference}")
     return Done(0, [f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"])
 
 
@@ -379,7 +379,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[dict[str, str]], form: st
 async def export_bundle(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """`export audit-bundle`."""
     newest = await seals.write_bundle(db, parsed.out)
-    await record_event(db, "bundle_exported", _ACTOR, "" if newest is None else f"through seal {newest.seal_no}")
+    await record_event(db, "bundle_exported", ACTOR, "" if newest is None else f"through seal {newest.seal_no}")
     sealed = "nothing is sealed yet" if newest is None else f"through seal {newest.seal_no}, head {newest.head.hex()}"
     return Done(0, [f"{parsed.out}: {sealed}; check it with `python {parsed.out / 'verify.py'}`"])
 

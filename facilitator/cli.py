@@ -10,32 +10,27 @@ import gc
 import importlib
 import json
 import os
-import re
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
 
 import uvloop
 
-from facilitator import books, telemetry
+from facilitator import books, telemetry, tenancy
 from facilitator import config as configuration
 from facilitator.app import open_database, serve
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
-from facilitator.domain.confirmation import LEVELS
 from facilitator.errors import ConfigFault, Fault
 from facilitator.explain import explain
 from facilitator.metrics import EVENTS
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
-from facilitator.store import tenants
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate, missing_migrations
-from facilitator.store.tenants import SCOPES, ApiKey, Scope, Tenant
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -87,8 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     command("migrate", _migrate, "bring the database's schema up")
     command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
 
-    _add_keys(commands, with_config)
-    _add_tenants(commands, with_config)
+    tenancy.add_commands(commands, with_config, _on_ledger)
 
     check = command("reconcile", _reconcile, "ledger against chain; exit 2 while something is unexplained")
     check.add_argument("--network", required=True, metavar="ID")
@@ -135,63 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--upstream", default=None, metavar="URL", help="OpenAI-compatible API behind the sample sellers")
     dev.add_argument("--upstream-key", default=None, metavar="REF", help="its key: env:NAME or file:/path")
     return parser
-
-
-def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser) -> None:
-    keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="COMMAND")
-    create = keys.add_parser("create", parents=[with_config], help="make a key, and its tenant if need be; the secret is shown once")
-    create.add_argument("--tenant", required=True)
-    create.add_argument("--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(SCOPES)}")
-    create.add_argument("--expires", type=_expiry, help="a date and time with its zone, or a time from now such as 90d or 12h")
-    create.add_argument("--json", action="store_true")
-    create.set_defaults(run=_keys_create)
-    listing = keys.add_parser("list", parents=[with_config], help="all keys, dead ones too")
-    listing.add_argument("--tenant")
-    listing.add_argument("--json", action="store_true")
-    listing.set_defaults(run=_keys_list)
-    revoke = keys.add_parser("revoke", parents=[with_config], help="end a key; running services notice within access.refresh_s")
-    revoke.add_argument("key_id", metavar="ID")
-    revoke.set_defaults(run=_keys_revoke)
-
-
-def _add_tenants(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser) -> None:
-    change = commands.add_parser("tenants", help="tenants' own rules").add_subparsers(required=True, metavar="COMMAND")
-    rules = change.add_parser("set", parents=[with_config], help="change rules; running services notice within access.refresh_s")
-    rules.add_argument("tenant_id", metavar="ID")
-    rules.add_argument("--confirm-level", choices=[*LEVELS, "default"], help="how deep its payments must be before success is told")
-    for flag, text in (
-        ("--shared-transactions", "whether its payments may share a transaction"),
-        ("--accept-external", "whether a payment executed by another sender is a success: only for who de-duplicates by nonce"),
-        ("--trust-payment-identifier", "whether the buyer's payment-identifier stands for an Idempotency-Key"),
-    ):
-        rules.add_argument(flag, choices=["yes", "no"], help=text)
-    rules.set_defaults(run=_tenants_set)
-
-
-def _scopes(text: str) -> list[Scope]:
-    scopes = [part.strip() for part in text.split(",") if part.strip()]
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise argparse.ArgumentTypeError(f"{scope!r} is none of {', '.join(SCOPES)}")
-    if not scopes:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(SCOPES)}")
-    return cast("list[Scope]", list(dict.fromkeys(scopes)))
-
-
-def _expiry(text: str) -> datetime:
-    now = datetime.now(UTC)
-    if match := re.fullmatch(r"([1-9][0-9]{0,4})([dh])", text):
-        number = int(match[1])
-        return now + (timedelta(days=number) if match[2] == "d" else timedelta(hours=number))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("expected a time such as 2027-01-31T00:00:00Z, 90d or 12h") from None
-    if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError("the time needs a zone: write 2027-01-31T00:00:00Z")
-    if moment <= now:
-        raise argparse.ArgumentTypeError("this time is past")
-    return moment
 
 
 # ---- configuration
@@ -368,108 +305,6 @@ def _migrate(parsed: argparse.Namespace) -> int:
         return DONE
 
     return _run(run())
-
-
-def _keys_create(parsed: argparse.Namespace) -> int:
-    config = _prepare(parsed, quiet=True)
-    try:
-        tenant_id = tenants.parse_tenant_id(parsed.tenant)
-    except ValueError as error:
-        return _complain(f"--tenant: {error}", USAGE)
-
-    async def run() -> int:
-        new = tenants.generate_key()
-        async with _open(config) as db:
-            await tenants.create_tenant(db, Tenant(tenant_id=tenant_id))
-            row = await tenants.create_api_key(db, new, tenant_id, parsed.scopes, parsed.expires)
-        if parsed.json:
-            print(json.dumps({"key": new.text, **_key_facts(row)}))
-        else:
-            print(new.text)
-            print(f"key {new.key_id} of tenant {tenant_id}, scopes {', '.join(parsed.scopes)}. It is not shown again.", file=sys.stderr)
-        return DONE
-
-    return _run(run())
-
-
-def _keys_list(parsed: argparse.Namespace) -> int:
-    config = _prepare(parsed, quiet=True)
-
-    async def run() -> int:
-        async with _open(config) as db:
-            rows = await tenants.list_api_keys(db, parsed.tenant)
-        facts = [_key_facts(row) for row in rows]
-        if parsed.json:
-            print(json.dumps(facts))
-        else:
-            _print_table(["id", "tenant", "scopes", "created", "expires", "revoked", "lastUsed"], facts)
-        return DONE
-
-    return _run(run())
-
-
-def _keys_revoke(parsed: argparse.Namespace) -> int:
-    config = _prepare(parsed, quiet=True)
-
-    async def run() -> int:
-        async with _open(config) as db:
-            row = await tenants.revoke_api_key(db, parsed.key_id)
-        if row is None:
-            return _complain(f"there is no key {parsed.key_id}: `facilitator keys list` shows them", FAILED)
-        print(f"revoked {row.key_id} of tenant {row.tenant_id}")
-        return DONE
-
-    return _run(run())
-
-
-def _tenants_set(parsed: argparse.Namespace) -> int:
-    config = _prepare(parsed, quiet=True)
-
-    def chosen(answer: str | None) -> bool | None:
-        return None if answer is None else answer == "yes"
-
-    async def run() -> int:
-        async with _open(config) as db:
-            known = await tenants.change_tenant(
-                db,
-                parsed.tenant_id,
-                confirm_level=parsed.confirm_level,
-                shared_transactions=chosen(parsed.shared_transactions),
-                accept_external=chosen(parsed.accept_external),
-                trust_payment_identifier=chosen(parsed.trust_payment_identifier),
-            )
-            tenant = await tenants.find_tenant(db, parsed.tenant_id)
-        if not known or tenant is None:
-            return _complain(f"there is no tenant {parsed.tenant_id}: `facilitator keys create` makes one", FAILED)
-        print(", ".join(f"{name} {value}" for name, value in asdict(tenant).items()))
-        return DONE
-
-    return _run(run())
-
-
-def _key_facts(row: ApiKey) -> dict[str, object]:
-    def time(moment: datetime | None) -> str | None:
-        return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-    return {
-        "id": row.key_id,
-        "tenant": row.tenant_id,
-        "scopes": list(row.scopes),
-        "created": time(row.created_at),
-        "expires": time(row.expires_at),
-        "revoked": time(row.revoked_at),
-        "lastUsed": time(row.last_used_at),
-    }
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
-    def cell(value: object) -> str:
-        return "-" if value is None else ",".join(value) if isinstance(value, list) else str(value)
-
-    lines = [list(columns), *([cell(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _explain(parsed: argparse.Namespace) -> int:

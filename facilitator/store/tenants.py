@@ -11,11 +11,13 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal
 
 from facilitator.domain.confirmation import ConfirmLevel
-from facilitator.store.db import Db, load_queries
+from facilitator.domain.limits import Limits, decode_limits, encode_limits
+from facilitator.store.db import Db, Session, load_queries
 
 _QUERIES: Final = load_queries("tenants")
 
@@ -40,6 +42,8 @@ class Tenant:
     """Whether the buyer's `payment-identifier` may stand for an Idempotency-Key (docs/architecture.md decision 5)."""
     confirm_level: ConfirmLevel | None = None
     """How deep its payments must be before success is told; None: `settlement.confirm_level`."""
+    limits: Limits = field(default_factory=Limits)
+    """What its callers may ask for, how often, and how much at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,8 @@ class ApiKey:
     revoked_at: datetime | None
     last_used_at: datetime | None
     """At most a minute and one flush older than the truth."""
+    replaces: str | None
+    """The key whose place it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +93,12 @@ class LiveKey:
     accept_external: bool
     trust_payment_identifier: bool
     confirm_level: ConfirmLevel | None
+    limits: str
 
     @property
     def tenant(self) -> Tenant:
         """The tenant that this key speaks for."""
-        return Tenant(
-            tenant_id=self.tenant_id,
-            shared_transactions=self.shared_transactions,
-            accept_external=self.accept_external,
-            trust_payment_identifier=self.trust_payment_identifier,
-            confirm_level=self.confirm_level,
-        )
+        return _tenant_of(self)
 
     def opens_with(self, presented: KeySecret) -> bool:
         """Is this the secret? Constant time, so that an answer's delay tells nothing about the stored hash."""
@@ -105,14 +106,40 @@ class LiveKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _TenantRow:
-    """Columns of `find_tenant`."""
+class TenantRecord:
+    """A tenant as it is on record, disabled or not."""
 
     tenant_id: str
     shared_transactions: bool
     accept_external: bool
     trust_payment_identifier: bool
     confirm_level: ConfirmLevel | None
+    limits: str
+    """JSON, see domain/limits.py."""
+    created_at: datetime
+    disabled_at: datetime | None
+
+    @property
+    def tenant(self) -> Tenant:
+        """With its rules."""
+        return _tenant_of(self)
+
+
+@lru_cache(maxsize=1024)
+def _limits_of(text: str) -> Limits:
+    """Every request asks; texts are as few as tenants with limits."""
+    return decode_limits(text)
+
+
+def _tenant_of(row: LiveKey | TenantRecord) -> Tenant:
+    return Tenant(
+        tenant_id=row.tenant_id,
+        shared_transactions=row.shared_transactions,
+        accept_external=row.accept_external,
+        trust_payment_identifier=row.trust_payment_identifier,
+        confirm_level=row.confirm_level,
+        limits=_limits_of(row.limits),
+    )
 
 
 def generate_key() -> NewKey:
@@ -139,7 +166,7 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("ascii")).digest()
 
 
-async def create_tenant(db: Db, tenant: Tenant) -> bool:
+async def create_tenant(db: Db | Session, tenant: Tenant) -> bool:
     """Put a tenant on record. False when one of that id exists, which is left as it is."""
     created = await db.execute(
         _QUERIES["create_tenant"],
@@ -148,56 +175,76 @@ async def create_tenant(db: Db, tenant: Tenant) -> bool:
         tenant.accept_external,
         tenant.trust_payment_identifier,
         tenant.confirm_level,
+        encode_limits(tenant.limits),
     )
     return created == 1
 
 
-async def find_tenant(db: Db, tenant_id: str) -> Tenant | None:
+async def find_tenant(db: Db | Session, tenant_id: str) -> Tenant | None:
     """A tenant that is not disabled, or None."""
-    row = await db.optional(_TenantRow, _QUERIES["find_tenant"], tenant_id)
-    return (
-        None
-        if row is None
-        else Tenant(
-            tenant_id=row.tenant_id,
-            shared_transactions=row.shared_transactions,
-            accept_external=row.accept_external,
-            trust_payment_identifier=row.trust_payment_identifier,
-            confirm_level=row.confirm_level,
-        )
+    row = await db.optional(TenantRecord, _QUERIES["find_tenant"], tenant_id)
+    return None if row is None or row.disabled_at is not None else row.tenant
+
+
+async def list_tenants(db: Db | Session) -> list[TenantRecord]:
+    """All tenants by id, disabled ones too."""
+    return await db.many(TenantRecord, _QUERIES["list_tenants"])
+
+
+async def find_record(db: Db | Session, tenant_id: str) -> TenantRecord | None:
+    """A tenant, disabled or not."""
+    return await db.optional(TenantRecord, _QUERIES["find_tenant"], tenant_id)
+
+
+async def lock_tenant(session: Session, tenant_id: str) -> TenantRecord | None:
+    """`find_record`, and nobody else changes it until the transaction ends."""
+    return await session.optional(TenantRecord, _QUERIES["lock_tenant"], tenant_id)
+
+
+async def store_tenant(session: Session, tenant: Tenant, *, disabled: bool) -> TenantRecord:
+    """Write a tenant's rules. Running processes notice when they next refresh the key; what is admitted keeps the rules that it had."""
+    return await session.one(
+        TenantRecord,
+        _QUERIES["store_tenant"],
+        tenant.tenant_id,
+        tenant.shared_transactions,
+        tenant.accept_external,
+        tenant.trust_payment_identifier,
+        tenant.confirm_level,
+        encode_limits(tenant.limits),
+        disabled,
     )
 
 
-async def change_tenant(
-    db: Db,
-    tenant_id: str,
-    *,
-    shared_transactions: bool | None = None,
-    accept_external: bool | None = None,
-    trust_payment_identifier: bool | None = None,
-    confirm_level: ConfirmLevel | Literal["default"] | None = None,
-) -> bool:
-    """Change a tenant's own rules; None leaves one as it is. False when there is no such tenant.
-
-    Running processes notice when they next refresh the key; what is admitted by then keeps the rules it was admitted with.
-    """
-    changed = await db.execute(
-        _QUERIES["change_tenant"], tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level
-    )
-    return changed == 1
-
-
-async def create_api_key(db: Db, new: NewKey, tenant_id: str, scopes: Sequence[Scope], expires_at: datetime | None) -> ApiKey:
+async def create_api_key(db: Db | Session, new: NewKey, tenant_id: str, scopes: Sequence[Scope], expires_at: datetime | None) -> ApiKey:
     """Put a key on record. The tenant must exist (ConstraintViolated `api_key_tenant_id_fkey` otherwise)."""
     return await db.one(ApiKey, _QUERIES["create_api_key"], new.key_id, tenant_id, new.sha256, list(scopes), expires_at)
 
 
-async def list_api_keys(db: Db, tenant_id: str | None = None) -> list[ApiKey]:
+async def replace_api_key(session: Session, new: NewKey, key_id: str) -> ApiKey | None:
+    """Put a key on record in the place of a live one: same tenant, scopes and length of life.
+
+    None when that one is dead. ConstraintViolated `api_key_replaced_once` when it was replaced before.
+    """
+    return await session.optional(ApiKey, _QUERIES["replace_api_key"], new.key_id, new.sha256, key_id)
+
+
+async def end_api_key(session: Session, key_id: str, overlap: timedelta) -> ApiKey:
+    """Let a key live that much longer at most."""
+    return await session.one(ApiKey, _QUERIES["end_api_key"], key_id, overlap)
+
+
+async def list_api_keys(db: Db | Session, tenant_id: str | None = None) -> list[ApiKey]:
     """All keys, dead ones too, of one tenant or of all."""
     return await db.many(ApiKey, _QUERIES["list_api_keys"], tenant_id)
 
 
-async def revoke_api_key(db: Db, key_id: str) -> ApiKey | None:
+async def lock_api_key(session: Session, key_id: str) -> ApiKey | None:
+    """A key, dead or alive; nobody else changes it until the transaction ends."""
+    return await session.optional(ApiKey, _QUERIES["lock_api_key"], key_id)
+
+
+async def revoke_api_key(db: Db | Session, key_id: str) -> ApiKey | None:
     """End a key now; running processes notice within their refresh time. None when there is no such key. Idempotent."""
     return await db.optional(ApiKey, _QUERIES["revoke_api_key"], key_id)
 

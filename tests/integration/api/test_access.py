@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -14,9 +17,11 @@ from aiohttp.test_utils import make_mocked_request
 from facilitator.api.access import Access
 from facilitator.api.desk import Grant, HttpProblem
 from facilitator.api.settings import AccessSettings
+from facilitator.domain.limits import Limits, Rate, encode_limits
 from facilitator.errors import StoreFault
-from facilitator.store import tenants
-from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store import administration, tenants
+from facilitator.store.administration import NotPossible, Rules
+from facilitator.store.db import ConstraintViolated, Db, Query
 from facilitator.store.tenants import NewKey, Scope, Tenant
 from facilitator.units import UnixSeconds
 
@@ -97,25 +102,142 @@ async def test_a_tenant_is_made_once_and_left_as_it_is(db: Db) -> None:
 
 async def test_a_tenant_s_rules_are_changed_one_by_one_and_its_keys_carry_them(db: Db) -> None:
     new = await make_key(db, tenant="shop")
-    assert await tenants.change_tenant(db, "shop", confirm_level="safe")
-    assert await tenants.change_tenant(db, "shop", accept_external=True, shared_transactions=False)
+    limits = Limits(rates={"/settle": Rate(per_second=5, burst=10)}, pay_to=("0x" + "ab" * 20,))
+    await administration.change_tenant(db, "cli me", "shop", {"confirm_level": "safe"})
+    await administration.change_tenant(db, "cli me", "shop", {"accept_external": True, "shared_transactions": False})
+    await administration.change_tenant(db, "cli me", "shop", {}, limits=json.loads(encode_limits(limits)))
     [key] = await tenants.find_api_keys(db, [new.key_id])
-    assert key.tenant == Tenant(tenant_id="shop", confirm_level="safe", accept_external=True, shared_transactions=False)
+    assert key.tenant == Tenant(tenant_id="shop", confirm_level="safe", accept_external=True, shared_transactions=False, limits=limits)
     assert await tenants.find_tenant(db, "shop") == key.tenant
-    assert await tenants.change_tenant(db, "shop", confirm_level="default", accept_external=False, shared_transactions=True)
+    back: Rules = {"confirm_level": None, "accept_external": False, "shared_transactions": True}
+    await administration.change_tenant(db, "cli me", "shop", back, limits={"rates": None, "payTo": None})
     assert await tenants.find_tenant(db, "shop") == Tenant(tenant_id="shop")
-    assert not await tenants.change_tenant(db, "nobody", confirm_level="safe")
+    assert await administration.change_tenant(db, "cli me", "nobody", {"confirm_level": "safe"}) is None
 
 
-async def test_the_database_holds_no_usable_key(db: Db) -> None:
+async def test_a_dump_of_the_database_holds_no_usable_key(db: Db, database_url: str) -> None:
+    made = tenants.generate_key()
+    await administration.create_key(db, "cli me", made, "shop", ("settle",), None, make_tenant=True)
+    rotated = tenants.generate_key()
+    await administration.rotate_key(db, "cli me", rotated, made.key_id, timedelta(hours=1))
+    connection = await asyncpg.connect(database_url)
+    try:
+        tables = [row[0] for row in await connection.fetch("select tablename from pg_tables where schemaname = current_schema()")]
+        assert {"api_key", "tenant", "audit_event"} <= set(tables)
+        dump = "\n".join([str([tuple(row) for row in await connection.fetch(f"select t::text from {table} t")]) for table in tables])  # noqa: S608
+    finally:
+        await connection.close()
+    assert made.key_id in dump
+    for new in (made, rotated):
+        secret = new.text[16:]
+        assert len(secret) == 43
+        assert secret not in dump
+        for spelling in (secret.encode().hex(), b64encode(secret.encode()).decode().rstrip("=")):
+            assert spelling not in dump
+        assert secret not in repr(new)
+        parsed = tenants.parse_key(new.text)
+        assert parsed is not None
+        assert (parsed.key_id, parsed.sha256) == (new.key_id, new.sha256)
+        assert new.sha256.hex() in dump, "of the secret its hash is there"
+    assert new.sha256.hex() not in await trail_text(db)
+
+
+class _Detail(NamedTuple):
+    kind: str
+    actor: str
+    detail: str
+
+
+async def trail(db: Db) -> list[_Detail]:
+    query = Query(name="trail", kind="many", sql="select kind, actor, detail from audit_event order by event_id")
+    return await db.many(_Detail, query)
+
+
+async def trail_text(db: Db) -> str:
+    return str(await trail(db))
+
+
+async def test_every_change_says_who_what_before_and_after(db: Db) -> None:
+    new, next_one = tenants.generate_key(), tenants.generate_key()
+    await administration.create_key(db, "cli me", new, "shop", ("settle",), None, make_tenant=True)
+    await administration.change_tenant(db, "key abc", "shop", {"shared_transactions": False}, limits={"settlementsMax": 5})
+    await administration.change_tenant(db, "key abc", "shop", {"shared_transactions": False}, limits={"settlementsMax": 5})
+    await administration.rotate_key(db, "cli me", next_one, new.key_id, timedelta(hours=24))
+    await administration.revoke_key(db, "cli me", new.key_id)
+    await administration.revoke_key(db, "cli me", new.key_id)
+    await administration.change_tenant(db, "cli me", "shop", {}, disabled=True)
+    events = await trail(db)
+    kinds = ["tenant_created", "key_created", "tenant_changed", "key_created", "key_rotated", "key_revoked", "tenant_changed"]
+    assert [event.kind for event in events] == kinds, "what changed nothing left no trace"
+    assert [event.actor for event in events] == ["cli me", "cli me", "key abc", "cli me", "cli me", "cli me", "cli me"]
+    details = [json.loads(event.detail) for event in events]
+    assert details[0]["before"] is None
+    assert (details[2]["before"]["limits"], details[2]["after"]["limits"]) == ({}, {"settlementsMax": 5})
+    assert (details[2]["before"]["shared_transactions"], details[2]["after"]["shared_transactions"]) == (True, False)
+    assert (details[4]["subject"], details[4]["before"]["expires_at"]) == (new.key_id, None)
+    assert details[4]["after"]["expires_at"] is not None
+    assert details[5]["after"]["revoked_at"] is not None
+    assert details[6]["after"]["disabled_at"] is not None
+
+
+async def test_a_change_and_its_line_in_the_trail_commit_together_or_not_at_all(db: Db, database_url: str) -> None:
+    await administration.create_tenant(db, "cli me", Tenant(tenant_id="shop"))
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("alter table audit_event add constraint no_more check (kind <> 'tenant_changed') not valid")
+        with pytest.raises(ConstraintViolated, match="no_more"):
+            await administration.change_tenant(db, "cli me", "shop", {"accept_external": True})
+    finally:
+        await connection.close()
+    assert await tenants.find_tenant(db, "shop") == Tenant(tenant_id="shop")
+
+
+async def test_a_key_is_rotated_once_and_only_while_it_lives(db: Db, access: Access, clock: ManualClock) -> None:
+    old, new = await make_key(db), tenants.generate_key()
+    await admit(access, old.text)
+    row = await administration.rotate_key(db, "cli me", new, old.key_id, timedelta(hours=1))
+    assert (row.tenant_id, list(row.scopes), row.expires_at, row.replaces) == ("shop", ["verify", "settle"], None, old.key_id)
+    await access._refresh()
+    assert (await admit(access, old.text)).tenant == (await admit(access, new.text)).tenant, "both work"
+    with pytest.raises(NotPossible, match="was replaced before"):
+        await administration.rotate_key(db, "cli me", tenants.generate_key(), old.key_id, timedelta(hours=1))
+    clock.offset_s = 3601.0
+    access._contact_at = clock.monotonic()
+    assert await refused(access, ("X-API-Key", old.text)) == 401
+    assert (await admit(access, new.text)).key_id == new.key_id
+    await administration.revoke_key(db, "cli me", new.key_id)
+    with pytest.raises(NotPossible, match="expired or revoked"):
+        await administration.rotate_key(db, "cli me", tenants.generate_key(), new.key_id, timedelta(hours=1))
+
+
+async def test_two_rotations_of_one_key_at_once_make_one_key(db: Db) -> None:
+    old = await make_key(db)
+    rotations = [administration.rotate_key(db, "cli me", tenants.generate_key(), old.key_id, timedelta(hours=1)) for _ in range(3)]
+    done = await asyncio.gather(*rotations, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in done) == ["ApiKey", "NotPossible", "NotPossible"]
+    assert len(await tenants.list_api_keys(db)) == 2
+
+
+async def test_a_rotated_key_lives_as_long_as_its_forerunner_was_made_to(db: Db) -> None:
+    old = await make_key(db, expires=datetime.now(UTC) + timedelta(hours=3))
+    row = await administration.rotate_key(db, "cli me", tenants.generate_key(), old.key_id, timedelta(days=9))
+    assert row.expires_at is not None
+    assert timedelta(hours=2, minutes=59) < row.expires_at - row.created_at <= timedelta(hours=3)
+    [before, _] = await tenants.list_api_keys(db)
+    assert before.expires_at is not None
+    assert before.expires_at <= before.created_at + timedelta(hours=3), "the overlap makes no key live longer"
+
+
+async def test_a_disabled_tenant_s_keys_end_and_work_again_when_it_is_enabled(db: Db, access: Access) -> None:
     new = await make_key(db)
-    secret = new.text.rpartition("_")[2] if new.text.count("_") == 2 else new.text[16:]
-    rows = json.dumps([str(row) for row in await tenants.find_api_keys(db, [new.key_id])] + [str(await tenants.list_api_keys(db))])
-    assert secret not in rows
-    assert secret not in repr(new)
-    parsed = tenants.parse_key(new.text)
-    assert parsed is not None
-    assert (parsed.key_id, parsed.sha256) == (new.key_id, new.sha256)
+    await admit(access, new.text)
+    await administration.change_tenant(db, "cli me", "shop", {}, disabled=True)
+    assert await tenants.find_tenant(db, "shop") is None
+    await access._refresh()
+    assert await refused(access, ("X-API-Key", new.text)) == 401
+    await administration.change_tenant(db, "cli me", "shop", {}, disabled=False)
+    access._unknown.clear()
+    assert (await admit(access, new.text)).key_id == new.key_id
 
 
 async def test_keys_are_listed_revoked_and_marked_as_used(db: Db) -> None:

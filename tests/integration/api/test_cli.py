@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 from eth_account.signers.local import LocalAccount
 
@@ -102,19 +104,68 @@ async def test_keys_are_made_listed_and_revoked(shell: Shell) -> None:
         assert "verify,settle" in table
         assert key[16:] not in table
         assert shell.run("keys", "revoke", key[3:15]).stdout == f"revoked {key[3:15]} of tenant shop\n"
-        changed = shell.run("tenants", "set", "shop", "--confirm-level", "finalized", "--accept-external", "yes")
-        assert (changed.returncode, "confirm_level finalized" in changed.stdout, "accept_external True" in changed.stdout) == (
-            0,
-            True,
-            True,
-        )
-        assert "confirm_level None" in shell.run("tenants", "set", "shop", "--confirm-level", "default").stdout
         nobody = shell.run("tenants", "set", "nobody", "--confirm-level", "safe")
         assert (nobody.returncode, "there is no tenant nobody" in nobody.stderr) == (1, True)
         gone = shell.run("keys", "revoke", "zzzzzzzzzzzz")
         assert (gone.returncode, "keys list" in gone.stderr) == (1, True)
 
     await asyncio.to_thread(story)
+
+
+async def test_a_key_is_rotated_and_both_work_for_the_overlap(shell: Shell) -> None:
+    def story() -> None:
+        made = json.loads(shell.run("keys", "create", "--tenant", "shop", "--scopes", "settle", "--expires", "90d", "--json").stdout)
+        rotated = shell.run("keys", "rotate", made["id"], "--overlap", "2h")
+        assert (rotated.returncode, "not shown again" in rotated.stderr) == (0, True)
+        new = rotated.stdout.strip()
+        assert new not in rotated.stderr
+        old_row, new_row = json.loads(shell.run("keys", "list", "--json").stdout)
+        assert (old_row["id"], new_row["id"], new_row["replaces"]) == (made["id"], new[3:15], made["id"])
+        assert new_row["scopes"] == ["settle"]
+        left = datetime.fromisoformat(old_row["expires"]) - datetime.now(UTC)
+        assert timedelta(hours=1, minutes=55) < left <= timedelta(hours=2)
+        assert datetime.fromisoformat(new_row["expires"]) - datetime.now(UTC) > timedelta(days=89)
+        again = shell.run("keys", "rotate", made["id"])
+        assert (again.returncode, "was replaced before" in again.stderr) == (1, True)
+        assert shell.run("keys", "rotate", "zzzzzzzzzzzz").returncode == 1
+
+    await asyncio.to_thread(story)
+
+
+async def test_tenants_are_made_limited_shown_and_disabled_and_each_change_is_on_record(shell: Shell, database_url: str) -> None:
+    def story() -> None:
+        assert shell.run("tenants", "create", "shop").returncode == 0
+        assert shell.run("tenants", "create", "shop").returncode == 1
+        changed = shell.run("tenants", "set", "shop", "--confirm-level", "finalized", "--accept-external", "yes")
+        told = json.loads(changed.stdout)
+        assert (changed.returncode, told["confirmLevel"], told["acceptExternal"]) == (0, "finalized", True)
+        assert json.loads(shell.run("tenants", "set", "shop", "--confirm-level", "default").stdout)["confirmLevel"] is None
+        limits = ("--rate", "/settle=10:20", "--rate", "/verify=2.5:5", "--settlements-max", "50", "--pay-to", "0x" + "AB" * 20)
+        assert json.loads(shell.run("tenants", "set", "shop", *limits, "--amount-min", "1000").stdout)["limits"] == {
+            "rates": {"/settle": {"perSecond": 10.0, "burst": 20}, "/verify": {"perSecond": 2.5, "burst": 5}},
+            "settlementsMax": 50,
+            "payTo": ["0x" + "ab" * 20],
+            "amountMin": "1000",
+        }
+        ended = json.loads(shell.run("tenants", "set", "shop", "--rate", "/verify=none", "--pay-to", "none").stdout)["limits"]
+        assert ended == {"rates": {"/settle": {"perSecond": 10.0, "burst": 20}}, "settlementsMax": 50, "amountMin": "1000"}
+        wrong = shell.run("tenants", "set", "shop", "--networks", "base")
+        assert (wrong.returncode, "CAIP-2" in wrong.stderr) == (2, True)
+        assert json.loads(shell.run("tenants", "disable", "shop").stdout)["disabled"] is not None
+        assert "shop" in shell.run("tenants", "list").stdout
+        assert [row["id"] for row in json.loads(shell.run("tenants", "list", "--json").stdout)] == ["shop"]
+        assert json.loads(shell.run("tenants", "enable", "shop").stdout) == json.loads(shell.run("tenants", "show", "shop").stdout)
+
+    await asyncio.to_thread(story)
+    connection = await asyncpg.connect(database_url)
+    try:
+        trail = [tuple(row) for row in await connection.fetch("select kind, actor, detail from audit_event order by event_id")]
+    finally:
+        await connection.close()
+    assert [kind for kind, _, _ in trail] == ["tenant_created"] + ["tenant_changed"] * 6
+    assert all(actor.startswith("cli ") for _, actor, _ in trail)
+    detail = json.loads(trail[4][2])
+    assert (detail["subject"], "payTo" in detail["before"]["limits"], "payTo" in detail["after"]["limits"]) == ("shop", True, False)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +175,9 @@ async def test_keys_are_made_listed_and_revoked(shell: Shell) -> None:
         (("keys", "create", "--tenant", "shop", "--scopes", "reed"), "is none of verify"),
         (("keys", "create", "--tenant", "shop", "--scopes", "read", "--expires", "2020-01-01T00:00:00Z"), "this time is past"),
         (("keys", "create", "--tenant", "shop", "--scopes", "read", "--expires", "2099-01-01"), "needs a zone"),
+        (("keys", "rotate", "abcdefghijkl", "--overlap", "soon"), "such as 24h"),
+        (("tenants", "set", "shop", "--rate", "/settle=fast"), "expected ROUTE"),
+        (("tenants", "set", "shop", "--settlements-max", "-1"), "expected"),
         (("nonsense",), "invalid choice"),
     ],
 )

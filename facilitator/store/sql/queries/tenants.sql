@@ -1,45 +1,78 @@
 -- Tenants and their API keys. Of a key only the SHA-256 of its secret is here: a dump of the database opens nothing.
 
 -- name: create_tenant :execute
-insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level)
-values ($1::text, $2::boolean, $3::boolean, $4::boolean, $5::text)
+insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits)
+values ($1::text, $2::boolean, $3::boolean, $4::boolean, $5::text, $6::text)
 on conflict (tenant_id) do nothing;
 
 -- name: find_tenant :optional
-select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, created_at, disabled_at
 from tenant
-where tenant_id = $1::text and disabled_at is null;
-
--- What is null stays as it is.
--- name: change_tenant :execute
-update tenant
-set shared_transactions = coalesce($2::boolean, shared_transactions),
-    accept_external = coalesce($3::boolean, accept_external),
-    trust_payment_identifier = coalesce($4::boolean, trust_payment_identifier),
-    confirm_level = case when $5::text = 'default' then null else coalesce($5::text, confirm_level) end
 where tenant_id = $1::text;
+
+-- name: lock_tenant :optional
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, created_at, disabled_at
+from tenant
+where tenant_id = $1::text
+for no key update;
+
+-- name: list_tenants :many
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, created_at, disabled_at
+from tenant
+order by tenant_id;
+
+-- name: store_tenant :one
+update tenant
+set shared_transactions = $2::boolean,
+    accept_external = $3::boolean,
+    trust_payment_identifier = $4::boolean,
+    confirm_level = $5::text,
+    limits = $6::text,
+    disabled_at = case when $7::boolean then coalesce(disabled_at, now()) end
+where tenant_id = $1::text
+returning tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, created_at, disabled_at;
 
 -- name: create_api_key :one
 insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at)
 values ($1::text, $2::text, $3::bytea, $4::text[], $5::timestamptz)
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at;
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+
+-- Lives as long as the one that it replaces was made to live.
+-- name: replace_api_key :optional
+insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at, replaces)
+select $1::text, tenant_id, $2::bytea, scopes, now() + (expires_at - created_at), key_id
+from api_key
+where key_id = $3::text and revoked_at is null and (expires_at is null or expires_at > now())
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+
+-- name: end_api_key :one
+update api_key
+set expires_at = least(expires_at, now() + $2::interval)
+where key_id = $1::text
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
 
 -- name: list_api_keys :many
-select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at
+select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces
 from api_key
 where $1::text is null or tenant_id = $1::text
 order by tenant_id, created_at, key_id;
+
+-- name: lock_api_key :optional
+select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces
+from api_key
+where key_id = $1::text
+for no key update;
 
 -- name: revoke_api_key :optional
 update api_key
 set revoked_at = coalesce(revoked_at, now())
 where key_id = $1::text
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at;
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
 
 -- name: find_api_keys :many
 select
     k.key_id, k.secret_sha256, k.scopes, k.expires_at,
-    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level
+    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level, t.limits
 from api_key k
 join tenant t using (tenant_id)
 where k.key_id = any ($1::text[])
