@@ -1,4 +1,4 @@
-"""Who asks, and may they? API keys to tenant and scope, from memory; the rate of one key's requests.
+"""Who asks, and may they? API keys to tenant and scope, from memory; the rates of one key's and one tenant's requests.
 
 Known keys are read again in the background, so a request costs no query and a revoked key ends within `refresh_s`.
 When the store is away they are believed for `stale_max_s` after the last contact, and not longer (docs/architecture.md decision 9).
@@ -6,16 +6,16 @@ A key must never be logged, not even a wrong one: its id may be.
 """
 
 import asyncio
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
-from facilitator.api.desk import Grant, HttpProblem
+from facilitator.api.desk import Grant, HttpProblem, limited
 from facilitator.api.settings import AccessSettings
 from facilitator.clock import Clock
+from facilitator.domain.limits import Bucket, too_fast
 from facilitator.errors import Fault, StoreFault
 from facilitator.metrics import LOOP_HEARTBEAT, LOOP_RESTARTS
 from facilitator.store import tenants
@@ -41,14 +41,6 @@ class _Known:
     """Since the last time that use was written down."""
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """Requests that one key may still send to one route."""
-
-    tokens: float
-    filled_at: float
-
-
 class Access:
     """The keys of this process. `run` keeps them fresh."""
 
@@ -63,7 +55,7 @@ class Access:
         self._refreshing: asyncio.Task[None] | None = None
         self._contact_at = float("-inf")
         self._touched_at = clock.monotonic()
-        self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
 
     def connect(self, db: Db) -> None:
         """The store is there; until now every key is answered 503."""
@@ -75,7 +67,10 @@ class Access:
         if grant.scopes.isdisjoint({*scopes, "admin"}):
             raise HttpProblem(403, "forbidden", f"this key has no scope for {path}: it needs {' or '.join(scopes)}")
         if self._settings.rate_per_s is not None:
-            self._meter(grant.key_id or "open", path, self._settings.rate_per_s)
+            who = f"key {grant.key_id}" if grant.key_id else "everybody together"
+            self._meter("access.rate_per_s", who, path, self._settings.rate_per_s, self._settings.rate_burst)
+        if (rate := grant.tenant.limits.rates.get(path)) is not None:
+            self._meter(f"rates.{path}", f"tenant {grant.tenant.tenant_id}", path, rate.per_second, rate.burst)
         return grant
 
     async def _identify(self, request: web.Request) -> Grant:
@@ -195,18 +190,14 @@ class Access:
 
     # ---- rate
 
-    def _meter(self, who: str, path: str, rate_per_s: float) -> None:
+    def _meter(self, limit: str, who: str, path: str, per_second: float, burst: int) -> None:
         now = self._clock.monotonic()
-        bucket = self._buckets.setdefault((who, path), _Bucket(self._settings.rate_burst, now))
+        bucket = self._buckets.setdefault((who, path), Bucket(burst, now))
         self._buckets.move_to_end((who, path))
         _trim(self._buckets, self._settings.keys_max)
-        bucket.tokens = min(self._settings.rate_burst, bucket.tokens + (now - bucket.filled_at) * rate_per_s)
-        bucket.filled_at = now
-        if bucket.tokens < 1:
-            wait_s = max(1, math.ceil((1 - bucket.tokens) / rate_per_s))
-            message = f"this key may send {rate_per_s:g} requests a second to {path}"
-            raise HttpProblem(429, "too_many_requests", message, {"Retry-After": str(wait_s)})
-        bucket.tokens -= 1
+        wait_s = bucket.take(per_second, burst, now)
+        if wait_s is not None:
+            raise limited(too_fast(limit, who, path, per_second, burst, wait_s))
 
 
 def _presented(request: web.Request) -> str | None:
@@ -218,6 +209,6 @@ def _presented(request: web.Request) -> str | None:
     return given.pop() if len(given) == 1 else None
 
 
-def _trim(entries: "OrderedDict[str, _Known] | OrderedDict[str, float] | OrderedDict[tuple[str, str], _Bucket]", most: int) -> None:
+def _trim(entries: "OrderedDict[str, _Known] | OrderedDict[str, float] | OrderedDict[tuple[str, str], Bucket]", most: int) -> None:
     while len(entries) > most:
         entries.popitem(last=False)

@@ -9,6 +9,7 @@ from aiohttp import web
 from facilitator.api.delivery import Deliveries
 from facilitator.api.settings import Settings
 from facilitator.clock import Clock
+from facilitator.domain.limits import Breach
 from facilitator.errors import StoreFault
 from facilitator.protocol.messages import Supported
 from facilitator.settlement.engine import Engine
@@ -37,6 +38,14 @@ class HttpProblem(Exception):
         """The answer."""
         body = {"error": self.code, "message": self.message, "requestId": request_id, **self.more}
         return json_response(body, self.status, self.headers)
+
+
+def limited(breach: Breach, more: Mapping[str, object] | None = None) -> HttpProblem:
+    """A limit's answer: 429 when it frees by itself, 403 when only another request or its operator helps."""
+    facts = {"name": breach.limit, **breach.facts, "freesInSeconds": breach.frees_s}
+    if breach.frees_s is None:
+        return HttpProblem(403, "limit_exceeded", breach.message, more={"limit": facts, **(more or {})})
+    return HttpProblem(429, "too_many_requests", breach.message, {"Retry-After": str(breach.frees_s)}, {"limit": facts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,20 @@ _SCHEMAS: Final[Json] = {
         ["settlements", "nextCursor"],
     ),
     "Problem": _object(
-        {"error": {"type": "string"}, "message": {"type": "string"}, "requestId": {"type": "string"}},
+        {
+            "error": {"type": "string"},
+            "message": {"type": "string"},
+            "requestId": {"type": "string"},
+            "limit": _object(
+                {
+                    "name": {"type": "string"},
+                    "left": {"type": "integer"},
+                    "freesInSeconds": _nullable({"type": "integer", "description": "null: waiting does not help"}),
+                },
+                ["name", "freesInSeconds"],
+                "of 429 and of 403 limit_exceeded: which limit, with what it allows and what came",
+            ),
+        },
         ["error", "message", "requestId"],
         "every answer outside the protocol; a 400 of /verify and /settle also carries the keys that old clients look for",
     ),
@@ -161,8 +174,8 @@ def _json(description: str, schema: str, headers: Json | None = None) -> Json:
 
 _LOCKED: Final[Json] = {
     "401": _json("no API key, or one that is unknown, expired or revoked", "Problem"),
-    "403": _json("the key lacks the scope", "Problem"),
-    "429": _json("too many requests with this key", "Problem", _RETRY),
+    "403": _json("the key lacks the scope, or a limit of the tenant forbids it", "Problem"),
+    "429": _json("too many requests, or too much under way", "Problem", _RETRY),
     "503": _json("cannot serve this now; the same payment may be sent again", "Problem", _RETRY),
 }
 _BODY: Final[Json] = {

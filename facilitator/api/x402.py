@@ -11,13 +11,14 @@ from typing import Final
 
 from aiohttp import web
 
-from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response
+from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response, limited
+from facilitator.domain.limits import judge_terms
 from facilitator.metrics import SETTLE_ANSWERS
 from facilitator.protocol import codec
 from facilitator.protocol.codec import Malformed, Refused
 from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
 from facilitator.protocol.reasons import Refusal
-from facilitator.settlement.admission import Caller, IdempotencyConflict
+from facilitator.settlement.admission import Caller, IdempotencyConflict, LimitReached
 from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.telemetry import annotate
 
@@ -33,6 +34,7 @@ async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         _annotate_refusal(decoded.refusal)
         return bytes_response(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
     _annotate_payment(decoded)
+    _hold_to_limits(grant, decoded, _malformed_verify)
     result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
     annotate(payer=result.payer, outcome="valid")
     if result.refusal is not None:
@@ -50,12 +52,15 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         refused = SettleResult(payer=decoded.payer, refusal=decoded.refusal)
         return bytes_response(codec.encode_settle(refused, decoded.version, decoded.wire_network))
     _annotate_payment(decoded)
+    _hold_to_limits(grant, decoded, _malformed_settle)
     engine = desk.need_engine()
     try:
         answer = await engine.settle(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded, idempotency_key)
     except InDoubtFault:
         message = "it is not known whether the payment was recorded; if it was, it is carried out: the same request again gets the truth"
         raise HttpProblem(503, "in_doubt", message, {"Retry-After": str(desk.settings.retry_after_s)}) from None
+    except LimitReached as reached:
+        raise limited(reached.breach) from None
     except IdempotencyConflict:
         message = "this Idempotency-Key was used for another payment: use a key of its own for each payment"
         raise HttpProblem(409, "idempotency_conflict", message) from None
@@ -84,6 +89,15 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
 async def supported(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
     """GET /supported: what is served, from configuration. Asks neither chain nor database."""
     return bytes_response(codec.encode_supported(desk.supported()))
+
+
+def _hold_to_limits(grant: Grant, payment: Payment, malformed: Callable[[Malformed], dict[str, object]]) -> None:
+    """The tenant's own rules, before anything else of a payment is judged. Raises HttpProblem 403, with what old clients look for."""
+    asked = payment.requirements
+    breach = judge_terms(grant.tenant.limits, payment.network, asked.asset.lower(), asked.pay_to.lower(), asked.amount_atomic)
+    if breach is not None:
+        told = Malformed(message=breach.message, path="$.paymentRequirements")
+        raise limited(breach, malformed(told))
 
 
 async def _decode(desk: Desk, request: web.Request, malformed: Callable[[Malformed], dict[str, object]]) -> Payment | Refused:

@@ -15,6 +15,7 @@ from uuid import UUID
 from facilitator.clock import Clock
 from facilitator.domain.confirmation import level_of
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
+from facilitator.domain.limits import Breach, InFlight
 from facilitator.domain.states import READMITTABLE, State
 from facilitator.errors import Fault, OverloadFault, StoreFault
 from facilitator.metrics import UNDELIVERED_ANSWERS
@@ -71,6 +72,14 @@ class IdempotencyConflict(Exception):
     """The tenant used this Idempotency-Key for another payment before."""
 
 
+class LimitReached(Exception):
+    """As much of the tenant's, or of the payer's, is under way as the tenant's limits allow."""
+
+    def __init__(self, breach: Breach) -> None:
+        super().__init__(breach.message)
+        self.breach = breach
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     """One /settle call on its way through."""
@@ -120,6 +129,7 @@ class Admitter:
         self._replica_id = replica_id
         self._background = background
         self._admitting: dict[AuthKey, asyncio.Event] = {}
+        self._in_flight = InFlight()
         self._hurry = asyncio.Event()
 
     def hurry(self) -> None:
@@ -129,8 +139,8 @@ class Admitter:
     async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
         """Settle, or say truthfully how the settlement stands when the deadline comes.
 
-        Durable on a success: the outcome and that this caller is told. Raises IdempotencyConflict; Faults only while
-        nothing was signed for this payment on behalf of this caller.
+        Durable on a success: the outcome and that this caller is told. Raises IdempotencyConflict and LimitReached;
+        Faults only while nothing was signed for this payment on behalf of this caller.
         """
         deadline = self._clock.monotonic() + self._settings.deadline_s
         judged = await self._verifier.judge_signed(payment, self._verify_deadline(deadline))
@@ -146,6 +156,17 @@ class Admitter:
             idempotency_key=idempotency_key,
             deadline=deadline,
         )
+        key = key_of(judged.authorization)
+        breach = self._in_flight.enter(request.tenant_id, caller.tenant.limits, key, deadline, self._clock.monotonic())
+        if breach is not None:
+            raise LimitReached(breach)
+        try:
+            return await self._settle(request, judged)
+        finally:
+            self._in_flight.leave(request.tenant_id, key)
+
+    async def _settle(self, request: _Request, judged: Judged) -> SettleAnswer:
+        """Look at the record, enter and wait, until there is an answer."""
         doubt: InDoubtFault | None = None
         while True:
             try:
