@@ -20,7 +20,10 @@ from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE
 from tests.fixtures.books import NETWORK, USDC, plant
 from tests.fixtures.hledger import hledger_program
+from tests.integration.finance.test_nine import Ledger, bench, ledger
 from tests.integration.settlement.conftest import USDC as TOKEN
+
+__all__ = ["bench", "ledger"]
 
 START = datetime(2025, 11, 5, tzinfo=UTC)
 DAY = Period(START, START + timedelta(days=1))
@@ -140,3 +143,18 @@ async def test_an_entry_left_out_fails_the_check(db: Db, connection: Any, tmp_pa
 
 async def test_an_empty_journal_passes(db: Db, tmp_path: Path) -> None:
     assert hledger(await write(db, tmp_path / "day.journal"), "check", "--strict").returncode == 0
+
+
+async def test_what_an_engine_booked_passes_with_its_gas(ledger: Ledger, db: Db, tmp_path: Path) -> None:
+    """Both books: payments posted, one executed by somebody else, gas by cause to the wei."""
+    await ledger.busy(3)
+    now = datetime.now(UTC)
+    path = await write(db, tmp_path / "engine.journal", Period(now - timedelta(hours=1), now + timedelta(hours=1)))
+    done = hledger(path, "check", "--strict")
+    assert done.returncode == 0, done.stderr
+    async with db.snapshot() as session:
+        totals = [total async for total in books.balances(session, now + timedelta(hours=1))]
+    spent = sum(total.balance_atomic for total in totals if total.account.startswith(f"gas_expense:{NETWORK}:"))
+    assert spent == -sum(total.balance_atomic for total in totals if total.account.startswith(f"gas:{NETWORK}:")) > 0
+    shown = hledger(path, "balance", "--flat", "--no-total", "--layout=bare", "-O", "csv", "gas_expense").stdout
+    assert sum(Decimal(row["balance"]) for row in csv.DictReader(shown.splitlines())) == Decimal(spent).scaleb(-18)
