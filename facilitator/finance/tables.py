@@ -23,8 +23,10 @@ SHEET_ROWS_MAX: Final = 1_048_576
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 _EXACT_DIGITS: Final = 15
 """Digits that a spreadsheet's number keeps."""
-_PARQUET_ROWS: Final = 2_000
-"""Rows of one row group."""
+_BATCH_ROWS: Final = 1_000
+"""Rows that are held as objects before they become Arrow's."""
+_GROUP_BATCHES: Final = 20
+"""Batches of one Parquet row group."""
 
 
 def time_text(moment: datetime) -> str:
@@ -128,21 +130,28 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
     schema = pa.schema([(column.name, types[column.kind]) for column in columns])
     held: list[list[Any]] = [[] for _ in columns]
 
+    batches: list[Any] = []
+
+    def pack() -> None:
+        parts = [pa.array(cells, field.type) for cells, field in zip(held, schema, strict=True)]
+        batches.append(pa.record_batch(parts, schema=schema))
+        held[:] = [[] for _ in columns]
+
     def write() -> None:
-        if held[0]:
-            parts = [pa.array(cells, field.type) for cells, field in zip(held, schema, strict=True)]
-            writer.write_batch(pa.record_batch(parts, schema=schema))
-        for cells in held:
-            cells.clear()
+        writer.write_table(pa.Table.from_batches(batches, schema))
+        batches.clear()
 
     def add(row: Sequence[Cell]) -> None:
         for cells, cell, column in zip(held, row, columns, strict=True):
             cells.append(Decimal(cell) if isinstance(cell, str) and column.kind == "decimal" else cell)
-        if len(held[0]) == _PARQUET_ROWS:
+        if len(held[0]) == _BATCH_ROWS:
+            pack()
+        if len(batches) == _GROUP_BATCHES:
             write()
 
     with parquet.ParquetWriter(path, schema) as writer:
         yield add
+        pack()
         write()
 
 

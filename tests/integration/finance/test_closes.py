@@ -180,7 +180,9 @@ async def race(db: Db, database_url: str, connection: Any, seed: int) -> int:
         await writing.close()
 
     async def close() -> dict[str, Any]:
-        await asyncio.sleep(chance.random() * 0.4)
+        moment = chance.randrange(20)
+        while len(booked) < moment:
+            await asyncio.sleep(0.001)
         while True:
             try:
                 return await close_day(db, SETTINGS, day, "ada")
