@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
+from facilitator.api.admin import key_facts, tenant_facts
 from facilitator.books import ACTOR, Bind, Done
 from facilitator.config import Config
 from facilitator.domain.confirmation import LEVELS
@@ -182,14 +183,14 @@ async def keys_rotate(_config: Config, db: Db, parsed: argparse.Namespace) -> Do
 
 def _shown_once(new: NewKey, row: ApiKey, as_json: bool) -> Done:  # noqa: FBT001
     if as_json:
-        return Done(_DONE, [json.dumps({"key": new.text, **_key_facts(row)})])
+        return Done(_DONE, [json.dumps({"key": new.text, **key_facts(row)})])
     print(f"key {row.key_id} of tenant {row.tenant_id}, scopes {', '.join(row.scopes)}. It is not shown again.", file=sys.stderr)
     return Done(_DONE, [new.text])
 
 
 async def keys_list(_config: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """Keys as they are on record."""
-    facts = [_key_facts(row) for row in await tenants.list_api_keys(db, parsed.tenant)]
+    facts = [key_facts(row) for row in await tenants.list_api_keys(db, parsed.tenant)]
     columns = ["id", "tenant", "scopes", "created", "expires", "revoked", "lastUsed", "replaces"]
     return Done(_DONE, [json.dumps(facts)] if parsed.json else _table(columns, facts))
 
@@ -200,19 +201,6 @@ async def keys_revoke(_config: Config, db: Db, parsed: argparse.Namespace) -> Do
     if row is None:
         return _complain(f"there is no key {parsed.key_id}: `facilitator keys list` shows them")
     return Done(_DONE, [f"revoked {row.key_id} of tenant {row.tenant_id}"])
-
-
-def _key_facts(row: ApiKey) -> dict[str, object]:
-    return {
-        "id": row.key_id,
-        "tenant": row.tenant_id,
-        "scopes": list(row.scopes),
-        "created": _time(row.created_at),
-        "expires": _time(row.expires_at),
-        "revoked": _time(row.revoked_at),
-        "lastUsed": _time(row.last_used_at),
-        "replaces": row.replaces,
-    }
 
 
 # ---- tenants
@@ -261,7 +249,7 @@ async def tenants_enable(_config: Config, db: Db, parsed: argparse.Namespace) ->
 
 async def tenants_list(_config: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """All tenants."""
-    facts = [_tenant_facts(row) for row in await tenants.list_tenants(db)]
+    facts = [tenant_facts(row) for row in await tenants.list_tenants(db)]
     if parsed.json:
         return Done(_DONE, [json.dumps(facts)])
     return Done(_DONE, _table(["id", "created", "disabled", "confirmLevel", "limits"], facts))
@@ -270,20 +258,7 @@ async def tenants_list(_config: Config, db: Db, parsed: argparse.Namespace) -> D
 def _told(row: TenantRecord | None, parsed: argparse.Namespace) -> Done:
     if row is None:
         return _complain(f"there is no tenant {parsed.tenant_id}: `facilitator tenants list` shows them")
-    return Done(_DONE, [json.dumps(_tenant_facts(row), indent=2)])
-
-
-def _tenant_facts(row: TenantRecord) -> dict[str, object]:
-    return {
-        "id": row.tenant_id,
-        "created": _time(row.created_at),
-        "disabled": _time(row.disabled_at),
-        "confirmLevel": row.confirm_level,
-        "sharedTransactions": row.shared_transactions,
-        "acceptExternal": row.accept_external,
-        "trustPaymentIdentifier": row.trust_payment_identifier,
-        "limits": json.loads(row.limits),
-    }
+    return Done(_DONE, [json.dumps(tenant_facts(row), indent=2)])
 
 
 # ---- telling
@@ -292,10 +267,6 @@ def _tenant_facts(row: TenantRecord) -> dict[str, object]:
 def _complain(message: str) -> Done:
     print(f"facilitator: {message}", file=sys.stderr)
     return Done(_FAILED, [])
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> list[str]:

@@ -2,8 +2,11 @@
 
 from typing import Final
 
+from facilitator.domain.confirmation import LEVELS
+from facilitator.domain.limits import RATED_ROUTES
 from facilitator.domain.states import State
 from facilitator.protocol.reasons import Reason
+from facilitator.store.tenants import SCOPES
 
 Json = dict[str, object]
 
@@ -27,7 +30,64 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_RULES: Final[Json] = {
+    "sharedTransactions": {"type": "boolean"},
+    "acceptExternal": {"type": "boolean"},
+    "trustPaymentIdentifier": {"type": "boolean"},
+    "confirmLevel": _nullable({"type": "string", "enum": list(LEVELS)}),
+}
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
+_API_KEY: Final[Json] = {
+    "id": {"type": "string"},
+    "tenant": {"type": "string"},
+    "scopes": {"type": "array", "items": {"type": "string", "enum": list(SCOPES)}},
+    "created": _TIME,
+    "expires": _nullable(_TIME),
+    "revoked": _nullable(_TIME),
+    "lastUsed": _nullable(_TIME),
+    "replaces": _nullable({"type": "string", "description": "id of the key whose place it took"}),
+}
+
 _SCHEMAS: Final[Json] = {
+    "Limits": {
+        **_object(
+            {
+                "rates": {
+                    "type": "object",
+                    "description": f"by route: {', '.join(RATED_ROUTES)}",
+                    "additionalProperties": _object({"perSecond": {"type": "number"}, "burst": _COUNT}, ["perSecond", "burst"]),
+                },
+                "settlementsMax": _COUNT,
+                "payerSettlementsMax": _COUNT,
+                "networks": {"type": "array", "items": _NETWORK},
+                "assets": {"type": "array", "items": _ADDRESS},
+                "payTo": {"type": "array", "items": _ADDRESS},
+                "amountMin": _ATOMIC,
+            },
+            [],
+            "what is absent does not limit",
+        ),
+        "additionalProperties": False,
+    },
+    "Tenant": _object(
+        {"id": {"type": "string"}, "created": _TIME, "disabled": _nullable(_TIME), **_RULES, "limits": _ref("Limits")},
+        ["id", "created", "disabled", *_RULES, "limits"],
+    ),
+    "TenantList": _object({"tenants": {"type": "array", "items": _ref("Tenant")}}, ["tenants"]),
+    "NewTenant": _object({"id": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"}, **_RULES, "limits": _ref("Limits")}, ["id"]),
+    "TenantChange": _object(
+        {
+            **_RULES,
+            "limits": {"type": "object", "description": "a merge patch (RFC 7396) of Limits: null ends a limit"},
+            "disabled": {"type": "boolean", "description": "ends all keys of the tenant, until it is false again"},
+        },
+        [],
+        "what is absent stays",
+    ),
+    "ApiKey": _object(_API_KEY, [*_API_KEY]),
+    "MadeKey": _object({"key": {"type": "string", "description": "shown here and never again"}, **_API_KEY}, ["key", *_API_KEY]),
+    "KeyList": _object({"keys": {"type": "array", "items": _ref("ApiKey")}}, ["keys"]),
+    "NewKey": _object({name: _API_KEY[name] for name in ("tenant", "scopes", "expires")}, ["tenant", "scopes"]),
     "PaymentRequest": _object(
         {
             "x402Version": {"type": "integer", "enum": [1, 2]},
@@ -179,7 +239,7 @@ _LOCKED: Final[Json] = {
     "503": _json("cannot serve this now; the same payment may be sent again", "Problem", _RETRY),
 }
 _BODY: Final[Json] = {
-    "400": _json("the body is no x402 request", "Problem"),
+    "400": _json("the body is not what this route takes", "Problem"),
     "408": _json("the body did not arrive in time", "Problem"),
     "413": _json("the body is too large", "Problem"),
     "415": _json("the body is not JSON in UTF-8", "Problem"),
@@ -197,7 +257,12 @@ def _query(name: str, schema: Json, *, required: bool = False) -> Json:
     return {"name": name, "in": "query", "required": required, "schema": schema}
 
 
-_PAYMENT_BODY: Final[Json] = {"required": True, "content": {"application/json": {"schema": _ref("PaymentRequest")}}}
+def _body(schema: str) -> Json:
+    return {"required": True, "content": {"application/json": {"schema": _ref(schema)}}}
+
+
+_PAYMENT_BODY: Final[Json] = _body("PaymentRequest")
+_ID: Final[Json] = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _IDEMPOTENCY: Final[Json] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -278,6 +343,51 @@ _PATHS: Final[Json] = {
             {"200": _json("the settlement", "Settlement"), "404": _json("no such settlement of yours", "Problem"), **_LOCKED},
             ("read", "finance"),
             parameters=[{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}],
+        )
+    },
+    "/admin/tenants": {
+        "get": _operation("listTenants", "All tenants, disabled ones too", {"200": _json("by id", "TenantList"), **_LOCKED}, ("admin",)),
+        "post": _operation(
+            "createTenant",
+            "Make a tenant, without keys yet",
+            {"201": _json("the tenant", "Tenant"), "409": _json("there is one of that id", "Problem"), **_BODY, **_LOCKED},
+            ("admin",),
+            requestBody=_body("NewTenant"),
+        ),
+    },
+    "/admin/tenants/{id}": {
+        "patch": _operation(
+            "changeTenant",
+            "Change a tenant's rules and limits, disable or enable it; other processes notice within access.refresh_s",
+            {"200": _json("the tenant", "Tenant"), "404": _json("no such tenant", "Problem"), **_BODY, **_LOCKED},
+            ("admin",),
+            requestBody=_body("TenantChange"),
+            parameters=[_ID],
+        )
+    },
+    "/admin/keys": {
+        "get": _operation(
+            "listKeys",
+            "All keys, dead ones too",
+            {"200": _json("of all tenants, or of one", "KeyList"), "400": _json("a wrong query parameter", "Problem"), **_LOCKED},
+            ("admin",),
+            parameters=[_query("tenant", {"type": "string"})],
+        ),
+        "post": _operation(
+            "createKey",
+            "Make a key; the answer is the only copy of it",
+            {"201": _json("the key", "MadeKey"), "404": _json("no such tenant", "Problem"), **_BODY, **_LOCKED},
+            ("admin",),
+            requestBody=_body("NewKey"),
+        ),
+    },
+    "/admin/keys/{id}": {
+        "delete": _operation(
+            "revokeKey",
+            "End a key; it stays on record",
+            {"200": _json("the key", "ApiKey"), "404": _json("no such key", "Problem"), **_LOCKED},
+            ("admin",),
+            parameters=[_ID],
         )
     },
     "/healthz": {

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from facilitator.api import openapi, settlements, x402
+from facilitator.api import admin, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
 from facilitator.api.settings import Listen
@@ -81,6 +81,12 @@ ROUTES: Final = (
     Route(method="GET", path="/settlements", handler=settlements.page, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/lookup", handler=settlements.lookup, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/{id}", handler=settlements.get, scopes=("read", "finance")),
+    Route(method="GET", path="/admin/tenants", handler=admin.list_tenants, scopes=("admin",)),
+    Route(method="POST", path="/admin/tenants", handler=admin.create_tenant, scopes=("admin",)),
+    Route(method="PATCH", path="/admin/tenants/{id}", handler=admin.change_tenant, scopes=("admin",)),
+    Route(method="GET", path="/admin/keys", handler=admin.list_keys, scopes=("admin",)),
+    Route(method="POST", path="/admin/keys", handler=admin.create_key, scopes=("admin",)),
+    Route(method="DELETE", path="/admin/keys/{id}", handler=admin.revoke_key, scopes=("admin",)),
     Route(method="GET", path="/healthz", handler=healthz),
     Route(method="GET", path="/readyz", handler=readyz),
     Route(method="GET", path="/openapi.json", handler=describe),

@@ -1,0 +1,162 @@
+"""Administration over a real port and a real database: who may, what changes, what the trail says; and every route by every scope."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from facilitator.api.access import Access
+from facilitator.api.delivery import Deliveries
+from facilitator.api.desk import Desk
+from facilitator.api.openapi import DOCUMENT
+from facilitator.api.server import Server, routes_for
+from facilitator.api.settings import AccessSettings, Listen, Settings
+from facilitator.clock import SystemClock
+from facilitator.domain.limits import RATED_ROUTES
+from facilitator.protocol.messages import Supported
+from facilitator.store import administration, tenants
+from facilitator.store.db import Db, Query
+from facilitator.store.tenants import SCOPES, Scope
+
+OPERATIONS: dict[str, dict[str, Any]] = cast("Any", DOCUMENT["paths"])
+TABLE = [
+    (method.upper(), path, tuple(operation.get("x-scopes", ()))) for path, item in OPERATIONS.items() for method, operation in item.items()
+]
+ID = "00000000-0000-4000-8000-000000000000"
+
+
+class Office:
+    """A service without an engine, and a key for each set of scopes."""
+
+    def __init__(self, db: Db) -> None:
+        clock = SystemClock()
+        self.db = db
+        self.access = Access(AccessSettings(), clock)
+        self.access.connect(db)
+        desk = Desk(
+            settings=Settings(listen=Listen("127.0.0.1", 0)),
+            clock=clock,
+            deliveries=Deliveries(clock, 1.0),
+            supported=lambda: Supported(kinds=(), extensions=(), signers={}),
+            gates=dict,
+            db=db,
+        )
+        self.server = Server(desk, self.access, desk.settings.listen, routes_for(desk.settings.listen))
+        self.keys: dict[Scope, tenants.NewKey] = {}
+
+    async def ask(self, method: str, path: str, body: object = None, scope: Scope | None = "admin") -> tuple[int, Any]:
+        """Status and answer."""
+        headers = {} if scope is None else {"Authorization": f"Bearer {self.keys[scope].text}"}
+        url = f"http://127.0.0.1:{self.server.port}{path}"
+        async with aiohttp.ClientSession() as session, session.request(method, url, json=body, headers=headers) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if answer.content_type == "application/json" else text
+
+    async def trail(self) -> list[tuple[str, str, Any]]:
+        """Kind, actor and detail of every event."""
+        query = Query(name="trail", kind="many", sql="select kind, actor, detail from audit_event order by event_id")
+        return await self.db.many(lambda kind, actor, detail: (kind, actor, json.loads(detail)), query)  # type: ignore[arg-type]
+
+
+@pytest_asyncio.fixture
+async def office(database_url: str) -> AsyncIterator[Office]:
+    db = await Db.connect(database_url, connections_max=4)
+    office = Office(db)
+    for scope in SCOPES:
+        office.keys[scope] = tenants.generate_key()
+        await administration.create_key(db, "cli me", office.keys[scope], "house", (scope,), None, make_tenant=True)
+    await office.server.start()
+    yield office
+    await office.server.stop()
+    await db.close()
+
+
+async def test_every_route_opens_to_its_scopes_and_to_no_other(office: Office) -> None:
+    """From the API's own description: 401 without a key, 403 without the scope; what opens fails later for want of a body."""
+    for method, path, scopes in TABLE:
+        where = path.replace("{id}", ID)
+        status, _ = await office.ask(method, where, scope=None)
+        assert (status == 401) == bool(scopes), (method, path, status)
+        for scope in SCOPES:
+            status, told = await office.ask(method, where, scope=scope)
+            opens = not scopes or scope in scopes or scope == "admin"
+            assert status != 401, (method, path, scope)
+            assert (status == 403) == (not opens), (method, path, scope, status, told)
+
+
+def test_every_route_of_tenants_may_have_a_rate_and_administration_has_none() -> None:
+    scoped = {path for _, path, scopes in TABLE if scopes}
+    assert set(RATED_ROUTES) == {path for path in scoped if not path.startswith("/admin/")}
+
+
+async def test_a_tenant_is_made_changed_and_disabled_and_the_trail_names_the_key(office: Office) -> None:
+    asked = {"id": "shop", "confirmLevel": "safe", "limits": {"settlementsMax": 5, "payTo": ["0x" + "AB" * 20]}}
+    status, made = await office.ask("POST", "/admin/tenants", asked)
+    assert (status, made["confirmLevel"], made["disabled"]) == (201, "safe", None)
+    assert made["limits"] == {"settlementsMax": 5, "payTo": ["0x" + "ab" * 20]}
+    assert (await office.ask("POST", "/admin/tenants", asked))[0] == 409
+    change = {"confirmLevel": None, "sharedTransactions": False, "limits": {"payTo": None, "amountMin": "10"}}
+    status, changed = await office.ask("PATCH", "/admin/tenants/shop", change)
+    assert (status, changed["confirmLevel"], changed["sharedTransactions"]) == (200, None, False)
+    assert changed["limits"] == {"settlementsMax": 5, "amountMin": "10"}
+    assert (await office.ask("PATCH", "/admin/tenants/shop", {"disabled": True}))[1]["disabled"] is not None
+    assert (await office.ask("PATCH", "/admin/tenants/shop", {}))[1]["disabled"] is not None, "what is absent stays"
+    assert (await office.ask("PATCH", "/admin/tenants/shop", {"disabled": False}))[1] == changed
+    listed = (await office.ask("GET", "/admin/tenants"))[1]["tenants"]
+    assert [row["id"] for row in listed] == ["house", "shop"]
+    assert listed[1] == changed
+    mine = [(kind, detail["subject"]) for kind, actor, detail in await office.trail() if actor == f"key {office.keys['admin'].key_id}"]
+    assert mine == [("tenant_created", "shop")] + [("tenant_changed", "shop")] * 3
+
+
+async def test_a_key_is_made_shown_once_used_and_revoked(office: Office) -> None:
+    status, made = await office.ask(
+        "POST", "/admin/keys", {"tenant": "house", "scopes": ["read", "admin"], "expires": "2999-01-01T00:00:00Z"}
+    )
+    assert (status, made["tenant"], made["scopes"], made["expires"]) == (201, "house", ["read", "admin"], "2999-01-01T00:00:00Z")
+    office.keys["admin"] = tenants.NewKey(key_id=made["id"], sha256=b"", text=made["key"])
+    status, listed = await office.ask("GET", "/admin/keys?tenant=house")
+    assert status == 200
+    assert made["id"] in [row["id"] for row in listed["keys"]]
+    assert made["key"][16:] not in json.dumps(listed)
+    assert (await office.ask("GET", "/admin/keys?tenant=nobody"))[1] == {"keys": []}
+    gone = tenants.generate_key()
+    await administration.create_key(office.db, "cli me", gone, "house", ("verify",), None)
+    status, revoked = await office.ask("DELETE", f"/admin/keys/{gone.key_id}")
+    assert (status, revoked["id"], revoked["revoked"] is not None) == (200, gone.key_id, True)
+    assert (await office.ask("DELETE", f"/admin/keys/{gone.key_id}"))[1] == revoked, "again is the same"
+    trail = await office.trail()
+    assert made["key"][16:] not in json.dumps(trail)
+    assert [(kind, detail["subject"]) for kind, actor, detail in trail if actor == f"key {made['id']}"] == [("key_revoked", gone.key_id)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "/admin/tenants", {"id": "No!"}, 400, "expected a tenant id"),
+        ("POST", "/admin/tenants", {"id": "shop", "limit": {}}, 400, "unknown field"),
+        ("POST", "/admin/tenants", {"id": "shop", "disabled": True}, 400, "not disabled"),
+        ("POST", "/admin/tenants", [], 400, "object"),
+        ("PATCH", "/admin/tenants/nobody", {}, 404, "no such tenant"),
+        ("PATCH", "/admin/tenants/house", {"limits": {"rates": {"/settle": {"perSecond": -1, "burst": 1}}}}, 400, "perSecond"),
+        ("PATCH", "/admin/tenants/house", {"limits": {"networks": ["base"]}}, 400, "CAIP-2"),
+        ("PATCH", "/admin/tenants/house", {"confirmLevel": "deep"}, 400, "enum"),
+        ("POST", "/admin/keys", {"tenant": "nobody", "scopes": ["read"]}, 404, "there is no tenant nobody"),
+        ("POST", "/admin/keys", {"tenant": "house", "scopes": []}, 400, "scopes"),
+        ("POST", "/admin/keys", {"tenant": "house", "scopes": ["all"]}, 400, "scopes"),
+        ("POST", "/admin/keys", {"tenant": "house", "scopes": ["read"], "expires": "2020-01-01T00:00:00Z"}, 400, "past"),
+        ("POST", "/admin/keys", {"tenant": "house", "scopes": ["read"], "expires": "2999-01-01T00:00:00"}, 400, "timezone"),
+        ("GET", "/admin/keys?tenants=house", None, 400, "expected no query parameter but tenant"),
+        ("DELETE", "/admin/keys/zzzzzzzzzzzz", None, 404, "no such key"),
+    ],
+)
+async def test_what_is_wrong_is_told_and_changes_nothing(
+    office: Office, method: str, path: str, body: object, status: int, said: str
+) -> None:
+    before = await office.trail()
+    got, told = await office.ask(method, path, body)
+    assert (got, said in told["message"]) == (status, True), told
+    assert await office.trail() == before
