@@ -99,6 +99,7 @@ NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
         r"block range|query returned more than|too many results|exceed maximum block|log response size|range (is )?too",
         NodeError.RANGE_TOO_LARGE,
     ),
+    (r"limited to [a0-9, ]+range", NodeError.RANGE_TOO_LARGE),
     (
         r"header not found|missing trie node|unknown block|block not found|state .*not available|pruned|historical state",
         NodeError.STATE_UNAVAILABLE,

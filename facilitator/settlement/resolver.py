@@ -6,6 +6,7 @@ from typing import Final
 import structlog
 
 from facilitator.chain.evm import EvmClient, Receipt
+from facilitator.chain.rpc import NodeError
 from facilitator.domain import abi
 from facilitator.domain.abi import Canceled, PaymentProof, UsedOtherwise
 from facilitator.domain.facts import Call, Head
@@ -151,20 +152,22 @@ class Resolver:
         Asked by auth nonce: one log at most, however much else the payer moves.
         """
         authorization = item.authorization
-        start = max(0, item.admitted_block - _LOOK_BACK)
+        start, step = max(0, item.admitted_block - _LOOK_BACK), _LOG_RANGE
         while start <= head.number:
-            end = min(start + _LOG_RANGE - 1, head.number)
-            logs = await evm.logs(
-                self._deadline(),
-                addresses=[authorization.asset],
-                topics=(
-                    (abi.AUTHORIZATION_USED_TOPIC, abi.AUTHORIZATION_CANCELED_TOPIC),
-                    abi.topic_of(authorization.payer),
-                    authorization.auth_nonce,
-                ),
-                from_block=start,
-                to_block=end,
-            )
+            end = min(start + step - 1, head.number)
+            try:
+                logs = await evm.logs(
+                    self._deadline(),
+                    addresses=[authorization.asset],
+                    topics=abi.nonce_topics(authorization.payer, authorization.auth_nonce),
+                    from_block=start,
+                    to_block=end,
+                )
+            except ChainFault as fault:
+                if fault.kind != NodeError.RANGE_TOO_LARGE.value or end == start:
+                    raise
+                step = (end - start + 1) // 2  # this node tells of fewer blocks at once
+                continue
             for found in logs:
                 [receipt] = await evm.receipts([found.tx_hash], self._deadline())
                 if receipt is None or not receipt.sealed:

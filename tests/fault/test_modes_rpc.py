@@ -10,6 +10,7 @@ from facilitator.errors import Fault
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
 from tests.fault.conftest import StartScene
+from tests.fault.test_modes_chain import buyers, drain
 from tests.fixtures.base_sim import (
     Absent,
     Call,
@@ -204,6 +205,24 @@ async def test_mode_37_a_log_index_behind_the_chain_decides_nothing(scene: Scene
         await scene.until(lambda: empty.struck >= 3, "receipts without logs", mine=True)
     assert reason(await scene.answer(task)) is None
     await scene.finish(settled=1)
+
+
+async def test_a_node_that_tells_of_few_blocks_at_once_is_asked_for_few(scene: Scene) -> None:
+    await scene.sim.mine(8)
+    rig = await scene.engine()
+    (buyer,) = await buyers(scene, 1)
+
+    def too_many(call: Call) -> bool:
+        (query,) = call.params
+        return "fromBlock" in query and int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= 5
+
+    async with scene.sim.faults(NodeSays(-32614, "eth_getLogs is limited to a 5 range", method="eth_getLogs", where=too_many)):
+        scene.sim.pool.hold = lambda transaction: True  # noqa: ARG005
+        task = await scene.settle_pooled(rig, scene.payment(buyer))
+        await drain(scene, buyer)
+        scene.sim.pool.hold = None
+        assert reason(await scene.answer(task)) is Reason.INSUFFICIENT_BALANCE
+    await scene.finish(settled=0)
 
 
 async def test_mode_43_notifications_that_never_come(scene: Scene) -> None:

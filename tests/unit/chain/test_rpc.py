@@ -47,6 +47,7 @@ MESSAGES = [
     (-32003, "transaction gas limit is greater than the cap", NodeError.GAS_LIMIT),
     (-32001, "block not found: 0x1234", NodeError.STATE_UNAVAILABLE),
     (-32602, "query exceeds max block range 100000", NodeError.RANGE_TOO_LARGE),
+    (-32614, "eth_getLogs is limited to a 10,000 range", NodeError.RANGE_TOO_LARGE),
     # anvil 1.7.1, as it answered
     (-32003, "transaction already imported", NodeError.ALREADY_KNOWN),
     (-32003, "nonce too low", NodeError.NONCE_TOO_LOW),
