@@ -62,7 +62,7 @@ class Aftermath:
 
     async def _look(self, watched: Sequence[Settlement], final: Head | None) -> None:
         """Ask the token about all of these in one request."""
-        asked = [Call(to=record.asset, data=abi.authorization_state(record.payer, record.auth_nonce)) for record in watched]
+        asked = [_state_of(record) for record in watched]
         facts = await self._chain.evm.answer(asked, self._chain.evm.deadline_in(_RPC_S))
         self._chain.head.observe(facts.head)
         used = [abi.read_bool(reply.data) if reply.ok else None for reply in facts.replies]
@@ -70,13 +70,31 @@ class Aftermath:
             over = [
                 record for record, is_used in zip(watched, used, strict=True) if is_used is False and record.valid_before <= final.timestamp
             ]
-            if over:
+            if over and (over := await self._over_by_all(over)):
                 await settlements.close_watched(self._db, over)
         for record in [record for record, is_used in zip(watched, used, strict=True) if is_used]:
             try:
                 await self._used(record)
             except ChainFault as fault:  # the others do not wait for this one; it is looked at again in the next round
                 log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
+
+    async def _over_by_all(self, records: Sequence[Settlement]) -> list[Settlement]:
+        """Those that by the word of every endpoint are unused and whose time is finally over (ADR 18); none while one does not say."""
+        over = list(records)
+        for evm in self._chain.evm.witnesses():
+            try:
+                final = await evm.block_at("finalized", evm.deadline_in(_RPC_S))
+                facts = await evm.answer([_state_of(record) for record in over], evm.deadline_in(_RPC_S))
+            except ChainFault as fault:
+                log.warning("settlement.not_closed", network=self._chain.network, kind=fault.kind, fault=str(fault))
+                return []
+            unused = [reply.ok and abi.read_bool(reply.data) is False for reply in facts.replies]
+            over = [
+                record
+                for record, is_unused in zip(over, unused, strict=True)
+                if is_unused and final.number <= facts.head.number and record.valid_before <= final.timestamp
+            ]
+        return over
 
     async def _used(self, record: Settlement) -> None:
         """Who used it, and how? Commit that."""
@@ -126,3 +144,8 @@ class Aftermath:
             if fault.kind != "no_block":
                 raise
             return None
+
+
+def _state_of(record: Settlement) -> Call:
+    """The question to the token whether this authorization is used."""
+    return Call(to=record.asset, data=abi.authorization_state(record.payer, record.auth_nonce))

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from facilitator.domain.abi import AUTHORIZATION_STATE, AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC
 from facilitator.metrics import RPC_DISAGREEMENTS
+from tests.fault.test_late import STRANGER, failed, in_state, use
 from tests.fixtures.base_sim import Absent, BaseSim, Call, NodeSays, NoLogs, PretendAccepted, Rewrite, Rules, Stale, base_sim_before
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
 from tests.integration.settlement.conftest import USDC, Rig
@@ -135,6 +136,21 @@ async def test_mode_37_a_block_that_one_endpoint_calls_gone_is_not_reorganised(s
     assert await scene.states() == ["included"]
     assert await scene.rows("select from incident") == []
     await scene.finish(settled=1)
+
+
+async def test_a_final_time_that_one_endpoint_invents_ends_no_watch(scene: Scene, honest: BaseSim) -> None:
+    await scene.token.set_gas_money(STRANGER, 10**19)
+    rig = await engine(scene, honest)
+    buyer, payment = await failed(scene, rig)
+
+    def lie(call: Call, result: Any) -> Any:
+        return result | {"timestamp": hex(2**40)} if call.params[0] == "finalized" else result
+
+    async with scene.sim.faults(Rewrite(lie, method="eth_getBlockByNumber", where=lambda call: call.params[0] == "finalized")) as (told,):
+        await scene.until(lambda: told.struck >= 12, "many looks at final time")
+    await use(scene, buyer, payment, "external")
+    await in_state(scene, "external", mine=False)
+    await scene.finish(settled=0)
 
 
 async def test_mode_36_an_endpoint_that_is_stuck_is_asked_after_one_that_is_not(scene: Scene, honest: BaseSim) -> None:
