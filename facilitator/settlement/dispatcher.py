@@ -429,7 +429,7 @@ class Dispatcher:
 
     def _not_signed(self, group: Sequence[Waiting], fault: SignerFault) -> None:
         """Another relayer signs them, if there is one; else they hear why."""
-        if self._choose()[1] > 0:
+        if self._choose()[1] > 0 and not self.stopping:  # then nobody would come for them
             self._queue.put_back(group)
             return
         for waiting in group:
