@@ -533,7 +533,10 @@ with gone as (
 ), items as (
     update slot_item i
        set cost_wei = null,
-           unresolved = i.unresolved or exists (select from reopened r where r.slot_id = i.slot_id and r.settlement_id = i.settlement_id)
+           unresolved = i.unresolved
+                        or (exists (select from reopened r where r.slot_id = i.slot_id and r.settlement_id = i.settlement_id)
+                            and not exists (select from slot_item u
+                                             where u.settlement_id = i.settlement_id and u.unresolved and u.slot_id <> i.slot_id))
       from slots s where i.slot_id = s.slot_id
 ), moved as (
     insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash, reason)
