@@ -119,7 +119,7 @@ async def verify(db: Db, against: Mapping[int, bytes]) -> Verified:
         async for row in seals.sealed_rows(session):
             check.row(row)
         check.finish()
-        async for late in seals.overdue(session):
+        async for late in seals.overdue(session, LEAVES_MAX):
             check.wrong.append(f"{late.source} {late.row_id}: it is of {late.at:%Y-%m-%d %H:%M:%S} and no seal holds it")
     return Verified(len(check.seals), check.leaves, check.head, tuple(check.wrong))
 
@@ -136,6 +136,8 @@ class _Check:
         self._at = 0
         self._own: list[bytes] = []
         self._sound = True
+        self._complete_at: datetime | None = None
+        """When the last seal was made that took all there was; one of `LEAVES_MAX` rows may have left some."""
 
     def row(self, row: SealedRow) -> None:
         while self._at < len(self.seals) and self.seals[self._at].seal_no < row.seal_no:
@@ -152,7 +154,7 @@ class _Check:
         elif found != row.leaf:
             self._say(f"{name}: it was altered after seal {row.seal_no}")
         written = row.booked_at or row.event_at
-        if self._at and written is not None and written < self.seals[self._at - 1].sealed_at - LATE:
+        if self._complete_at is not None and written is not None and written < self._complete_at - LATE:
             self._say(f"{name}: it says {written:%Y-%m-%d %H:%M:%S} and came after seal {row.seal_no - 1}: back-dated")
         self._own.append(row.leaf if found is None else found)
         self.leaves += 1
@@ -180,6 +182,8 @@ class _Check:
         if given != seal.head:
             self.wrong.append(f"seal {seal.seal_no}: its head is {seal.head.hex()}, what left the database was {given.hex()}")
         self.head = seal.head
+        if seal.leaves < LEAVES_MAX:
+            self._complete_at = seal.sealed_at
         self._own, self._sound, self._at = [], True, self._at + 1
 
 

@@ -148,9 +148,9 @@ def sealed_rows(session: Session) -> AsyncIterator[SealedRow]:
     return session.stream(SealedRow, QUERIES["sealed_rows"])
 
 
-def overdue(session: Session) -> AsyncIterator[Overdue]:
-    """Rows that should have been sealed long ago."""
-    return session.stream(Overdue, QUERIES["overdue"])
+def overdue(session: Session, leaves_max: int) -> AsyncIterator[Overdue]:
+    """Rows that should have been sealed long before the last seal that was not full."""
+    return session.stream(Overdue, QUERIES["overdue"], leaves_max)
 
 
 async def last_closed(session: Session) -> date | None:

@@ -216,3 +216,17 @@ def test_heads_that_are_none_are_refused() -> None:
         read_heads("one two three")
     with pytest.raises(ConfigFault, match="number and its head"):
         read_heads("1 xyz")
+
+
+async def test_a_backlog_of_several_seals_is_no_alarm(db: Db, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that is older than its seals, or a sealer that was away."""
+    monkeypatch.setattr("facilitator.finance.seals.LEAVES_MAX", 6)
+    await plant(connection, 10, start=datetime(2025, 11, 1, tzinfo=UTC), step=timedelta(hours=1))
+    for _ in range(4):
+        assert (await verify(db, {})).wrong == ()
+        assert await sealer(db).seal() is not None
+    found = await verify(db, {})
+    assert (found.wrong, found.leaves, found.seals) == ((), 20, 4)
+    await connection.execute(_BACK_DATED)
+    await sealer(db).seal()
+    assert "back-dated" in (await verify(db, {})).wrong[0]

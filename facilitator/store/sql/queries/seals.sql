@@ -67,11 +67,11 @@ select l.seal_no, l.position, l.source, l.row_id, l.book_day, l.leaf,
 -- name: overdue :many
 select 'journal' as source, e.entry_id as row_id, e.booked_at as at from journal_entry e
  where not exists (select from sealed_leaf l where l.source = 'journal' and l.row_id = e.entry_id)
-   and e.booked_at < (select max(sealed_at) from seal) - interval '15 minutes'
+   and e.booked_at < (select max(sealed_at) from seal where leaves < $1::integer) - interval '15 minutes'
 union all
 select 'audit', a.event_id, a.happened_at from audit_event a
  where not exists (select from sealed_leaf l where l.source = 'audit' and l.row_id = a.event_id)
-   and a.happened_at < (select max(sealed_at) from seal) - interval '15 minutes'
+   and a.happened_at < (select max(sealed_at) from seal where leaves < $1::integer) - interval '15 minutes'
 order by source, row_id;
 
 -- Below this entry everything was sealed, save what `overdue` names.
