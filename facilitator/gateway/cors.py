@@ -9,9 +9,17 @@ from typing import Final
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-EXPOSED: Final = ("PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE")
+EXPOSED: Final = ("PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE", "WWW-Authenticate", "Payment-Receipt")
 """What a paying script must be able to read."""
-ALLOWED: Final = ("Content-Type", "PAYMENT-SIGNATURE", "X-PAYMENT", "SIGN-IN-WITH-X", "Access-Control-Expose-Headers")
+ALLOWED: Final = (
+    "Content-Type",
+    "PAYMENT-SIGNATURE",
+    "X-PAYMENT",
+    "Authorization",
+    "Accept-Payment",
+    "SIGN-IN-WITH-X",
+    "Access-Control-Expose-Headers",
+)
 """What a paying script sends; the last is sent by the official fetch client, as a request header."""
 _PREFLIGHT_MAX_AGE_S: Final = "600"
 

@@ -6,17 +6,21 @@ a route be free by mistake: a price for a route that does not exist stops the st
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from facilitator.clock import Clock, SystemClock
 from facilitator.errors import ConfigFault
 from facilitator.gateway.client import FacilitatorClient
+from facilitator.gateway.mpp import SECRET_CHARS_MIN
 from facilitator.gateway.paywall import Paywall, render_paywall
 from facilitator.gateway.prices import Price, Token, find_token, parse_payee
 from facilitator.gateway.seller import Priced, PriceOf, Seller, Settings, Shop
 
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+"""Hosts that are reached without a network, where plain HTTP keeps credentials to oneself."""
 
 
 def charge(
@@ -36,9 +40,9 @@ def charge(
 
     Buyers may choose among several networks or tokens. `allow_origins` opens the priced routes to scripts of other origins
     (`"*"`: to all); leave it empty where something else does. `public_url` replaces scheme and host in what buyers are
-    shown, for a server behind a proxy. `paywall` None answers browsers like everybody else. The client is closed with the app.
-    Call it on the outermost application, once; it wraps all other middlewares. Raises ConfigFault for what cannot be
-    sold; a route that does not exist is found at start-up.
+    shown, for a server behind a proxy; routes that are sold by MPP need it. `paywall` None answers browsers like everybody
+    else. The client is closed with the app. Call it on the outermost application, once; it wraps all other middlewares.
+    Raises ConfigFault for what cannot be sold; a route that does not exist is found at start-up.
     """
     tokens = tuple(find_token(each) for each in ([network] if isinstance(network, str | Token) else network))
     if not tokens:
@@ -50,11 +54,14 @@ def charge(
         allow_origins=frozenset(allow_origins),
         paywall=paywall,
         public_url=public_url.rstrip("/") if public_url else None,
+        realm=urlsplit(public_url or "").netloc.rpartition("@")[2].lower(),
     )
     seller = Seller(facilitator, shop, settings or Settings(), clock or SystemClock())
     for priced in shop.routes.values():
         if isinstance(priced.price, str | int):
             seller.terms_at(priced.price)
+        if priced.mpp_secret is not None:
+            _check_mpp(priced.mpp_secret, public_url, tokens)
 
     async def check_routes(started: web.Application) -> None:
         known = {(route.method, route.resource.canonical) for route in started.router.routes() if route.resource is not None}
@@ -77,3 +84,14 @@ def _route_key(text: str) -> tuple[str, str]:
     if method not in _METHODS or not path.startswith("/"):
         raise ConfigFault("route", f'routes: expected one of {", ".join(_METHODS)} and a path, such as "GET /report", got {text!r}')
     return method, path
+
+
+def _check_mpp(secret: str, public_url: str | None, tokens: Sequence[Token]) -> None:
+    """May a route be sold by MPP? Raises ConfigFault for what the scheme forbids: plain HTTP, and a secret that can be guessed."""
+    where = urlsplit(public_url or "")
+    if not where.hostname or (where.scheme != "https" and where.hostname not in _LOOPBACK):
+        raise ConfigFault("public_url", f"public_url: MPP needs the https address that buyers see, got {public_url!r}")
+    if len(secret) < SECRET_CHARS_MIN:
+        raise ConfigFault("mpp_secret", f"mpp_secret: expected at least {SECRET_CHARS_MIN} characters, got {len(secret)}")
+    if any(not token.network.startswith("eip155:") for token in tokens):
+        raise ConfigFault("network", "network: MPP is served on EVM networks (eip155) only")

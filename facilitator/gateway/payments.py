@@ -40,6 +40,8 @@ class Payment:
     """(network, asset, payer, auth nonce): under it a payment is made once. Unproven until the facilitator has judged the signature."""
     digest: bytes
     """SHA-256 of the header: who has it again is whom we served, or was told by him."""
+    challenge_id: str | None = None
+    """Of the MPP challenge that it answers; None when it came as x402."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ def _read(version: Version, name: str, values: Sequence[str], terms: Sequence[Te
                 payload=payload,
                 requirements=asked,
                 terms=each,
-                identity=_identity(each, inner),
+                identity=identify(each, inner),
                 digest=hashlib.sha256(content).digest(),
             )
     message = f"{name}: made for other terms than are asked here"
@@ -118,8 +120,8 @@ def _agrees(version: Version, chosen: Json, asked: Json) -> bool:
     return isinstance(extra, dict) and isinstance(ours, dict) and all(extra.get(key) == value for key, value in ours.items())
 
 
-def _identity(terms: Terms, payload: Json) -> tuple[str, ...]:
-    """Of an EIP-3009 authorization; of any other payload, its own content."""
+def identify(terms: Terms, payload: Json) -> tuple[str, ...]:
+    """The identity of a payload: of an EIP-3009 authorization; of any other, its own content."""
     authorization = payload.get("authorization")
     payer, auth_nonce = (authorization.get("from"), authorization.get("nonce")) if isinstance(authorization, dict) else (None, None)
     if isinstance(payer, str) and isinstance(auth_nonce, str):

@@ -45,11 +45,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpaid:
-    """What a page is made from."""
+    """What is asked for and not paid: what a page and every other demand is made from."""
 
     terms: tuple[Terms, ...]
     resource: Resource
     error: str
+    challenges: tuple[str, ...] = ()
+    """The same terms as `WWW-Authenticate` says them, where the route takes MPP."""
 
 
 Paywall = Callable[[Unpaid], Page]

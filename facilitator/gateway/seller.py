@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from aiohttp import hdrs, web
@@ -21,6 +21,7 @@ from facilitator.gateway import replies
 from facilitator.gateway.answers import FacilitatorFault, Settled
 from facilitator.gateway.client import FacilitatorClient
 from facilitator.gateway.cors import expose, preflight
+from facilitator.gateway.mpp import Asked, Problem, Scope, challenge, problem_of, read_credential
 from facilitator.gateway.payments import RESPONSE_HEADERS, NotPayment, Payment, read_payment
 from facilitator.gateway.paywall import Paywall, Unpaid
 from facilitator.gateway.prices import Price, Resource, Terms, Token, parse_price
@@ -44,6 +45,8 @@ class Priced:
     mime_type: str = "application/json"
     demand: str = "Payment required: send PAYMENT-SIGNATURE (v2) or X-PAYMENT (v1)"
     """`error` of the 402 for who has not paid yet."""
+    mpp_secret: str | None = field(default=None, repr=False)
+    """Sells it by MPP too, and binds its challenges: the same in every process. The body is then read before the handler has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class Shop:
     allow_origins: frozenset[str]
     paywall: Paywall | None
     public_url: str | None
+    realm: str
+    """Host and port of `public_url`, where MPP challenges hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,7 @@ class Seller:
         self._facilitator = facilitator
         self._shop = shop
         self._settings = settings
+        self._clock = clock
         self._purchases = Purchases(clock, bytes_max=settings.kept_bytes_max, keep_s=settings.keep_s)
         self._settling: dict[tuple[str, ...], asyncio.Task[_Outcome]] = {}
 
@@ -146,22 +152,29 @@ class Seller:
             return await handler(request)
         url = f"{self._shop.public_url}{request.path}" if self._shop.public_url else str(request.url.with_query(None))
         resource = Resource(url=url, description=priced.description, mime_type=priced.mime_type)
-        terms = self.terms_at(price)
-        payment = None if request.method == hdrs.METH_HEAD else read_payment(request.headers, terms, resource)
+        unpaid = Unpaid(terms=self.terms_at(price), resource=resource, error=priced.demand)
+        payment: Payment | NotPayment | Problem | None = None
+        if priced.mpp_secret is not None:
+            scope = Scope(realm=self._shop.realm, secret=priced.mpp_secret.encode())
+            asked = Asked(method=_method(request.method), target=request.raw_path, body=await request.read())
+            now = self._clock.now()
+            unpaid = replace(unpaid, challenges=tuple(challenge(scope, asked, each, resource, now) for each in unpaid.terms))
+            payment = read_credential(scope, asked, request.headers.getall(hdrs.AUTHORIZATION, []), unpaid.terms, resource, now)
         if payment is None:
-            unpaid = Unpaid(terms=terms, resource=resource, error=priced.demand)
+            payment = read_payment(request.headers, unpaid.terms, resource)
+        if payment is None or request.method == hdrs.METH_HEAD:
             return replies.demand(request, unpaid, 2, None, self._shop.paywall)
+        if isinstance(payment, Problem):
+            return replies.problem(payment, unpaid)
         if isinstance(payment, NotPayment):
             word = payment.reason.v1 if payment.version == 1 else payment.reason.v2
-            return self._refuse(request, Unpaid(terms=terms, resource=resource, error=word), payment, payment.message)
+            return replies.demand(request, replace(unpaid, error=word), payment.version, payment.message, None)
         async with self._purchases.turn(payment.identity, self._settings.turn_timeout_s) as mine:
             if not mine:
                 return replies.busy(self._settings.retry_after_s)
-            return await self._serve_payment(request, handler, payment, terms, resource)
+            return await self._serve_payment(request, handler, payment, unpaid)
 
-    async def _serve_payment(
-        self, request: web.Request, handler: Handler, payment: Payment, terms: tuple[Terms, ...], resource: Resource
-    ) -> web.StreamResponse:
+    async def _serve_payment(self, request: web.Request, handler: Handler, payment: Payment, unpaid: Unpaid) -> web.StreamResponse:
         """With the turn for this payment: nobody else in this process is served for it."""
         if (earlier := self._settling.get(payment.identity)) is not None:  # its request was cancelled
             await asyncio.wait([earlier])
@@ -173,8 +186,7 @@ class Seller:
             _journal.warning("not sold, as the facilitator cannot be asked: %s", fault)
             return replies.unavailable(fault, settling=False, retry_after_s=self._settings.retry_after_s)
         if not verified.is_valid:
-            unpaid = Unpaid(terms=terms, resource=resource, error=verified.invalid_reason or "invalid_payment")
-            return self._refuse(request, unpaid, payment, verified.invalid_message)
+            return self._refuse(request, unpaid, payment, verified.invalid_reason or "invalid_payment", verified.invalid_message)
 
         request[PURCHASE] = Purchase(payer=verified.payer, version=payment.version, terms=payment.terms)
         response = await self._work(request, handler)
@@ -187,7 +199,7 @@ class Seller:
         self._settling[payment.identity] = task
         task.add_done_callback(lambda _: self._settling.pop(payment.identity, None))
         outcome = await asyncio.shield(task)  # a request that is cancelled leaves a settlement that is not
-        return await self._conclude(request, payment, Unpaid(terms=terms, resource=resource, error=""), outcome)
+        return await self._conclude(request, payment, unpaid, outcome)
 
     async def _conclude(self, request: web.Request, payment: Payment, unpaid: Unpaid, outcome: _Outcome) -> web.StreamResponse:
         """After the settlement: the goods, or the truth."""
@@ -199,8 +211,9 @@ class Seller:
             case Settled(pending=True):
                 return replies.pending(payment, outcome, self._settings.retry_after_s)
             case Settled():
-                answer = self._refuse(request, replace(unpaid, error=outcome.reason or "unexpected_settle_error"), payment, outcome.message)
-                answer.headers[RESPONSE_HEADERS[payment.version]] = replies.encode(outcome.raw)
+                answer = self._refuse(request, unpaid, payment, outcome.reason or "unexpected_settle_error", outcome.message)
+                if payment.challenge_id is None:
+                    answer.headers[RESPONSE_HEADERS[payment.version]] = replies.encode(outcome.raw)
                 return answer
             case _:
                 assert_never(outcome)
@@ -231,7 +244,7 @@ class Seller:
             return fault
         if not settled.success:
             return settled
-        replies.paid(whole, payment, settled)
+        replies.paid(whole, payment, settled, self._clock.now())
         self._expose(request, whole)
         return self._purchases.keep(payment.identity, payment.digest, request, whole)
 
@@ -256,15 +269,17 @@ class Seller:
 
     # ---- around it
 
-    def _refuse(self, request: web.Request, unpaid: Unpaid, payment: Payment | NotPayment, message: str | None) -> web.Response:
+    def _refuse(self, request: web.Request, unpaid: Unpaid, payment: Payment, reason: str, message: str | None) -> web.Response:
         """402 with what is wrong with the payment, and the offer again; a program reads it, whatever it calls itself."""
-        return replies.demand(request, unpaid, payment.version, message, None)
+        if payment.challenge_id is not None:
+            return replies.problem(problem_of(reason, message), unpaid)
+        return replies.demand(request, replace(unpaid, error=reason), payment.version, message, None)
 
     def _priced(self, method: str, match: web.UrlMappingMatchInfo) -> Priced | None:
         resource = match.route.resource
         if resource is None:
             return None
-        return self._shop.routes.get((hdrs.METH_GET if method == hdrs.METH_HEAD else method, resource.canonical))
+        return self._shop.routes.get((_method(method), resource.canonical))
 
     async def _preflight(self, request: web.Request) -> web.Response | None:
         """The answer to a browser that asks whether a script may pay here; None when it does not ask, or others answer."""
@@ -284,6 +299,11 @@ async def _price_of(priced: Priced, request: web.Request) -> Price | None:
         return priced.price
     computed = priced.price(request)
     return await computed if inspect.isawaitable(computed) else computed
+
+
+def _method(method: str) -> str:
+    """HEAD asks for what GET sells."""
+    return hdrs.METH_GET if method == hdrs.METH_HEAD else method
 
 
 def _gone(request: web.Request) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,7 +24,9 @@ from facilitator.devstack.sellers.market import Market
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.gateway.client import Settings
+from facilitator.protocol.reasons import Reason
 from tests.fixtures.house import FAST
+from tests.fixtures.mpp import answered, as_x402, changed, decoded, header
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess
 
@@ -155,6 +158,90 @@ async def test_one_header_twenty_times_at_once_is_one_paid_response_at_one_route
         assert {answer.body["error"] for answer in answers if answer.status == 402} == {"duplicate_settlement"}
         assert await token.balance_of(buyer.address) == 19 * price_atomic
         await assert_ledger_is_chain(database_url, chain.rpc_url, settled=settled)
+
+
+async def test_mppx_pays_the_studio_with_its_evm_method_and_a_challenge_is_paid_once(
+    market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token, tmp_path: Path, database_url: str, chain: Anvil
+) -> None:
+    async def pay(route: str, buyer: Buyer) -> Json:
+        url, order, _ = routes(market)[route]
+        return await in_thread(run_client, tmp_path / f"mppx-{route}", "mppx_fetch.mjs", buyer, url, order)
+
+    names = ["generate", "alias"]
+    buyers = [await new_buyer(amount_atomic=2 * routes(market)[name][2]) for name in names]
+    for name, buyer, told in zip(names, buyers, await asyncio.gather(*map(pay, names, buyers)), strict=True):
+        url, order, price_atomic = routes(market)[name]
+        assert (told["status"], told["body"]["status"]) == (200, "pending"), told
+        (sent,) = told["sent"]  # one challenge, one signature
+        assert sent["credential"].startswith("Payment ")
+        assert sent["challenge"]["request"]["methodDetails"]["credentialTypes"] == ["authorization"]
+        assert told["headers"]["cache-control"] in {"private", "no-store"}
+        receipt = told["receipt"]
+        assert (receipt["method"], receipt["status"]) == ("evm", "success")
+        raw = decoded(told["headers"]["payment-receipt"])
+        assert (raw["challengeId"], raw["chainId"]) == (sent["challenge"]["id"], 84532)
+        mined = await chain.node.call("eth_getTransactionReceipt", receipt["reference"])
+        assert int(mined["status"], 16) == 1
+        nonce = decoded(sent["credential"].removeprefix("Payment "))["payload"]["nonce"]
+        assert [nonce] == [
+            log["topics"][2] for log in mined["logs"] if buyer.address.lower()[2:] in log["topics"][1] and log["data"] == "0x"
+        ]
+        assert await token.balance_of(buyer.address) == price_atomic
+        job = await sign_in(session, buyer, f"{market.urls['studio']}/api/jobs/{told['body']['jobId']}")
+        assert job["status"] == "complete"
+        async with session.post(url, json=order, headers={"Authorization": sent["credential"]}) as again:
+            assert (again.status, (await again.json(content_type=None))["type"].rpartition("/")[2]) == (402, "invalid-challenge")
+            assert "Payment-Receipt" not in again.headers
+        assert await token.balance_of(buyer.address) == price_atomic
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=2)
+
+
+async def test_one_authorization_twenty_times_at_once_by_both_protocols_is_one_paid_response(
+    market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token, database_url: str, chain: Anvil
+) -> None:
+    url, order, price_atomic = routes(market)["generate"]
+    other, _, _ = routes(market)["alias"]
+    buyer = await new_buyer(amount_atomic=20 * price_atomic)
+    async with session.post(url, json=order) as unpaid:
+        credential = answered(buyer, unpaid.headers["WWW-Authenticate"])
+    payment = as_x402(credential, await demanded(session, url, 2, order))
+
+    async def send(number: int) -> tuple[int, str]:
+        if number % 2:
+            bought = await hand_over(session, url if number % 4 == 1 else other, payment, order)
+            return bought.status, str(bought.body.get("error"))
+        async with session.post(url, json=order, headers=header(credential)) as response:
+            return response.status, str((await response.json(content_type=None)).get("reason"))
+
+    answers = await asyncio.gather(*map(send, range(20)))
+    assert sorted(status for status, _ in answers) == [200] + [402] * 19
+    assert {word for status, word in answers if status == 402} == {"duplicate_settlement"}
+    assert await token.balance_of(buyer.address) == 19 * price_atomic
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
+
+
+async def test_what_the_facilitator_refuses_is_a_problem_and_costs_nothing(
+    market: Market, session: aiohttp.ClientSession, new_buyer: NewBuyer, token: Token
+) -> None:
+    url, order, price_atomic = routes(market)["generate"]
+    buyer, poor = await new_buyer(amount_atomic=price_atomic), await new_buyer(amount_atomic=price_atomic - 1)
+
+    async def problem(payer: Buyer, **how: Any) -> tuple[int, str, str]:
+        async with session.post(url, json=order) as unpaid:
+            credential = answered(
+                payer, unpaid.headers["WWW-Authenticate"], **{name: value for name, value in how.items() if name != "swap"}
+            )
+        if "swap" in how:
+            credential = changed(credential, "payload", **{"from": how["swap"]}) | {"source": f"did:pkh:eip155:84532:{how['swap']}"}
+        async with session.post(url, json=order, headers=header(credential)) as response:
+            told = await response.json(content_type=None)
+            assert "WWW-Authenticate" in response.headers
+            return response.status, told["type"].rpartition("/")[2], told["reason"]
+
+    assert await problem(buyer, valid_before=int(time.time()) - 1) == (402, "payment-expired", Reason.EXPIRED.v2)
+    assert await problem(poor) == (402, "verification-failed", Reason.INSUFFICIENT_BALANCE.v2)
+    assert await problem(poor, swap=buyer.address) == (402, "verification-failed", Reason.SIGNATURE.v2)
+    assert await token.balance_of(buyer.address) == price_atomic
 
 
 async def test_a_facilitator_that_is_killed_in_the_middle_of_a_settlement_leaves_a_job_that_is_paid_and_complete(

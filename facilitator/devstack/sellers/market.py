@@ -5,6 +5,7 @@ Their addresses stay from start to start where the ports are still free, so that
 
 import contextlib
 import json
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -79,6 +80,7 @@ class Market:
                 pay_to=self._pay_to,
                 network=_NETWORK,
                 base_url=self.urls["studio"],
+                mpp_secret=secrets.token_urlsafe(32),
                 pictures=pictures["studio"],
                 jobs=self._directory / "jobs",
             ),

@@ -12,9 +12,10 @@ import msgspec
 from facilitator.gateway.prices import Json
 
 _GUIDANCE: Final = (
-    "POST an order without a payment: 402, with the exact price in PAYMENT-REQUIRED. Sign it, POST again with PAYMENT-SIGNATURE: "
-    "200 with a jobId. GET /api/jobs/{jobId}: 402 with a sign-in-with-x challenge. Sign it with the wallet that paid, GET again "
-    "with SIGN-IN-WITH-X: the job, with result.imageUrl when status is complete. A challenge is good for one GET."
+    "POST an order without a payment: 402, with the exact price in PAYMENT-REQUIRED (x402) and in WWW-Authenticate (MPP, method evm). "
+    "Sign one of the two and POST the same order again, with PAYMENT-SIGNATURE or with Authorization: 200 with a jobId. "
+    "GET /api/jobs/{jobId}: 402 with a sign-in-with-x challenge. Sign it with the wallet that paid, GET again with SIGN-IN-WITH-X: "
+    "the job, with result.imageUrl when status is complete. A sign-in challenge is good for one GET."
 )
 _ERROR: Final[Json] = {
     "type": "object",
@@ -46,8 +47,8 @@ _JOB: Final[Json] = {
 }
 
 
-def document(paths: Mapping[str, str], body: type, *, dollars: tuple[int, int], base_url: str) -> Json:
-    """OpenAPI 3.1. `paths`: model to path; `dollars`: the least and the most that a call costs, in millionths."""
+def document(paths: Mapping[str, str], body: type, *, dollars: tuple[int, int], currency: str, base_url: str) -> Json:
+    """OpenAPI 3.1. `paths`: model to path; `dollars`: the least and the most that a call costs, in millionths; `currency`: the token."""
     (_,), components = msgspec.json.schema_components([body], ref_template="#/components/schemas/{name}")
     least, most = (f"{amount / 1_000_000:.3f}" for amount in dollars)
     paid = {
@@ -57,13 +58,13 @@ def document(paths: Mapping[str, str], body: type, *, dollars: tuple[int, int], 
                 "summary": f"{model} - generate",
                 "x-payment-info": {
                     "price": {"mode": "dynamic", "currency": "USD", "min": least, "max": most},
-                    "protocols": [{"x402": {}}],
+                    **_protocols(currency),
                 },
                 "requestBody": {"required": True, "content": _content({"$ref": f"#/components/schemas/{body.__name__}"})},
                 "responses": {
                     "200": {"description": "paid; the job is made", "content": _content(_CREATED)},
                     "400": {"description": "the order is wrong; nothing was asked for", "content": _content(_ERROR)},
-                    "402": {"description": "Payment Required: the price by quality and size is in PAYMENT-REQUIRED"},
+                    "402": {"description": "Payment Required: the price by quality and size is in PAYMENT-REQUIRED and WWW-Authenticate"},
                     "502": {"description": "the model failed; this request charged nothing", "content": _content(_ERROR)},
                 },
             }
@@ -92,6 +93,12 @@ def document(paths: Mapping[str, str], body: type, *, dollars: tuple[int, int], 
         "paths": {**paid, "/api/jobs/{jobId}": job},
         "components": {"schemas": components, "securitySchemes": {"siwx": siwx}},
     }
+
+
+def _protocols(currency: str) -> Json:
+    """How it can be paid: `protocols` as agents' discovery reads it, `offers` as draft-payment-discovery-01 has it for MPP."""
+    charge = {"intent": "charge", "method": "evm", "currency": currency}
+    return {"protocols": [{"x402": {}}, {"mpp": charge}], "offers": [charge | {"amount": None, "description": "by quality and size"}]}
 
 
 def _content(schema: Json) -> Json:

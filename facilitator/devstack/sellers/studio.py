@@ -1,6 +1,6 @@
 """A seller in the style of StableStudio: a paid order makes a job, and the paying wallet signs in to fetch the picture.
 
-Sells `POST /api/generate/gpt-image-1/generate` and its alias `gpt-image-1.5`; `GET /api/jobs/{jobId}` wants SIGN-IN-WITH-X.
+Sells `POST /api/generate/gpt-image-1/generate` and its alias `gpt-image-1.5` by x402 and MPP; `GET /api/jobs/{jobId}` wants SIGN-IN-WITH-X.
 The picture is made before the payment is settled, so that a model that fails costs nobody anything; until the payment is
 settled the job is pending, and stays so for ever if it is not.
 """
@@ -25,6 +25,7 @@ from facilitator.gateway.middleware import charge
 from facilitator.gateway.prices import find_token
 from facilitator.gateway.replies import json_response
 from facilitator.gateway.seller import PURCHASE, Priced
+from facilitator.protocol.address import checksum_address
 
 MODELS: Final = ("gpt-image-1", "gpt-image-1.5")
 
@@ -152,19 +153,32 @@ class _Seller:
 
 
 def application(
-    facilitator: FacilitatorClient, models: Models, *, pay_to: str, network: str, base_url: str, pictures: Pictures, jobs: Path
+    facilitator: FacilitatorClient,
+    models: Models,
+    *,
+    pay_to: str,
+    network: str,
+    base_url: str,
+    mpp_secret: str,
+    pictures: Pictures,
+    jobs: Path,
 ) -> web.Application:
-    """The seller. `jobs` is a directory of its own."""
+    """The seller. `jobs` is a directory of its own; `mpp_secret` binds its challenges."""
     paths = {model: f"/api/generate/{model}/generate" for model in MODELS}
-    described = document(paths, GenerateRequest, dollars=(min(PRICES_ATOMIC.values()), max(PRICES_ATOMIC.values())), base_url=base_url)
-    seller = _Seller(models, pictures, jobs, SignIn(base_url, find_token(network).network), described)
+    token = find_token(network)
+    costs = (min(PRICES_ATOMIC.values()), max(PRICES_ATOMIC.values()))
+    described = document(paths, GenerateRequest, dollars=costs, currency=checksum_address(token.address), base_url=base_url)
+    seller = _Seller(models, pictures, jobs, SignIn(base_url, token.network), described)
     shop = open_shop(refuse, fault_status=502)
     for path in paths.values():
         shop.router.add_post(path, seller.generate)
     shop.router.add_get("/api/jobs/{jobId}", seller.job)
     shop.router.add_get("/openapi.json", seller.openapi)
     pictures.add_route(shop)
-    prices = {f"POST {path}": Priced(price=seller.price, description=f"{model} - generate") for model, path in paths.items()}
+    prices = {
+        f"POST {path}": Priced(price=seller.price, description=f"{model} - generate", mpp_secret=mpp_secret)
+        for model, path in paths.items()
+    }
     charge(shop, facilitator, pay_to=pay_to, network=network, routes=prices, public_url=base_url)
     shop.on_response_prepare.append(seller.mark_paid)
     return shop

@@ -12,6 +12,7 @@ from facilitator.devstack.buyer import payment_header
 from facilitator.devstack.pay import decoded, demanded, sign_in
 from facilitator.devstack.sellers.models.local import LOCAL
 from facilitator.devstack.sellers.models.model import Conversation, Description, Drawn, ModelFault, Order, Reply
+from facilitator.devstack.token import BASE_SEPOLIA_USDC
 from tests.integration.gateway.model import BUYER, TX_HASH
 from tests.integration.sellers.market import CHAT, GENERATE, IMAGE, ROUTER, Json, Stalls
 
@@ -242,7 +243,9 @@ async def test_the_document_is_true_to_the_routes(tmp_path: Path) -> None:
         assert set(paid) == {path for path in PAID if path.startswith("/api/generate")}
         for path, operation in paid.items():
             assert operation["x-payment-info"]["price"] == {"mode": "dynamic", "currency": "USD", "min": "0.009", "max": "0.200"}
-            assert {"x402": {}} in operation["x-payment-info"]["protocols"]
+            charge = {"intent": "charge", "method": "evm", "currency": BASE_SEPOLIA_USDC}
+            assert operation["x-payment-info"]["protocols"] == [{"x402": {}}, {"mpp": charge}]
+            assert operation["x-payment-info"]["offers"] == [charge | {"amount": None, "description": "by quality and size"}]
             assert {"200", "400", "402"} <= set(operation["responses"])
             asked = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             schema = document["components"]["schemas"][asked]

@@ -60,8 +60,8 @@ def test_the_official_page_may_be_had_instead() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (None, "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE"),
-        ("ETag, payment-response", "ETag, payment-response, PAYMENT-REQUIRED, X-PAYMENT-RESPONSE"),
+        (None, "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, WWW-Authenticate, Payment-Receipt"),
+        ("ETag, payment-response", "ETag, payment-response, PAYMENT-REQUIRED, X-PAYMENT-RESPONSE, WWW-Authenticate, Payment-Receipt"),
         ("*", "*"),
     ],
 )
