@@ -132,7 +132,7 @@ class _Authorization(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     value: _Number
     valid_after: _Number
     valid_before: _Number
-    nonce: Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{64}\Z")]
+    auth_nonce: Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{64}\Z")] = msgspec.field(name="nonce")
     signature: Annotated[str, Meta(pattern=r"^0x(?:[0-9a-fA-F]{2})+\Z")]
 
 
@@ -234,7 +234,7 @@ def _mismatch(credential: _Credential, terms: Terms) -> str | None:
         return "The authorization pays another recipient than the challenge names."
     if int(payload.value) != terms.amount_atomic:
         return f"The authorization is over {payload.value}, the challenge asks {terms.amount_atomic}."
-    if payload.nonce.lower() != "0x" + keccak256((echoed.id + echoed.realm).encode()).hex():
+    if payload.auth_nonce.lower() != "0x" + keccak256((echoed.id + echoed.realm).encode()).hex():
         return "The nonce is not the hash of this challenge."
     if credential.source is not None and credential.source.lower() != f"did:pkh:{terms.token.network}:{payload.payer}".lower():
         return "The source is another account than the one that signed."
@@ -251,7 +251,7 @@ def _payment(content: bytes, credential: _Credential, terms: Terms, resource: Re
             "value": payload.value,
             "validAfter": payload.valid_after,
             "validBefore": payload.valid_before,
-            "nonce": payload.nonce,
+            "nonce": payload.auth_nonce,
         },
     }
     asked = terms.render(2, resource) or {}

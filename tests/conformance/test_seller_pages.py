@@ -25,6 +25,7 @@ from facilitator.devstack.pay import buy, new_session
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.protocol.messages import Version
+from tests.fixtures.mpp import answered, decoded, header
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess, free_port, http_status
 
@@ -88,7 +89,7 @@ async def service(
         yield service
 
 
-def start(directory: Path, kind: str, program: str, port: int, service: ServeProcess) -> subprocess.Popen[bytes]:
+def start(directory: Path, kind: str, program: str, port: int, service: ServeProcess, **more: str) -> subprocess.Popen[bytes]:
     """Write a program down, with another port, and start it as its page says."""
     directory.mkdir(parents=True)
     (directory / "node_modules").symlink_to(MODULES, target_is_directory=True)
@@ -103,7 +104,7 @@ def start(directory: Path, kind: str, program: str, port: int, service: ServePro
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     own = {"FACILITATOR_URL": service.base_url, "FACILITATOR_KEY": service.api_key, "PAY_TO": PAYEE}
     with (directory / "log").open("wb") as log:
-        return subprocess.Popen(command[kind], cwd=directory, env=kept | own, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command[kind], cwd=directory, env=kept | own | more, stdout=log, stderr=subprocess.STDOUT)
 
 
 async def listens(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -139,6 +140,35 @@ async def test_every_program_of_every_page_is_paid(
                         assert await token.balance_of(buyer.address) == 0, (page.file, kind)
     settled = sum(len(versions) for page in PAGES for versions in page.versions.values())
     await assert_ledger_is_chain(database_url, chain.rpc_url, settled=settled)
+
+
+async def test_the_lines_for_mpp_sell_the_same_job_by_both_protocols(
+    service: ServeProcess, new_buyer: Callable[..., Awaitable[Buyer]], token: Token, tmp_path: Path
+) -> None:
+    page = next(page for page in PAGES if page.file == "sellers/jobs.md")
+    program, lines = (
+        programs(page)["aiohttp"],
+        re.findall(r"^```python\n(.*?)^```$", (DOCS / page.file).read_text("utf-8"), re.DOTALL | re.MULTILINE)[1],
+    )
+    port = free_port()
+    lines = lines.replace("8000", str(port))
+    sold = "".join(lines if line.startswith("charge(") else line for line in program.splitlines(keepends=True))
+    process = start(tmp_path / "mpp", "aiohttp", sold, port, service, MPP_SECRET="s" * 32)
+    url = f"http://127.0.0.1:{port}/generate"
+    try:
+        await listens(f"http://127.0.0.1:{port}", process, tmp_path / "mpp" / "log")
+        async with new_session() as session:
+            buyer = await new_buyer(amount_atomic=2 * page.price_atomic)
+            async with session.post(url, json=PROMPT) as unpaid:
+                credential = answered(buyer, unpaid.headers["WWW-Authenticate"])
+            async with session.post(url, json=PROMPT, headers=header(credential)) as paid:
+                assert (paid.status, (await paid.json())["success"]) == (200, True)
+                assert decoded(paid.headers["Payment-Receipt"])["challengeId"] == credential["challenge"]["id"]
+            assert (await buy(session, buyer, url, 2, PROMPT)).status == 200
+            assert await token.balance_of(buyer.address) == 0
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
 
 
 async def assert_sells(session: aiohttp.ClientSession, page: Page, url: str, version: Version, buyer: Buyer) -> None:

@@ -234,10 +234,11 @@ async def test_scripts_of_other_origins_may_pay_where_the_seller_says_so(opened:
     assert preflight.status == 204
     assert preflight.headers["Access-Control-Allow-Origin"] == "https://page.example"
     allowed = {name.strip().lower() for name in preflight.headers["Access-Control-Allow-Headers"].split(",")}
-    assert {"payment-signature", "x-payment", "sign-in-with-x", "access-control-expose-headers", "x-other"} <= allowed
+    assert {"payment-signature", "x-payment", "authorization", "accept-payment", "sign-in-with-x", "x-other"} <= allowed
+    assert "access-control-expose-headers" in allowed
     for response in (await shop.session.get(shop.url, headers={"Origin": "https://page.example"}), await shop.pay()):
         exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
-        assert exposed == {"PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"}
+        assert exposed == {"PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE", "WWW-Authenticate", "Payment-Receipt"}
         assert response.headers["Vary"] == "Origin"
     stranger = await shop.session.get(shop.url, headers={"Origin": "https://other.example"})
     assert "Access-Control-Allow-Origin" not in stranger.headers
