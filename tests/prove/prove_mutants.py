@@ -127,6 +127,13 @@ async def one_endpoint_lies(start_scene: StartScene) -> None:
         await test_modes_endpoints.test_mode_37_a_failure_that_one_endpoint_invents_is_none_while_another_denies_it(scene, honest)
 
 
+async def an_endpoint_is_silent(start_scene: StartScene) -> None:
+    scene = await start_scene()
+    async with base_sim_before(scene.sim.upstream.url, rules=Rules(pool=False)) as honest:
+        honest.plant(PretendAccepted(method="eth_sendRawTransaction"))
+        await test_modes_endpoints.test_mode_37_nothing_is_decided_while_an_endpoint_that_should_know_does_not_answer(scene, honest)
+
+
 def rewrite(monkeypatch: pytest.MonkeyPatch, queries: dict[str, Any], name: str, *changes: tuple[str, str]) -> None:
     """Put another statement in a query's place."""
     sql = queries[name].sql
@@ -139,6 +146,7 @@ def rewrite(monkeypatch: pytest.MonkeyPatch, queries: dict[str, Any], name: str,
 
 SCENARIOS: list[tuple[Mutant, Callable[[StartScene], Awaitable[None]]]] = [
     (Mutant("success below the level asked for", tell_below_the_level, ["SETTLEMENT_PENDING"]), below_the_level),
+    (Mutant("take an error for absence", take_errors_for_absence, ["in vain for questions to the second endpoint"]), an_endpoint_is_silent),
     (Mutant("believe the first endpoint", believe_the_first_endpoint, ["in vain for the lie to be found out"]), one_endpoint_lies),
 ]
 CRASHES = [
@@ -148,11 +156,6 @@ CRASHES = [
 WALKS = [
     Mutant("skip the commit before sending", send_before_the_commit, ["is not on record"]),
     Mutant("drop the unique key", no_code_change, ["1: two settlements of one authorization"], spoil=drop_the_unique_key),
-    Mutant(
-        "take an error for absence",
-        take_errors_for_absence,
-        ["1: it says failed, and the authorization was used", "ledger and chain differ"],
-    ),
     Mutant("adopt a lower tx_nonce", adopt_a_lower_tx_nonce, ["6: next_tx_nonce fell", "relayer_slot_nonce", "10: ", "failed with a bug"]),
     Mutant("ignore the epoch", ignore_the_epoch, ["10: "]),
 ]
