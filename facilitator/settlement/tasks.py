@@ -25,7 +25,7 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run `work` to its end; an exception in it is a bug that is logged and counted."""
+        """Run `work` to its end. A Fault in it is the world's, and logged; any other exception is a bug that is counted too."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -33,7 +33,11 @@ class Background:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Fault):
+            log.warning("task.faulted", task=task.get_name(), kind=error.kind, fault=str(error))
+        else:
             LOOP_RESTARTS.labels(task.get_name()).inc()
             log.error("task.failed", task=task.get_name(), exc_info=error)
 

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 
 import pytest
+import structlog
 
 from facilitator.clock import SystemClock
 from facilitator.errors import Fault
-from facilitator.settlement.tasks import keep_running, set_within
+from facilitator.settlement.tasks import Background, keep_running, set_within
 
 
 class ManualClock(SystemClock):
@@ -61,3 +62,16 @@ async def test_an_event_ends_the_wait_and_is_cleared() -> None:
         await set_within(event, 60.0)
     assert not event.is_set()
     await set_within(event, 0.01)
+
+
+@pytest.mark.parametrize(("error", "event"), [(Fault("away", "the world failed"), "task.faulted"), (ValueError("a bug"), "task.failed")])
+async def test_work_beside_a_payment_that_fails_is_told_for_what_it_is(error: Exception, event: str) -> None:
+    async def work() -> None:
+        raise error
+
+    background = Background()
+    with structlog.testing.capture_logs() as lines:
+        background.start("hint", work())
+        await background.drain(1.0)
+        await asyncio.sleep(0)
+    assert [line["event"] for line in lines] == [event]
