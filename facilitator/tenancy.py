@@ -6,9 +6,11 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final, cast
 
 from facilitator.api.admin import key_facts, tenant_facts
+from facilitator.api.tokens import parse_public_key
 from facilitator.books import ACTOR, Bind, Done
 from facilitator.config import Config
 from facilitator.domain.confirmation import LEVELS
@@ -38,6 +40,7 @@ def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", w
     create.add_argument("--tenant", required=True, type=_tenant_id)
     create.add_argument("--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(SCOPES)}")
     create.add_argument("--expires", type=_expiry, help="a date and time with its zone, or a time from now such as 90d or 12h")
+    create.add_argument("--public-key", type=_public_key, metavar="FILE", help="PEM (Ed25519 or P-256): requests are signed, as JWT")
     create.add_argument("--json", action="store_true")
     create.set_defaults(run=bind(keys_create))
     rotate = keys.add_parser("rotate", parents=[with_config], help="make a key in the place of another; for a while both work")
@@ -118,6 +121,13 @@ def _span(text: str) -> timedelta:
     return int(match[1]) * {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}[match[2]]
 
 
+def _public_key(path: str) -> str:
+    try:
+        return parse_public_key(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _expiry(text: str) -> datetime:
     now = datetime.now(UTC)
     if match := re.fullmatch(r"([1-9][0-9]{0,4})([dh])", text):
@@ -166,7 +176,7 @@ def _tenant_id(text: str) -> str:
 
 async def keys_create(_config: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """A new key, shown once."""
-    new = tenants.generate_key()
+    new = tenants.generate_key() if parsed.public_key is None else tenants.signing_key(parsed.public_key)
     row = await administration.create_key(db, _ACTOR, new, parsed.tenant, parsed.scopes, parsed.expires, make_tenant=True)
     return _shown_once(new, row, parsed.json)
 
@@ -184,7 +194,8 @@ async def keys_rotate(_config: Config, db: Db, parsed: argparse.Namespace) -> Do
 def _shown_once(new: NewKey, row: ApiKey, as_json: bool) -> Done:  # noqa: FBT001
     if as_json:
         return Done(_DONE, [json.dumps({"key": new.text, **key_facts(row)})])
-    print(f"key {row.key_id} of tenant {row.tenant_id}, scopes {', '.join(row.scopes)}. It is not shown again.", file=sys.stderr)
+    shown = "It is not shown again." if new.public_key is None else "Sign with the private key; `kid` and `sub` are this id."
+    print(f"key {row.key_id} of tenant {row.tenant_id}, scopes {', '.join(row.scopes)}. {shown}", file=sys.stderr)
     return Done(_DONE, [new.text])
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from facilitator.api import tokens
 from facilitator.api.desk import Grant, HttpProblem, limited
 from facilitator.api.settings import AccessSettings
 from facilitator.clock import Clock
@@ -55,6 +56,7 @@ class Access:
         self._refreshing: asyncio.Task[None] | None = None
         self._contact_at = float("-inf")
         self._touched_at = clock.monotonic()
+        self._token_uses = tokens.Uses()
         self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
 
     def connect(self, db: Db) -> None:
@@ -80,10 +82,20 @@ class Access:
         if text is None:
             raise HttpProblem(401, "unauthorized", "send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`", _CHALLENGE)
         presented = tenants.parse_key(text)
-        key = None if presented is None else await self._find(presented.key_id)
-        if presented is None or key is None or not key.opens_with(presented) or self._expired(key):
-            raise HttpProblem(401, "unauthorized", "this API key is unknown, expired or revoked", _CHALLENGE)
+        key_id = tokens.key_id_of(text) if presented is None else presented.key_id
+        key = None if key_id is None or not tenants.is_key_id(key_id) else await self._find(key_id)
+        if key is None or self._expired(key) or not (self._signed(request, text, key) if presented is None else key.opens_with(presented)):
+            raise HttpProblem(401, "unauthorized", "this API key or token is unknown, expired, used, revoked or not for this", _CHALLENGE)
         return Grant(tenant=key.tenant, scopes=frozenset(key.scopes), key_id=key.key_id)
+
+    def _signed(self, request: web.Request, token: str, key: LiveKey) -> bool:
+        """Whether this token was signed with that key for this very request, and is used for the first time in this process."""
+        if key.public_key is None:
+            return False
+        now = self._clock.now()
+        uris = [f"{request.method} {base}{request.path}" for base in self._settings.jwt_bases]
+        use = tokens.single_use(token, key.key_id, key.public_key, uris, now)
+        return use is not None and self._token_uses.first(key.key_id, use, now)
 
     def _expired(self, key: LiveKey) -> bool:
         return key.expires_at is not None and key.expires_at.timestamp() <= self._clock.now()

@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from facilitator.api.desk import Desk, Grant, HttpProblem, json_response
+from facilitator.api.tokens import parse_public_key
 from facilitator.api.x402 import read_body
 from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.domain.limits import Limits, patched
@@ -51,6 +52,8 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tenant: str
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=len(tenants.SCOPES))]
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    public_key: str | None = None
+    """PEM: requests are signed (JWT) instead of carrying a secret."""
 
 
 async def list_tenants(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
@@ -108,7 +111,10 @@ async def create_key(desk: Desk, request: web.Request, grant: Grant) -> web.Stre
     asked = await _read(desk, request, NewApiKey)
     if asked.expires is not None and asked.expires.timestamp() <= desk.clock.now():
         raise _invalid("expires: this time is past")
-    new = tenants.generate_key()
+    try:
+        new = tenants.generate_key() if asked.public_key is None else tenants.signing_key(parse_public_key(asked.public_key))
+    except ValueError as error:
+        raise _invalid(f"publicKey: {error}") from None
     scopes = list(dict.fromkeys(asked.scopes))
     try:
         row = await administration.create_key(desk.need_db(), _actor(grant), new, asked.tenant, scopes, asked.expires)
@@ -150,6 +156,7 @@ def key_facts(row: ApiKey) -> dict[str, object]:
         "revoked": _time(row.revoked_at),
         "lastUsed": _time(row.last_used_at),
         "replaces": row.replaces,
+        "publicKey": row.public_key,
     }
 
 

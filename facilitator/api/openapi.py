@@ -46,6 +46,9 @@ _API_KEY: Final[Json] = {
     "revoked": _nullable(_TIME),
     "lastUsed": _nullable(_TIME),
     "replaces": _nullable({"type": "string", "description": "id of the key whose place it took"}),
+    "publicKey": _nullable(
+        {"type": "string", "description": "PEM, Ed25519 or P-256: requests are signed (JWT) instead of carrying a secret"}
+    ),
 }
 
 _SCHEMAS: Final[Json] = {
@@ -87,7 +90,7 @@ _SCHEMAS: Final[Json] = {
     "ApiKey": _object(_API_KEY, [*_API_KEY]),
     "MadeKey": _object({"key": {"type": "string", "description": "shown here and never again"}, **_API_KEY}, ["key", *_API_KEY]),
     "KeyList": _object({"keys": {"type": "array", "items": _ref("ApiKey")}}, ["keys"]),
-    "NewKey": _object({name: _API_KEY[name] for name in ("tenant", "scopes", "expires")}, ["tenant", "scopes"]),
+    "NewKey": _object({name: _API_KEY[name] for name in ("tenant", "scopes", "expires", "publicKey")}, ["tenant", "scopes"]),
     "PaymentRequest": _object(
         {
             "x402Version": {"type": "integer", "enum": [1, 2]},
@@ -428,7 +431,7 @@ DOCUMENT: Final[Json] = {
     "components": {
         "schemas": _SCHEMAS,
         "securitySchemes": {
-            "bearer": {"type": "http", "scheme": "bearer"},
+            "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a JWT signed for this request"},
             "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         },
     },

@@ -87,6 +87,8 @@ class AccessSettings:
     """Unknown keys remembered."""
     lookups_max: int = 4
     """Unknown keys looked up at the same time, so that strangers cannot keep the store busy."""
+    jwt_bases: tuple[str, ...] = ()
+    """`host[:port][/path]` under which callers reach this API: the `uris` of a signed token must name one. None: no tokens."""
     rate_per_s: float | None = None
     """Requests per second of one key, per route; beyond it 429. None: no limit."""
     rate_burst: int = 100

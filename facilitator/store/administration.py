@@ -93,6 +93,8 @@ async def rotate_key(db: Db, actor: str, new: NewKey, key_id: str, overlap: time
         before = await tenants.lock_api_key(session, key_id)
         if before is None:
             raise NotPossible(f"there is no key {key_id}")
+        if before.public_key is not None:
+            raise NotPossible(f"key {key_id} signs requests: make another with the next public key, then revoke this one")
         try:
             row = await tenants.replace_api_key(session, new, key_id)
         except ConstraintViolated as violated:

@@ -26,6 +26,7 @@ SCOPES: Final[tuple[Scope, ...]] = ("verify", "settle", "read", "finance", "admi
 
 _ID_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY: Final = re.compile(r"fk_(?P<key_id>[a-z0-9]{12})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
+_KEY_ID: Final = re.compile(r"[a-z0-9]{12}", re.ASCII)
 _TENANT_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 
 
@@ -61,7 +62,10 @@ class NewKey:
 
     key_id: str
     sha256: bytes
+    """Of the secret; of the public key where there is one, for no secret is here."""
     text: str = field(repr=False)
+    public_key: str | None = None
+    """PEM, instead of a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class ApiKey:
     """At most a minute and one flush older than the truth."""
     replaces: str | None
     """The key whose place it took."""
+    public_key: str | None
+    """PEM of a key that signs requests instead of being sent with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class LiveKey:
 
     key_id: str
     secret_sha256: bytes = field(repr=False)
+    public_key: str | None
     scopes: Sequence[str]
     expires_at: datetime | None
     tenant_id: str
@@ -102,7 +109,7 @@ class LiveKey:
 
     def opens_with(self, presented: KeySecret) -> bool:
         """Is this the secret? Constant time, so that an answer's delay tells nothing about the stored hash."""
-        return hmac.compare_digest(self.secret_sha256, presented.sha256)
+        return self.public_key is None and hmac.compare_digest(self.secret_sha256, presented.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +151,30 @@ def _tenant_of(row: LiveKey | TenantRecord) -> Tenant:
 
 def generate_key() -> NewKey:
     """A new key with a 256-bit secret from the system's random source. Nothing is stored yet."""
-    key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(12))
+    key_id = _new_id()
     secret = secrets.token_urlsafe(32)
     return NewKey(key_id=key_id, sha256=_digest(secret), text=f"fk_{key_id}_{secret}")
+
+
+def signing_key(public_key: str) -> NewKey:
+    """A new key that signs requests. Nothing is stored yet, and there is nothing to keep secret."""
+    key_id = _new_id()
+    return NewKey(key_id=key_id, sha256=_digest(public_key), text=key_id, public_key=public_key)
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(12))
 
 
 def parse_key(text: str) -> KeySecret | None:
     """The parts of a presented key, or None when it has not the shape of one. Looks nothing up."""
     match = _KEY.fullmatch(text) if len(text) <= 64 else None
     return None if match is None else KeySecret(key_id=match["key_id"], sha256=_digest(match["secret"]))
+
+
+def is_key_id(text: str) -> bool:
+    """Whether a key could have this id."""
+    return _KEY_ID.fullmatch(text) is not None
 
 
 def parse_tenant_id(text: str) -> str:
@@ -218,7 +240,7 @@ async def store_tenant(session: Session, tenant: Tenant, *, disabled: bool) -> T
 
 async def create_api_key(db: Db | Session, new: NewKey, tenant_id: str, scopes: Sequence[Scope], expires_at: datetime | None) -> ApiKey:
     """Put a key on record. The tenant must exist (ConstraintViolated `api_key_tenant_id_fkey` otherwise)."""
-    return await db.one(ApiKey, _QUERIES["create_api_key"], new.key_id, tenant_id, new.sha256, list(scopes), expires_at)
+    return await db.one(ApiKey, _QUERIES["create_api_key"], new.key_id, tenant_id, new.sha256, list(scopes), expires_at, new.public_key)
 
 
 async def replace_api_key(session: Session, new: NewKey, key_id: str) -> ApiKey | None:

@@ -149,6 +149,7 @@ async def test_a_key_is_made_shown_once_used_and_revoked(office: Office) -> None
         ("POST", "/admin/keys", {"tenant": "house", "scopes": ["all"]}, 400, "scopes"),
         ("POST", "/admin/keys", {"tenant": "house", "scopes": ["read"], "expires": "2020-01-01T00:00:00Z"}, 400, "past"),
         ("POST", "/admin/keys", {"tenant": "house", "scopes": ["read"], "expires": "2999-01-01T00:00:00"}, 400, "timezone"),
+        ("POST", "/admin/keys", {"tenant": "house", "scopes": ["read"], "publicKey": "no key"}, 400, "publicKey: expected a public key"),
         ("GET", "/admin/keys?tenants=house", None, 400, "expected no query parameter but tenant"),
         ("DELETE", "/admin/keys/zzzzzzzzzzzz", None, 404, "no such key"),
     ],

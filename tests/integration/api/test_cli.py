@@ -15,6 +15,8 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from eth_account.signers.local import LocalAccount
 
 from facilitator.devstack.stack import Anvil, Postgres
@@ -128,6 +130,24 @@ async def test_a_key_is_rotated_and_both_work_for_the_overlap(shell: Shell) -> N
         again = shell.run("keys", "rotate", made["id"])
         assert (again.returncode, "was replaced before" in again.stderr) == (1, True)
         assert shell.run("keys", "rotate", "zzzzzzzzzzzz").returncode == 1
+
+    await asyncio.to_thread(story)
+
+
+async def test_a_key_that_signs_is_made_from_its_public_half_alone(shell: Shell, tmp_path: Path) -> None:
+    pair = Ed25519PrivateKey.generate()
+    public, private = tmp_path / "public.pem", tmp_path / "private.pem"
+    public.write_bytes(pair.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    private.write_bytes(pair.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    def story() -> None:
+        create = ("keys", "create", "--tenant", "shop", "--scopes", "settle", "--public-key")
+        made = shell.run(*create, str(public))
+        assert (made.returncode, len(made.stdout.strip())) == (0, 12)
+        [row] = json.loads(shell.run("keys", "list", "--json").stdout)
+        assert (row["id"], row["publicKey"]) == (made.stdout.strip(), public.read_text("utf-8"))
+        wrong = shell.run(*create, str(private))
+        assert (wrong.returncode, "never the private one" in wrong.stderr) == (2, True)
 
     await asyncio.to_thread(story)
 

@@ -20,6 +20,7 @@ from facilitator.settlement.engine import Engine
 from facilitator.store import administration, tenants
 from facilitator.store.db import Db
 from facilitator.units import TxHash
+from tests.fixtures.service import free_port
 from tests.fixtures.vectors import v1_request, v2_request
 
 OTHER = "0x" + "9a" * 20
@@ -50,10 +51,12 @@ class House:
         clock = SystemClock()
         self.db = db
         self.engine = StandIn()
-        self.access = Access(AccessSettings(), clock)
+        port = free_port()
+        self.host = f"127.0.0.1:{port}"
+        self.access = Access(AccessSettings(jwt_bases=(self.host,)), clock)
         self.access.connect(db)
         self.desk = Desk(
-            settings=Settings(listen=Listen("127.0.0.1", 0)),
+            settings=Settings(listen=Listen("127.0.0.1", port)),
             clock=clock,
             deliveries=Deliveries(clock, 1.0),
             supported=lambda: Supported(kinds=(), extensions=(), signers={}),
@@ -72,7 +75,7 @@ class House:
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], str | None]:
         """Status, answer and Retry-After."""
         headers = {"Authorization": f"Bearer {self.key.text}"}
-        url = f"http://127.0.0.1:{self.server.port}{path}"
+        url = f"http://{self.host}{path}"
         async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as answer:
             return answer.status, await answer.json(), answer.headers.get("Retry-After")
 

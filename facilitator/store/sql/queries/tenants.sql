@@ -33,9 +33,9 @@ where tenant_id = $1::text
 returning tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, created_at, disabled_at;
 
 -- name: create_api_key :one
-insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at)
-values ($1::text, $2::text, $3::bytea, $4::text[], $5::timestamptz)
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at, public_key)
+values ($1::text, $2::text, $3::bytea, $4::text[], $5::timestamptz, $6::text)
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key;
 
 -- Lives as long as the one that it replaces was made to live.
 -- name: replace_api_key :optional
@@ -43,22 +43,22 @@ insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at, repla
 select $1::text, tenant_id, $2::bytea, scopes, now() + (expires_at - created_at), key_id
 from api_key
 where key_id = $3::text and revoked_at is null and (expires_at is null or expires_at > now())
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key;
 
 -- name: end_api_key :one
 update api_key
 set expires_at = least(expires_at, now() + $2::interval)
 where key_id = $1::text
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key;
 
 -- name: list_api_keys :many
-select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces
+select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key
 from api_key
 where $1::text is null or tenant_id = $1::text
 order by tenant_id, created_at, key_id;
 
 -- name: lock_api_key :optional
-select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces
+select key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key
 from api_key
 where key_id = $1::text
 for no key update;
@@ -67,11 +67,11 @@ for no key update;
 update api_key
 set revoked_at = coalesce(revoked_at, now())
 where key_id = $1::text
-returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces;
+returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_used_at, replaces, public_key;
 
 -- name: find_api_keys :many
 select
-    k.key_id, k.secret_sha256, k.scopes, k.expires_at,
+    k.key_id, k.secret_sha256, k.public_key, k.scopes, k.expires_at,
     t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level, t.limits
 from api_key k
 join tenant t using (tenant_id)
