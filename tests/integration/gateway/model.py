@@ -22,6 +22,7 @@ from facilitator.devstack.sellers.models.model import Conversation, ModelFault, 
 from facilitator.gateway.client import FacilitatorClient, Settings
 from facilitator.gateway.middleware import charge
 from facilitator.gateway.seller import Priced
+from tests.fixtures.mpp import answered, as_x402, header
 
 TX_HASH = "0x" + "ab" * 32
 HASTY = Settings(settle_attempts_max=3, verify_attempts_max=1, retry_first_s=0.001, retry_max_s=0.002)
@@ -150,7 +151,7 @@ CHAT = Route(
 class Scene:
     """A model, a shop, and buyers on bare sockets. `async with Scene(model) as scene`.
 
-    The shop sells `/work` and `/other`, or, when `route` is CHAT, it is the sample seller with a chat that fails by script.
+    The shop sells `/work` and `/other`, by MPP too, or, when `route` is CHAT, it is the sample seller with a chat that fails by script.
     """
 
     def __init__(self, model: Model, *, route: Route = WORK, handler_cancellation: bool = False, **options: Any) -> None:
@@ -171,12 +172,12 @@ class Scene:
         facilitator = TestServer(self.model.application())
         await self._stack.enter_async_context(facilitator)
         client = FacilitatorClient(str(facilitator.make_url("")), settings=HASTY)
+        self.port = unused_port()
         application = self._sample(client) if self.route is CHAT else self._shop(client)
         application.middlewares.insert(0, self._note)
         self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, **self._server_options)
         self._stack.push_async_callback(self.runner.cleanup)
         await self.runner.setup()
-        self.port = unused_port()
         await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
         return self
 
@@ -187,8 +188,9 @@ class Scene:
         application = web.Application()
         for path in ("/work", "/other"):
             application.router.add_get(path, self._work)
-        prices = {"GET /work": Priced(price=5), "GET /other": Priced(price=5)}
-        charge(application, client, pay_to=SELLER, network="base-sepolia", routes=prices, **self._options)
+        prices = {f"GET {path}": Priced(price=5, mpp_secret="s" * 32) for path in ("/work", "/other")}
+        seen = {"public_url": f"http://127.0.0.1:{self.port}"} | self._options
+        charge(application, client, pay_to=SELLER, network="base-sepolia", routes=prices, **seen)
         return application
 
     def _sample(self, client: FacilitatorClient) -> web.Application:
@@ -196,18 +198,28 @@ class Scene:
         return twos.application(client, models, pay_to=SELLER, network="base-sepolia", base_url="http://shop")
 
     def payment(self) -> str:
-        """A PAYMENT-SIGNATURE value for what the route costs."""
-        return payment_header(BUYER.pay(2, requirements(2, pay_to=SELLER, amount_atomic=self.route.price_atomic)))[1]
+        """A header field with a payment for what the route costs."""
+        return ": ".join(payment_header(BUYER.pay(2, self._terms())))
+
+    async def payment_both_ways(self) -> list[str]:
+        """One authorization in two header fields: as x402, and as the answer to a challenge of the route."""
+        unpaid = await self.buy("Accept: */*")
+        assert unpaid is not None
+        credential = answered(BUYER, unpaid.headers["Www-Authenticate"])
+        return [": ".join(payment_header(as_x402(credential, self._terms()))), f"Authorization: {header(credential)['Authorization']}"]
+
+    def _terms(self) -> dict[str, Any]:
+        return requirements(2, pay_to=SELLER, amount_atomic=self.route.price_atomic)
 
     async def buy(self, payment: str, *, stage: Stage = "stays", path: str | None = None) -> Answer | None:
-        """Send the payment; None when the buyer left before an answer."""
+        """Send a header field with a payment; None when the buyer left before an answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         if stage != "stays":
             self._leaves, self._leaving = stage, writer
             self._noticed.clear()
         asked = f"GET {path}" if path else self.route.request
         head = f"{asked} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: {len(self.route.order)}"
-        writer.write(f"{head}\r\nPAYMENT-SIGNATURE: {payment}\r\n\r\n".encode() + self.route.order)
+        writer.write(f"{head}\r\n{payment}\r\n\r\n".encode() + self.route.order)
         raw = await reader.read()
         writer.close()
         left = stage != "stays" and self._leaving is None

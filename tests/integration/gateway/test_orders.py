@@ -1,12 +1,13 @@
 """Whatever fails, and in whatever order: one payment buys once, and who was charged gets it, or the truth and then it.
 
 A property over scripts of buyer, handler and facilitator, for a route of the tests and for one of a sample seller. The buyer
-sends one payment again and again, sometimes several at
-once, sometimes leaving in the middle; in the end everything is well again and he asks until he hears an end.
+sends one payment again and again, by x402 or by turns by x402 and MPP, sometimes several at once, sometimes leaving in the
+middle; in the end everything is well again and he asks until he hears an end.
 """
 
 import asyncio
 import base64
+import itertools
 import json
 
 import pytest
@@ -27,7 +28,7 @@ ATTEMPTS: list[tuple[Stage, int]] = [
 ]
 
 
-@pytest.mark.parametrize("route", [WORK, CHAT], ids=["route", "sample seller"])
+@pytest.mark.parametrize(("route", "both"), [(WORK, False), (WORK, True), (CHAT, False)], ids=["route", "both protocols", "sample seller"])
 @settings(max_examples=200, deadline=None)
 @given(
     verifying=st.lists(st.sampled_from(VERIFYING), max_size=4),
@@ -48,8 +49,9 @@ def test_one_payment_buys_once_and_who_is_charged_gets_it(
     attempts: list[tuple[Stage, int]],
     *,
     cancels: bool,
+    both: bool,
 ) -> None:
-    asyncio.run(play(route, verifying, working, settling, attempts, cancels=cancels))
+    asyncio.run(play(route, verifying, working, settling, attempts, cancels=cancels, both=both))
 
 
 async def play(
@@ -60,23 +62,25 @@ async def play(
     attempts: list[tuple[Stage, int]],
     *,
     cancels: bool,
+    both: bool,
 ) -> None:
     model = Model(list(verifying), list(settling))
     async with Scene(model, route=route, handler_cancellation=cancels) as scene:
         scene.working = list(working)
-        payment, received = scene.payment(), 0
+        payments = itertools.cycle(await scene.payment_both_ways() if both else [scene.payment()])
+        received = 0
         for stage, together in attempts:
-            answers = await asyncio.gather(*(scene.buy(payment, stage=stage) for _ in range(together)))
+            answers = await asyncio.gather(*(scene.buy(next(payments), stage=stage) for _ in range(together)))
             received += sum(answer is not None and answer.status == 200 for answer in answers)
-            assert_truthful([answer for answer in answers if answer is not None], model, route)
+            assert_truthful([answer for answer in answers if answer is not None and not is_truth_of_mpp(answer, model)], model, route)
         model.verifying, model.settling, scene.working = [], [], []
-        for _ in range(2):
-            answer = await scene.buy(payment)
+        for _ in range(4 if both else 2):
+            answer = await scene.buy(next(payments))
             assert answer is not None
             received += answer.status == 200
         assert model.recorded
         assert received == 1
-        assert answer.json["error"] == "duplicate_settlement"
+        assert "duplicate_settlement" in {answer.json.get("error"), answer.json.get("reason")}
 
 
 def assert_truthful(answers: list[Answer], model: Model, route: Route) -> None:
@@ -115,3 +119,21 @@ def assert_truthful(answers: list[Answer], model: Model, route: Route) -> None:
         if answer.status != 200:
             assert route.goods not in answer.body
             assert answer.headers.get("Cache-Control") == "no-store" or answer.status in {404, 500}
+
+
+def is_truth_of_mpp(answer: Answer, model: Model) -> bool:
+    """Is this an answer that only MPP has? Then it is true; what both have is left to the caller."""
+    asks, paid, x402 = (name in answer.headers for name in ("Www-Authenticate", "Payment-Receipt", "Payment-Response"))
+    if answer.headers.get("Content-Type") == "application/problem+json":
+        assert (answer.status, asks, paid, x402) == (402, True, False, False)
+        assert answer.json["reason"] == "insufficient_funds" or (answer.json["reason"] == "duplicate_settlement" and model.recorded)
+        return True
+    if answer.status == 503 and answer.json["error"] == "settlement_pending":
+        assert (asks, paid, x402, answer.json["payment"]) == (False, False, False, "open")
+        assert "Retry-After" in answer.headers
+        return True
+    if paid:
+        assert (answer.status, asks, x402) == (200, False, False)
+        assert model.told_with_key is not None
+        assert answer.headers["Cache-Control"] in {"private", "no-store"}
+    return paid
