@@ -650,6 +650,13 @@ async def test_a_key_belongs_to_a_tenant(ledger: Ledger) -> None:
         await ledger.api_key(tenant_id="nobody")
 
 
+async def test_a_key_is_replaced_by_one_other_at_most(ledger: Ledger) -> None:
+    await ledger.api_key()
+    await ledger.api_key(key_id="abcdefghijk2", replaces="abcdefghijk1")
+    with refused("api_key_replaced_once"):
+        await ledger.api_key(key_id="abcdefghijk3", replaces="abcdefghijk1")
+
+
 # --- what the code sees of it ---
 
 
