@@ -191,7 +191,20 @@ class EvmClient:
         if got != expected:
             raise ConfigFault("wrong_chain", f"the RPC endpoint of {self.network} serves another chain", expected=expected, got=got)
         self.multicall = bool(_bytes(_decode(_TEXT, code)))
+        if len(self.rpc.endpoints) > 1:
+            await self._check_each(expected, deadline)
         return _head(_decode(_BLOCK, head))
+
+    async def _check_each(self, expected: int, deadline: float) -> None:
+        """No endpoint that answers may serve another chain; one that is away is asked again at the next `connect`."""
+        views = [self._by(rpc) for rpc in self.rpc.alone()]
+        answers = await asyncio.gather(*(view.chain_id(deadline) for view in views), return_exceptions=True)
+        for view, got in zip(views, answers, strict=True):
+            if isinstance(got, BaseException) and not isinstance(got, ChainFault):
+                raise got
+            if isinstance(got, int) and got != expected:
+                message = f"the RPC endpoint {view.rpc.endpoints[0]} of {self.network} serves another chain"
+                raise ConfigFault("wrong_chain", message, expected=expected, got=got)
 
     async def answer(self, questions: Sequence[Question], deadline: float) -> Facts:
         """Answer all questions in one HTTP request, read at the newest block (or at its child, when that arrives meanwhile).

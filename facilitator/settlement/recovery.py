@@ -19,7 +19,7 @@ from facilitator.clock import Clock
 from facilitator.domain.pool import share_out
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault, ConfigFault, Fault
-from facilitator.metrics import INCIDENTS, RELAYER_BALANCE
+from facilitator.metrics import INCIDENTS, RELAYER_BALANCE, RPC_DISAGREEMENTS
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account
@@ -240,8 +240,8 @@ class Keeper:
             known = {relayer.address for relayer in await relayers.list_relayers(self._db, network)}
             if address in known:
                 return False
-            seen = await self._chain.evm.account(address, self._chain.evm.deadline_in(_RPC_S))
-            await relayers.register(self._db, network, address, max(seen.mined, seen.pending))
+            _, granted = await self._see(account)
+            await relayers.register(self._db, network, address, granted)
             taken = await relayers.take_lease(self._db, network, address, self._replica_id, self._settings.lease_ttl_s)
             if taken is None:
                 return False
@@ -257,11 +257,17 @@ class Keeper:
         lease = account.lease
         assert lease is not None
         await self._chain.evm.connect(self._chain.evm.deadline_in(_RPC_S))
-        seen = await self._see(account)
+        seen, used = await self._see(account)
         strays = await self._find_strays(account, seen)
         for stray in strays:
             await self._record_stray(lease, stray)
-        used = max(seen.mined, seen.pending)
+        used = max(used, account.next_tx_nonce)
+        signed = {stray.tx_nonce for stray in strays}
+        while used in signed:  # whatever an endpoint says, a transaction that our key signed is proof
+            used += 1
+        if (claimed := max(seen.mined, seen.pending)) > used:
+            RPC_DISAGREEMENTS.labels(self._chain.network, "tx_nonce").inc()
+            log.warning("relayer.tx_nonce_disputed", relayer=account.address, network=self._chain.network, claimed=claimed, believed=used)
         row = await relayers.raise_tx_nonce(self._db, lease.network, lease.relayer, lease.owner, lease.epoch, used)
         if row is None:
             account.lose()
@@ -285,8 +291,8 @@ class Keeper:
         self._dispatcher.claim_soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
 
-    async def _see(self, account: Account) -> SeenAccount:
-        """The relayer's account by the word of every endpoint that answers: tx_nonces only rise."""
+    async def _see(self, account: Account) -> tuple[SeenAccount, int]:
+        """The relayer's account by the word of every endpoint that answers: the most that one says, and the tx_nonce that all grant."""
         deadline = self._chain.evm.deadline_in(_RPC_S)
         witnesses = self._chain.evm.witnesses()
         asked = await asyncio.gather(*(evm.account(account.address, deadline) for evm in witnesses), return_exceptions=True)
@@ -297,7 +303,8 @@ class Keeper:
         for answer in seen:
             self._chain.head.observe(answer.head)
         furthest = max(seen, key=lambda answer: answer.head.number)
-        return replace(furthest, mined=max(answer.mined for answer in seen), pending=max(answer.pending for answer in seen))
+        granted = min(max(answer.mined, answer.pending) for answer in seen)
+        return replace(furthest, mined=max(answer.mined for answer in seen), pending=max(answer.pending for answer in seen)), granted
 
     async def _find_strays(self, account: Account, seen: SeenAccount) -> list[Stray]:
         """Transactions of this account beyond what is on record: commits that were lost, or somebody else's use of the key.

@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from facilitator.chain.evm import EvmClient
+from facilitator.chain.rpc import RpcClient
+from facilitator.clock import SystemClock
 from facilitator.domain.abi import AUTHORIZATION_STATE, AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC
+from facilitator.errors import ConfigFault
 from facilitator.metrics import RPC_DISAGREEMENTS
 from tests.fault.test_late import STRANGER, failed, in_state, use
-from tests.fixtures.base_sim import Absent, BaseSim, Call, NodeSays, NoLogs, PretendAccepted, Rewrite, Rules, Stale, base_sim_before
+from tests.fixtures.base_sim import Absent, BaseSim, Call, Drop, NodeSays, NoLogs, PretendAccepted, Rewrite, Rules, Stale, base_sim_before
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
-from tests.integration.settlement.conftest import USDC, Rig
+from tests.integration.settlement.conftest import NETWORK, USDC, Rig
 
 RECEIPT = "eth_getTransactionReceipt"
 
@@ -184,3 +189,27 @@ async def test_mode_37_nothing_is_decided_while_an_endpoint_that_should_know_doe
 
     assert reason(await scene.answer(task)) is None
     await scene.finish(settled=1)
+
+
+async def test_mode_37_a_tx_nonce_that_one_endpoint_invents_leaves_no_gap(scene: Scene, honest: BaseSim) -> None:
+    def far_ahead(call: Call, result: Any) -> Any:
+        return hex(int(result, 16) + 5) if call.method == "eth_getTransactionCount" else result
+
+    async with scene.sim.faults(Rewrite(far_ahead, method="eth_getTransactionCount")):
+        rig = await engine(scene, honest)
+        assert [account.next_tx_nonce for account in rig.engine._dispatchers[NETWORK].accounts] == [0]
+        task = await scene.settle_pooled(rig)
+    assert reason(await scene.answer(task)) is None
+    await scene.finish(settled=1)
+
+
+async def test_mode_37_an_endpoint_of_another_chain_is_refused_wherever_it_stands(scene: Scene, honest: BaseSim) -> None:
+    honest.plant(Rewrite(lambda _call, _result: hex(8453), method="eth_chainId"))
+    evm = EvmClient(NETWORK, RpcClient([scene.sim.url, honest.url], SystemClock()))
+    try:
+        with pytest.raises(ConfigFault, match="serves another chain"):
+            await evm.connect(evm.deadline_in(5))
+        honest.plant(Drop(method="eth_chainId"))
+        await evm.connect(evm.deadline_in(5))
+    finally:
+        await evm.close()
