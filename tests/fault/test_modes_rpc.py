@@ -115,6 +115,7 @@ async def test_mode_10_already_known_is_as_good_as_accepted(scene: Scene) -> Non
 
     task = await scene.settle_pooled(rig)
     [slot] = rig.engine._watchers[scene.network]._open.values()
+    await scene.until(lambda: all(each.get_name() != "send" for each in asyncio.all_tasks()), "the second answer, before any block comes")
 
     assert reason(await scene.answer(task)) is None
     assert slot.refused is None
