@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from coincurve import PrivateKey
-from eth_keyfile.keyfile import decode_keyfile_json
 
 from facilitator.domain import abi
 from facilitator.domain.facts import Call
@@ -149,6 +148,8 @@ def _decrypt(text: str, password: str | None) -> bytes:
         keystore = json.loads(text)
     except ValueError:
         raise ConfigFault("bad_keystore", "the relayer's keystore is not JSON") from None
+    from eth_keyfile.keyfile import decode_keyfile_json  # noqa: PLC0415 (a third of a second to load, and few keys are kept so)
+
     try:
         key = decode_keyfile_json(keystore, password.encode())
     except (ValueError, KeyError, TypeError, NotImplementedError, AttributeError):
