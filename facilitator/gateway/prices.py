@@ -13,6 +13,7 @@ from facilitator.errors import ConfigFault
 from facilitator.protocol import v1
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.messages import Version
+from facilitator.protocol.usdc import DECIMALS, DEPLOYMENTS, VERSION
 from facilitator.units import ZERO_ADDRESS, Address, Atomic, Network, parse_address, parse_network
 
 Price = str | int
@@ -33,23 +34,9 @@ class Token:
     decimals: int = 6
 
 
-def _usdc(chain_id: int, address: str, name: str) -> Token:
-    return Token(network=Network(f"eip155:{chain_id}"), address=parse_address(address), name=name, version="2")
-
-
 USDC: Final[Mapping[Network, Token]] = {
-    token.network: token
-    for token in (
-        _usdc(8453, "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin"),
-        _usdc(84532, "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC"),
-        _usdc(1, "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48", "USD Coin"),
-        _usdc(43114, "0xB97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E", "USD Coin"),
-        _usdc(43113, "0x5425890298aed601595a70AB815c96711a31Bc65", "USD Coin"),
-        _usdc(137, "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", "USD Coin"),
-        _usdc(80002, "0x41E94Eb019C0762f9Bfcf9Fb1E58725BfB0e7582", "USDC"),
-        _usdc(42161, "0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin"),
-        _usdc(421614, "0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USDC"),
-    )
+    each.network: Token(network=each.network, address=each.address, name=each.name, version=VERSION, decimals=DECIMALS)
+    for each in DEPLOYMENTS
 }
 """Circle's native USDC, the coin of a network for which no other token is named."""
 

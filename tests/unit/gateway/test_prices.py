@@ -4,17 +4,11 @@ import pytest
 
 from facilitator.errors import ConfigFault
 from facilitator.gateway.prices import USDC, Price, Resource, Terms, Token, dollars, find_token, offer, parse_payee, parse_price
-from facilitator.schemes.usdc import USDC as CIRCLES
 from facilitator.units import Atomic, Network, parse_address
 
 SEPOLIA = Network("eip155:84532")
 PAYEE = "0x2222222222222222222222222222222222222222"
 RESOURCE = Resource(url="http://shop/report", description="report", mime_type="application/json")
-
-
-def test_the_coins_are_those_that_the_facilitator_knows() -> None:
-    known = {(token.network, token.address, token.name, token.version, token.decimals) for token in CIRCLES}
-    assert {(token.network, token.address, token.name, token.version, token.decimals) for token in USDC.values()} == known
 
 
 @pytest.mark.parametrize(
