@@ -7,7 +7,7 @@ arrived meanwhile forms the next group, so that commits are shared under load an
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -37,7 +37,7 @@ from facilitator.settlement.verification import Judged, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
-from facilitator.store.settlements import Admission, OpenedSlot, Settlement, SignedSlot
+from facilitator.store.settlements import Admission, Lease, OpenedSlot, Settlement, SignedSlot
 from facilitator.units import Address, Gas, Wei
 
 _RECORD_S: Final = 2.0
@@ -551,7 +551,7 @@ class Dispatcher:
             self._claim_due.set()
 
     async def _claim(self, payable: Sequence[Settlement]) -> None:
-        """Claim, sign, record, send. Settlements that cannot be stored together are taken one by one."""
+        """Sign, then claim and record in one transaction, then send. What another replica took meanwhile is left to it."""
         account, room = self._choose()
         lease = account.lease if account is not None else None
         if account is None or lease is None or room <= 0:
@@ -564,18 +564,13 @@ class Dispatcher:
         for identity in failing:
             self._let_others_go_first(by_id[identity])
         planned = [by_id[identity] for batch in batches for identity in batch.ids]
+        if not planned:
+            return
+        slots = await self._sign(account, batches, authorizations)  # before a row is locked: a key service takes its time
         try:
-            async with self._db.transaction() as session:
-                claimed = await settlements.claim_queued(session, planned) if planned else set()
-                kept = without(batches, {record.settlement_id for record in planned} - claimed)
-                if not kept:
-                    return
-                slots = await self._sign(account, kept, authorizations)
-                opened = await settlements.dispatch_claimed(session, lease, slots)
-                if not opened:
-                    raise _LeaseLostError  # noqa: TRY301 (rolls the claim back)
-        except _LeaseLostError:
-            self._lease_lost(account)
+            opened = await self._record_claimed(lease, planned, slots)
+        except _TakenElsewhereError as taken:
+            await self._claim([record for record in planned if record.settlement_id in taken.left])
         except ConstraintViolated as violated:
             await self._claim_singly(planned, violated)
         except StoreFault as fault:
@@ -583,8 +578,28 @@ class Dispatcher:
                 account.lose()
             raise
         else:
-            account.next_tx_nonce += len(slots)
-            self._launch(account, slots, opened, {record.settlement_id: item_of(record) for record in planned})
+            self._claimed(account, slots, opened, planned)
+
+    async def _record_claimed(self, lease: Lease, planned: Sequence[Settlement], slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
+        """Empty when the lease is lost. Raises _TakenElsewhereError when not all of them are still there; both undo the claim."""
+        opened: list[OpenedSlot] = []
+        with suppress(_LeaseLostError):
+            async with self._db.transaction() as session:
+                claimed = await settlements.claim_queued(session, planned)
+                if len(claimed) < len(planned):
+                    raise _TakenElsewhereError(claimed)
+                opened = await settlements.dispatch_claimed(session, lease, slots)
+                if not opened:
+                    raise _LeaseLostError
+        return opened
+
+    def _claimed(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], planned: Sequence[Settlement]) -> None:
+        """They are on record, or the relayer is not ours any more."""
+        if not opened:
+            self._lease_lost(account)
+            return
+        account.next_tx_nonce += len(slots)
+        self._launch(account, slots, opened, {record.settlement_id: item_of(record) for record in planned})
 
     async def _claim_singly(self, payable: Sequence[Settlement], violated: ConstraintViolated) -> None:
         """Nothing was stored: each alone; the guilty one lets the others go first."""
@@ -626,6 +641,14 @@ class Dispatcher:
 
 class _LeaseLostError(Exception):
     """Rolls the claim back."""
+
+
+class _TakenElsewhereError(Exception):
+    """Rolls the claim back: another replica took some of what was signed together, and the rest is signed afresh."""
+
+    def __init__(self, left: AbstractSet[UUID]) -> None:
+        super().__init__()
+        self.left = left
 
 
 def _draining() -> OverloadFault:
