@@ -36,7 +36,7 @@ class Counter:
 
         def counted(original: Callable[..., Awaitable[Any]], place: int) -> Callable[..., Awaitable[Any]]:
             async def statement(session: Session, *arguments: Any) -> Any:
-                if arguments[place].name != "list_queued":  # the look that follows a relayer's taking up may come late
+                if arguments[place].name not in {"queue_ages", "list_queued"}:  # the look that follows a relayer's taking up may come late
                     self.sql.append(arguments[place].name)
                 return await original(session, *arguments)
 
