@@ -38,7 +38,7 @@ from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.settlement.tasks import keep_running
 from facilitator.store import tenants
 from facilitator.store.db import Db
-from facilitator.store.migrate import migrate, missing_migrations
+from facilitator.store.migrate import migrate, schema_standing
 from facilitator.telemetry import get_logger
 from facilitator.units import Address, Network
 
@@ -262,8 +262,10 @@ async def open_database(config: Config, database_url: str) -> Db:
 
 async def ensure_schema(database_url: str, *, may_migrate: bool) -> list[str]:
     """Migrate if that is allowed, and return what was applied. Raises ConfigFault for a schema that is not ours to serve."""
-    missing = await missing_migrations(database_url)
-    if not missing:
+    standing = await schema_standing(database_url)
+    if standing.ahead:
+        _log.info("schema.ahead", ahead=standing.ahead)
+    if not (missing := standing.missing):
         return []
     if not may_migrate:
         raise ConfigFault(

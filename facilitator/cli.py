@@ -30,7 +30,7 @@ from facilitator.metrics import EVENTS
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store.db import Db
-from facilitator.store.migrate import migrate, missing_migrations
+from facilitator.store.migrate import migrate, schema_standing
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -237,8 +237,7 @@ async def _database(config: Config) -> AsyncIterator[str]:
 @asynccontextmanager
 async def _open(config: Config) -> AsyncIterator[Db]:
     async with _database(config) as url:
-        missing = await missing_migrations(url)
-        if missing:
+        if missing := (await schema_standing(url)).missing:
             raise ConfigFault("schema_behind", f"the database lacks {', '.join(missing)}: run `facilitator migrate` first")
         db = await open_database(config, url)
         try:

@@ -22,7 +22,7 @@ from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_re
 from facilitator.protocol.address import checksum_address
 from facilitator.references import KeyReference
 from facilitator.store import inspection, relayers
-from facilitator.store.migrate import missing_migrations
+from facilitator.store.migrate import schema_standing
 from facilitator.store.relayers import PoolRelayer
 from facilitator.telemetry import redact_text
 from facilitator.units import Address, Gas, Wei, chain_id_of
@@ -58,7 +58,8 @@ async def examine(config: Config, database: AbstractAsyncContextManager[str]) ->
 
 async def _examine_database(config: Config, url: str, pool: list[PoolRelayer]) -> AsyncIterator[Finding]:
     """The server and its schema; `pool` is filled with the relayers on record."""
-    missing = await missing_migrations(url)
+    standing = await schema_standing(url)
+    missing = standing.missing
     if missing and config.database.migrate:
         yield Finding("warn", "schema", f"lacks {', '.join(missing)}", "`serve` will apply them; so does `facilitator migrate`")
         return
@@ -73,7 +74,10 @@ async def _examine_database(config: Config, url: str, pool: list[PoolRelayer]) -
     finally:
         await db.close()
     yield Finding("ok", "database", f"PostgreSQL {seen.version}")
-    yield Finding("ok", "schema", "as this release knows it")
+    if standing.ahead:
+        yield Finding("warn", "schema", f"of a newer release: {', '.join(standing.ahead)}", "roll the replicas to that release")
+    else:
+        yield Finding("ok", "schema", "as this release knows it")
     if seen.missing:
         yield Finding("fail", "grants", f"missing: {', '.join(seen.missing)}", "grant them to the service's role")
     elif seen.excessive:

@@ -18,6 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from facilitator import cli, metrics
 from facilitator.api.server import METRICS_ROUTE, ROUTES
 from facilitator.protocol.reasons import Reason
+from facilitator.store.migrate import load_migrations
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "facilitator"
@@ -130,6 +131,13 @@ def test_no_column_is_called_a_bare_nonce() -> None:
 def test_no_two_migrations_have_one_number() -> None:
     versions = [path.name[:4] for path in sorted(PACKAGE.rglob("migrations/*.sql"))]
     assert versions == [f"{number:04}" for number in range(1, len(versions) + 1)]
+
+
+def test_every_later_migration_says_which_releases_serve_on_its_schema() -> None:
+    """`-- compatible from NNNN`: so that replicas can be rolled (docs/operations.md, Migrations)."""
+    for migration in load_migrations()[13:]:
+        assert migration.compatible_from is not None, f"{migration.name} lacks the line `-- compatible from NNNN`"
+        assert migration.compatible_from < migration.version, migration.name
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

@@ -19,6 +19,7 @@ from tests.ops.image import DOCKERFILE, ROOT, build, run_confined, stages
 MIGRATIONS: Final = sorted((ROOT / "facilitator" / "store" / "sql" / "migrations").glob("*.sql"))
 FIRST_RELEASE: Final[int | None] = None
 """Last migration of the first release. None: nothing is released, and every table that is altered is empty."""
+OUTSIDE: Final = "-- outside a transaction"
 ON_EMPTY_TABLES_ONLY: Final = ("require-concurrent-index-creation", "constraint-missing-not-valid")
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the build: 20 s of a processor, and the package index
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a read-only root, which takes root")
@@ -142,9 +143,18 @@ def test_the_confinement_is_real(prefix: Path, tmp_path: Path) -> None:
 
 
 def squawk(files: list[Path], *excluded: str) -> subprocess.CompletedProcess[str]:
-    """With the rules of .squawk.toml, less `excluded`: the option replaces the list of the file."""
+    """With the rules of .squawk.toml, less `excluded`: the option replaces the list of the file.
+
+    It knows of one setting for all files: to those outside a transaction the rule that keeps indexes out of one does not apply.
+    """
     always = tomllib.loads((ROOT / ".squawk.toml").read_text("utf-8"))["excluded_rules"]
-    return tool("squawk", f"--exclude={','.join([*always, *excluded])}", *files)
+    done = subprocess.CompletedProcess([], 0, "", "")
+    for outside in (False, True):
+        taken = [path for path in files if (OUTSIDE in path.read_text("utf-8").splitlines()) == outside]
+        if taken and not done.returncode:
+            more = ["ban-concurrent-index-creation-in-transaction"] if outside else []
+            done = tool("squawk", f"--exclude={','.join([*always, *excluded, *more])}", *taken)
+    return done
 
 
 def test_migrations_take_no_lock_that_lasts() -> None:
@@ -156,13 +166,22 @@ def test_migrations_take_no_lock_that_lasts() -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_squawk_takes_an_index_that_is_built_outside_a_transaction(tmp_path: Path) -> None:
+    file = tmp_path / "9999_pre_index.sql"
+    file.write_text(f"{OUTSIDE}\ndrop index concurrently if exists i;\ncreate index concurrently i on settlement (tenant_id);\n")
+    assert squawk([file]).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("statement", "rule"),
     [("create index settlement_tenant on settlement (tenant_id);", "require-concurrent-index-creation"),
      ("alter table settlement alter column amount_atomic type text;", "changing-column-type"),
      ("alter table settlement drop column resource;", "ban-drop-column"),
      ("alter table settlement add constraint x check (moves < 9);", "constraint-missing-not-valid"),
-     ("alter table settlement rename column reason to why;", "renaming-column")],
+     ("alter table settlement rename column reason to why;", "renaming-column"),
+     ("create table x (id bigint); create index concurrently i on settlement (tenant_id);",
+      "ban-concurrent-index-creation-in-transaction"),
+     ("-- outside a transaction\nalter table settlement rename column reason to why;", "renaming-column")],
 )  # fmt: skip
 def test_squawk_objects(statement: str, rule: str, tmp_path: Path) -> None:
     (tmp_path / "9999_pre_bad.sql").write_text(statement)
