@@ -29,7 +29,7 @@ from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
 from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
-from facilitator.protocol.messages import Supported, SupportedKind
+from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Supported, SupportedKind
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
@@ -200,7 +200,7 @@ class App:
             kinds=tuple(
                 SupportedKind(scheme=scheme, network=network) for network in self._registry.networks for scheme in self._registry.names
             ),
-            extensions=(),
+            extensions=(PAYMENT_IDENTIFIER,),
             signers={"eip155:*": tuple(dict.fromkeys(relayer for chain in self._chains for relayer in chain.relayers))},
         )
 

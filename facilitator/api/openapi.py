@@ -154,6 +154,7 @@ _SCHEMAS: Final[Json] = {
             "reason": _nullable({"type": "string", "description": "why it was not paid by us"}),
             "tenant": {"type": "string"},
             "requestId": {"type": "string"},
+            "paymentIdentifier": _nullable({"type": "string", "description": "what the buyer named it"}),
             "resource": _nullable({"type": "string"}),
             "queuedAt": _TIME,
             "resolvedAt": _nullable(_TIME),

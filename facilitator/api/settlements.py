@@ -137,6 +137,7 @@ def render(row: Settlement, moves: Sequence[Move], costs: Sequence[ItemCost], in
         "reason": _reason(row.reason).get("reason"),
         "tenant": row.tenant_id,
         "requestId": row.request_id,
+        "paymentIdentifier": row.payment_identifier,
         "resource": row.resource,
         "queuedAt": _rfc3339(row.queued_at),
         "resolvedAt": _rfc3339(row.resolved_at),

@@ -113,7 +113,7 @@ def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Map
     known: dict[str, Cell] = {
         "settlement_id": str(line.settlement_id),
         "tenant": line.tenant_id,
-        "payment_identifier": line.idempotency_key,
+        "payment_identifier": line.payment_identifier,
         "request_id": line.request_id,
         "scheme": line.scheme,
         "network": line.network,

@@ -17,7 +17,16 @@ import msgspec
 
 from facilitator.protocol import v1, v2
 from facilitator.protocol.address import checksum_address
-from facilitator.protocol.messages import Payment, Requirements, SettleResult, Supported, SupportedKind, VerifyResult, Version
+from facilitator.protocol.messages import (
+    PAYMENT_IDENTIFIER,
+    Payment,
+    Requirements,
+    SettleResult,
+    Supported,
+    SupportedKind,
+    VerifyResult,
+    Version,
+)
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.protocol.strict_json import HostileError, json_type, load, shown
 from facilitator.units import Address, Atomic, parse_address, parse_uint256
@@ -328,15 +337,26 @@ def _parse_extra(extra: Mapping[str, object] | str | None) -> Mapping[str, objec
     return extra or {}
 
 
-_PAYMENT_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{16,128}")
+_PAYMENT_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
 
 
 def _payment_identifier(extensions: Mapping[str, object] | None) -> str | None:
-    """Find the id of the `payment-identifier` extension (§4.3). One that is no id counts as absent, for it identifies nothing."""
-    extension = (extensions or {}).get("payment-identifier")
+    """Find the id of the `payment-identifier` extension. One that is none is refused: its buyer relies on it to pay once.
+
+    Only version 2 has extensions. Other extensions are nobody's business here, and refuse no payment.
+    """
+    extension = (extensions or {}).get(PAYMENT_IDENTIFIER)
     info = extension.get("info") if isinstance(extension, dict) else None
-    identifier = info.get("id") if isinstance(info, dict) else None
-    return identifier if isinstance(identifier, str) and _PAYMENT_IDENTIFIER.fullmatch(identifier) else None
+    if not isinstance(info, dict):
+        return None
+    identifier, path = info.get("id"), f"$.paymentPayload.extensions.{PAYMENT_IDENTIFIER}.info.id"
+    if identifier is None:
+        if info.get("required") is True:
+            raise HostileError("the seller requires a payment identifier, and there is none", path)
+        return None
+    if not isinstance(identifier, str) or not _PAYMENT_IDENTIFIER.fullmatch(identifier):
+        raise HostileError("expected 16 to 128 letters, digits, _ and -", path)
+    return identifier
 
 
 def _payer(payload: object) -> Address | None:

@@ -6,12 +6,15 @@ below the codec sees these types only. Amounts are ints in atomic units, address
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from facilitator.protocol.reasons import Refusal
 from facilitator.units import Address, Atomic, AuthNonce, Network, TxHash, UnixSeconds
 
 Version = Literal[1, 2]
+
+PAYMENT_IDENTIFIER: Final = "payment-identifier"
+"""The extension by which a buyer names a payment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Payment:
     accepted_differs: tuple[str, ...] = ()
     """v2: fields in which the buyer's `accepted` differs from the requirements; logged, the requirements decide."""
     payment_identifier: str | None = None
-    """The `payment-identifier` extension's id; written by the buyer, so no idempotency key by default."""
+    """The `payment-identifier` extension's id; written by the buyer, so it names one payment and is no idempotency key by default."""
     resource: str | None = None
     """URL of what is sold, for the record only."""
 

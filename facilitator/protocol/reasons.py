@@ -47,6 +47,7 @@ class Reason(Enum):
     SIGNATURE = ("invalid_exact_evm_signature", "invalid_exact_evm_payload_signature", False)
     SMART_WALLET_UNSUPPORTED = ("smart_wallet_unsupported", "smart_wallet_unsupported", False)
     # own record
+    PAYMENT_IDENTIFIER_CONFLICT = ("payment_identifier_conflict", "payment_identifier_conflict", False)
     DUPLICATE_SETTLEMENT = ("duplicate_settlement", "duplicate_settlement", False)
     SETTLEMENT_PENDING = ("settlement_pending", "settlement_pending", True)
     SETTLEMENT_EXTERNAL = ("settlement_external", "settlement_external", False)

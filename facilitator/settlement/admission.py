@@ -27,10 +27,19 @@ from facilitator.settlement.queue import Admitted
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
-from facilitator.settlement.verification import Judged, Verifier, duplicate
+from facilitator.settlement.verification import Judged, Verifier, duplicate, identifier_conflict
 from facilitator.store import settlements
 from facilitator.store.db import ConstraintViolated, Db
-from facilitator.store.settlements import AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, Admission, Answer, Settlement, decode_answer
+from facilitator.store.settlements import (
+    AUTHORIZATION_TAKEN,
+    IDEMPOTENCY_TAKEN,
+    IDENTIFIER_TAKEN,
+    Admission,
+    Answer,
+    Asked,
+    Settlement,
+    decode_answer,
+)
 from facilitator.store.tenants import Tenant
 from facilitator.units import Network, TxHash
 
@@ -80,6 +89,14 @@ class LimitReached(Exception):
         self.breach = breach
 
 
+class _RefusedByRecordError(Exception):
+    """Another payment of this tenant bears this payment's identifier."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     """One /settle call on its way through."""
@@ -89,6 +106,7 @@ class _Request:
     fingerprint: bytes
     resource: str | None
     idempotency_key: str | None
+    payment_identifier: str | None
     deadline: float
 
     @property
@@ -154,6 +172,7 @@ class Admitter:
             fingerprint=fingerprint(judged.authorization),
             resource=payment.resource,
             idempotency_key=idempotency_key,
+            payment_identifier=payment.payment_identifier,
             deadline=deadline,
         )
         key = key_of(judged.authorization)
@@ -162,6 +181,8 @@ class Admitter:
             raise LimitReached(breach)
         try:
             return await self._settle(request, judged)
+        except _RefusedByRecordError as refused:
+            return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refused.refusal))
         finally:
             self._in_flight.leave(request.tenant_id, key)
 
@@ -240,11 +261,21 @@ class Admitter:
             return await self._admit(request, record, head.number)
 
     async def _read_record(self, request: _Request) -> Settlement | None:
-        """Our record of this authorization. Raises IdempotencyConflict when the key is bound to another payment."""
-        record, bound = await self._records.read(key_of(request.authorization), request.tenant_id, request.idempotency_key)
+        """Our record of this authorization. Raises when the tenant bound one of its names to another payment."""
+        found = await self._records.read(
+            Asked(
+                key=key_of(request.authorization),
+                tenant_id=request.tenant_id,
+                idempotency_key=request.idempotency_key,
+                payment_identifier=request.payment_identifier,
+            )
+        )
+        if (conflict := identifier_conflict(found, request.fingerprint)) is not None:
+            raise _RefusedByRecordError(conflict)
+        bound = found.by_idempotency_key
         if bound is not None and bound.fingerprint != request.fingerprint:
             raise IdempotencyConflict
-        return record
+        return found.record
 
     async def _admit(self, request: _Request, record: Settlement | None, head: int) -> Admitted | SettleAnswer | None:
         """Admit for the first time, or again. None: look again, somebody was faster."""
@@ -265,6 +296,7 @@ class Admitter:
                 self._settings.preconfirmed_payment_max_atomic,
             ),
             accept_external=request.caller.tenant.accept_external,
+            payment_identifier=request.payment_identifier,
         )
         try:
             if record is None:
@@ -275,8 +307,8 @@ class Admitter:
         except ConstraintViolated as violated:
             if violated.constraint == IDEMPOTENCY_TAKEN:
                 raise IdempotencyConflict from None
-            if violated.constraint == AUTHORIZATION_TAKEN:
-                return None
+            if violated.constraint in {AUTHORIZATION_TAKEN, IDENTIFIER_TAKEN}:
+                return None  # the record says whose it is
             raise
         if epoch is not None:
             dispatcher.claim_soon()

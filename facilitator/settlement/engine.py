@@ -16,7 +16,7 @@ from facilitator.domain.abi import Log
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
 from facilitator.metrics import INCIDENTS, NETWORK_SERVED, STAGE_SECONDS
-from facilitator.protocol.messages import Payment, Supported, SupportedKind, VerifyResult
+from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
 from facilitator.settlement.aftermath import Aftermath
@@ -188,7 +188,7 @@ class Engine:
                 if network in served
                 for scheme in self._registry.names
             ),
-            extensions=(),
+            extensions=(PAYMENT_IDENTIFIER,),
             signers={"eip155:*": tuple(dict.fromkeys(a for chain in self._networks.values() for a in chain.relayers))},
         )
 

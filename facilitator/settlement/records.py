@@ -3,16 +3,13 @@
 import asyncio
 from typing import Final
 
-from facilitator.domain.identity import AuthKey
 from facilitator.errors import StoreFault
 from facilitator.store import settlements
 from facilitator.store.db import Db
-from facilitator.store.settlements import Settlement
+from facilitator.store.settlements import Asked, Found
 
 _ASKED_MAX: Final = 200
 """Callers in one query."""
-
-Found = tuple[Settlement | None, Settlement | None]
 
 
 class RecordReader:
@@ -21,13 +18,13 @@ class RecordReader:
     def __init__(self, db: Db, holder_ttl_s: float) -> None:
         self._db = db
         self._holder_ttl_s = holder_ttl_s
-        self._waiting: list[tuple[tuple[AuthKey, str, str | None], asyncio.Future[Found]]] = []
+        self._waiting: list[tuple[Asked, asyncio.Future[Found]]] = []
         self._reading: asyncio.Task[None] | None = None
 
-    async def read(self, key: AuthKey, tenant_id: str, idempotency_key: str | None) -> Found:
-        """The record of this authorization, and the settlement that the tenant bound this key to. Raises StoreFault."""
+    async def read(self, asked: Asked) -> Found:
+        """The record of this authorization, and the settlements that the tenant bound these names to. Raises StoreFault."""
         found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self._waiting.append(((key, tenant_id, idempotency_key), found))
+        self._waiting.append((asked, found))
         if self._reading is None:
             self._reading = asyncio.create_task(self._drain())
         return await found
@@ -40,7 +37,7 @@ class RecordReader:
         finally:
             self._reading = None
 
-    async def _answer(self, batch: list[tuple[tuple[AuthKey, str, str | None], asyncio.Future[Found]]]) -> None:
+    async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Found]]]) -> None:
         try:
             rows = await settlements.own_records(self._db, [asked for asked, _ in batch], self._holder_ttl_s)
         except Exception as error:  # noqa: BLE001 - a fault or a bug: each caller hears it, none waits for ever

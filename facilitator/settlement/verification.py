@@ -20,7 +20,7 @@ from facilitator.schemes.scheme import Registry, Scheme
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
-from facilitator.store.settlements import Settlement, decode_answer
+from facilitator.store.settlements import Asked, Found, Settlement, decode_answer
 from facilitator.units import Network
 
 
@@ -66,10 +66,14 @@ class Verifier:
             return VerifyResult(payer=None, refusal=judged)
         authorization = judged.authorization
         try:
-            record, _ = await self._records.read(key_of(authorization), tenant_id, None)
+            asked = Asked(key=key_of(authorization), tenant_id=tenant_id, payment_identifier=payment.payment_identifier)
+            found = await self._records.read(asked)
         except StoreFault:
             UNRECORDED_VERIFICATIONS.inc()
-            record = None
+            found = Found()
+        if (conflict := identifier_conflict(found, fingerprint(authorization))) is not None:
+            return VerifyResult(payer=authorization.payer, refusal=conflict)
+        record = found.record
         if record is not None and (ruling := self.judge_record(record, tenant_id, authorization)) is not None:
             return VerifyResult(payer=authorization.payer, refusal=ruling if isinstance(ruling, Refusal) else None)
         refusal, _ = await self.judge_chain(judged, deadline)
@@ -176,6 +180,16 @@ def duplicate(record: Settlement) -> Refusal:
     return Refusal(
         reason=Reason.DUPLICATE_SETTLEMENT,
         message=f"expected an authorization that was not settled before; this one is on record as {record.state}: {paid}",
+    )
+
+
+def identifier_conflict(found: Found, asked: bytes) -> Refusal | None:
+    """The payment's identifier belongs to another payment of this tenant. `asked` is the fingerprint of this one."""
+    if found.by_identifier is None or found.by_identifier.fingerprint == asked:
+        return None
+    return Refusal(
+        reason=Reason.PAYMENT_IDENTIFIER_CONFLICT,
+        message="payment-identifier: expected one of this payment's own, got one that another payment of this tenant bears",
     )
 
 

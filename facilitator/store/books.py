@@ -22,7 +22,8 @@ class SettlementLine:
     phase: str
     settlement_id: UUID
     tenant_id: str
-    idempotency_key: str | None
+    payment_identifier: str | None
+    """What the buyer named it, else the gateway's Idempotency-Key."""
     request_id: str
     scheme: str
     network: Network

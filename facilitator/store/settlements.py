@@ -25,6 +25,8 @@ AUTHORIZATION_TAKEN: Final = "settlement_authorization"
 """Constraint: this authorization is on record already."""
 IDEMPOTENCY_TAKEN: Final = "settlement_idempotency"
 """Constraint: this tenant bound this idempotency key to another settlement."""
+IDENTIFIER_TAKEN: Final = "settlement_payment_identifier"
+"""Constraint: this tenant bound this payment identifier to another settlement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Settlement:
     """Executed by another sender, it is answered as success."""
     closed: bool
     """It ended otherwise than paid, and nothing on chain can change that any more."""
+    payment_identifier: str | None
+    """What the buyer named it, by the extension of that name."""
     holder_alive: bool
     answer_under_way: bool
     """Spent, and its holder's replica may still find out that the answer was lost."""
@@ -146,6 +150,8 @@ class Admission:
     """How deep it must be before success is told."""
     accept_external: bool = False
     """Executed by another sender, it is answered as success."""
+    payment_identifier: str | None = None
+    """Bound to this payment for the life of the ledger, as an idempotency key is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,12 +359,30 @@ def new_id(now_ms: int) -> UUID:
     return UUID(int=now_ms << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
 
 
-async def own_records(
-    db: Db, asked: Sequence[tuple[AuthKey, str, str | None]], holder_ttl_s: float
-) -> list[tuple[Settlement | None, Settlement | None]]:
-    """For each (authorization, tenant, idempotency key): its record, and which settlement the tenant bound the key to."""
-    keys = {key for key, _, _ in asked}
-    bindings = {(tenant_id, idempotency_key) for _, tenant_id, idempotency_key in asked if idempotency_key is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Whose record is looked for, and what the tenant may have bound."""
+
+    key: AuthKey
+    tenant_id: str
+    idempotency_key: str | None = None
+    payment_identifier: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is on record: of the authorization itself, and which settlements the tenant bound the two names to."""
+
+    record: Settlement | None = None
+    by_idempotency_key: Settlement | None = None
+    by_identifier: Settlement | None = None
+
+
+async def own_records(db: Db, asked: Sequence[Asked], holder_ttl_s: float) -> list[Found]:
+    """What is on record for each of them."""
+    keys = {each.key for each in asked}
+    bindings = {(each.tenant_id, each.idempotency_key) for each in asked if each.idempotency_key is not None}
+    identifiers = {(each.tenant_id, each.payment_identifier) for each in asked if each.payment_identifier is not None}
     rows = await db.many(
         Settlement,
         QUERIES["own_records"],
@@ -369,16 +393,28 @@ async def own_records(
         [tenant_id for tenant_id, _ in bindings],
         [idempotency_key for _, idempotency_key in bindings],
         holder_ttl_s,
+        [tenant_id for tenant_id, _ in identifiers],
+        [identifier for _, identifier in identifiers],
     )
     by_key = {row.key: row for row in rows}
     bound: dict[tuple[str, str | None], Settlement] = {(row.tenant_id, row.idempotency_key): row for row in rows if row.idempotency_key}
-    return [(by_key.get(key), bound.get((tenant_id, idempotency_key))) for key, tenant_id, idempotency_key in asked]
+    named: dict[tuple[str, str | None], Settlement] = {
+        (row.tenant_id, row.payment_identifier): row for row in rows if row.payment_identifier
+    }
+    return [
+        Found(
+            record=by_key.get(each.key),
+            by_idempotency_key=bound.get((each.tenant_id, each.idempotency_key)),
+            by_identifier=named.get((each.tenant_id, each.payment_identifier)),
+        )
+        for each in asked
+    ]
 
 
 async def find(db: Db, key: AuthKey) -> Settlement | None:
     """The settlement of this authorization."""
-    [(record, _)] = await own_records(db, [(key, "", None)], 0.0)
-    return record
+    [found] = await own_records(db, [Asked(key=key, tenant_id="")], 0.0)
+    return found.record
 
 
 async def records(db: Db, settlement_ids: Sequence[UUID], holder_ttl_s: float) -> list[Settlement]:
@@ -448,7 +484,7 @@ async def write_ahead(
 
     Slots carry consecutive tx_nonces from the relayer's next one. An empty answer to a non-empty `slots` means that the
     lease is lost or the tx_nonce is not the next: the settlements stand as `queued` and nothing may be sent.
-    Raises ConstraintViolated (AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN): then nothing was stored at all.
+    Raises ConstraintViolated (AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, IDENTIFIER_TAKEN): then nothing was stored at all.
     """
     slot_of = {settlement_id: (slot, index) for slot in slots for index, settlement_id in enumerate(slot.settlement_ids)}
     entries = [pending_entry(admission.authorization) for admission in admissions]
@@ -489,6 +525,7 @@ async def write_ahead(
         [admission.alone for admission in admissions],
         [admission.confirm_level for admission in admissions],
         [admission.accept_external for admission in admissions],
+        [admission.payment_identifier for admission in admissions],
     )
 
 
@@ -571,6 +608,7 @@ async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) 
         record.state,
         admission.confirm_level,
         admission.accept_external,
+        admission.payment_identifier,
     )
     return readmitted.answer_epoch if readmitted else None
 

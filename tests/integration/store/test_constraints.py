@@ -14,7 +14,7 @@ import pytest_asyncio
 from facilitator.domain.states import PAID, UNRESOLVED, State
 from facilitator.store import tenants
 from facilitator.store.db import ConstraintViolated, Db
-from facilitator.store.settlements import AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN
+from facilitator.store.settlements import AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, IDENTIFIER_TAKEN
 
 NETWORK = "eip155:84532"
 USDC, PAYER, PAY_TO, RELAYER = ("0x" + byte * 20 for byte in ("11", "22", "33", "44"))
@@ -173,6 +173,20 @@ async def test_a_tenant_binds_an_idempotency_key_to_one_settlement(ledger: Ledge
 async def test_an_idempotency_key_has_a_length(ledger: Ledger, key: str) -> None:
     with refused("settlement_idempotency_key_check"):
         await ledger.settlement(idempotency_key=key)
+
+
+async def test_a_tenant_binds_a_payment_identifier_to_one_settlement(ledger: Ledger) -> None:
+    await ledger.insert("tenant", {"tenant_id": "globex"})
+    await ledger.settlement(payment_identifier="pay_0123456789abcdef")
+    await ledger.settlement(payment_identifier="pay_0123456789abcdef", tenant_id="globex")
+    with refused(IDENTIFIER_TAKEN):
+        await ledger.settlement(payment_identifier="pay_0123456789abcdef")
+
+
+@pytest.mark.parametrize("identifier", ["", "i" * 15, "i" * 129, "pay 0123456789abcdef"])
+async def test_a_payment_identifier_has_its_form(ledger: Ledger, identifier: str) -> None:
+    with refused("settlement_payment_identifier_check"):
+        await ledger.settlement(payment_identifier=identifier)
 
 
 async def test_a_state_that_is_not_in_the_table_cannot_be_stored(ledger: Ledger) -> None:
@@ -681,7 +695,7 @@ async def test_every_constraint_of_the_schema_is_broken_above(ledger: Ledger) ->
     )
     text = Path(__file__).read_text("utf-8")
     tested = text[text.index("async def test_an_authorization_is_on_record") : text.index("async def test_the_store_names")]
-    tested += AUTHORIZATION_TAKEN + IDEMPOTENCY_TAKEN
+    tested += AUTHORIZATION_TAKEN + IDEMPOTENCY_TAKEN + IDENTIFIER_TAKEN
     assert {row["name"] for row in named if not covered(row["name"], tested)} == ROW_NUMBERS
 
 

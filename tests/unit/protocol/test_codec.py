@@ -188,12 +188,9 @@ def test_two_known_networks_that_differ_are_left_to_the_scheme(request_of: Calla
     ("extension", "identifier"),
     [
         ({"info": {"required": False, "id": "pay_0123456789abcdef"}}, "pay_0123456789abcdef"),
-        ({"info": {"required": True}}, None),
-        ({"info": {"id": "tooshort"}}, None),
-        ({"info": {"id": "a" * 129}}, None),
-        ({"info": {"id": "0123456789 abcdef"}}, None),
-        ({"info": {"id": "0123456789abcdef\n"}}, None),
-        ({"info": {"id": 7}}, None),
+        ({"info": {"id": "A-Z_a-z_0-9_" + "x" * 116}}, "A-Z_a-z_0-9_" + "x" * 116),
+        ({"info": {"required": False}}, None),
+        ({"info": {"required": "true", "id": None}}, None),
         ({"info": []}, None),
         ("0123456789abcdef", None),
         (None, None),
@@ -203,6 +200,30 @@ def test_the_payment_identifier_is_found_when_it_is_one(extension: object, ident
     tree = v2_request()
     tree["paymentPayload"]["extensions"] = {"bazaar": {"info": {}}, "payment-identifier": extension}
     assert decode_payment(tree).payment_identifier == identifier
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"required": True}, "requires"),
+        ({"id": "tooshort"}, "16 to 128"),
+        ({"id": "a" * 15}, "16 to 128"),
+        ({"id": "a" * 129}, "16 to 128"),
+        ({"id": "0123456789 abcdef"}, "16 to 128"),
+        ({"id": "0123456789abcdef\n"}, "16 to 128"),
+        ({"id": "0123456789abcdeé"}, "16 to 128"),
+        ({"id": 7}, "16 to 128"),
+        ({"id": {}}, "16 to 128"),
+    ],
+)
+def test_a_payment_identifier_that_is_none_is_refused_by_its_path_and_never_quoted(info: Tree, expected: str) -> None:
+    tree = v2_request()
+    tree["paymentPayload"]["extensions"] = {"payment-identifier": {"info": info}}
+    malformed = decode(tree)
+    assert isinstance(malformed, Malformed)
+    assert malformed.path == "$.paymentPayload.extensions.payment-identifier.info.id"
+    assert expected in malformed.message
+    assert "abcde" not in malformed.message
 
 
 # ---- well-formed, and not served

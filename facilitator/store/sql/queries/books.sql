@@ -3,7 +3,8 @@
 -- One line for each admission of a settlement that has ended, in the order in which the endings were booked. The move that
 -- ended it was written in the same transaction as its entry, so both carry the same time.
 -- name: settlement_lines :many
-select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.tenant_id, s.idempotency_key, s.request_id, s.scheme,
+select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.tenant_id, 
+       coalesce(s.payment_identifier, s.idempotency_key) as payment_identifier, s.request_id, s.scheme,
        s.network, s.asset, s.payer, s.pay_to, p.amount_atomic, s.auth_nonce, s.valid_after, s.valid_before, s.resource,
        coalesce(e.to_state, s.state) as state, e.reason, p.happened_at as requested_at, m.submitted_at, m.included_at,
        m.finalized_at, r.happened_at, r.booked_at, r.tx_hash,
