@@ -25,9 +25,12 @@ LOOP_HEARTBEAT = Gauge("facilitator_loop_heartbeat_timestamp_seconds", "When a l
 REQUESTS = Counter("facilitator_http_requests_total", "HTTP requests answered.", ["route", "status"])
 REQUEST_SECONDS = Histogram("facilitator_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_REQUEST)
 REQUESTS_IN_FLIGHT = Gauge("facilitator_http_in_flight_requests", "HTTP requests being answered.", ["route"])
-CONNECTIONS = Gauge("facilitator_http_connections", "Open HTTP connections, as of the last request.")
-CONNECTIONS_MAX = Gauge("facilitator_http_connections_max", "Bound of that number; beyond it connections are refused.")
-CONNECTIONS_REFUSED = Counter("facilitator_http_connections_refused_total", "Connections closed because there were too many.")
+CONNECTIONS = Gauge("facilitator_http_connections", "Open HTTP connections.")
+CONNECTIONS_MAX = Gauge("facilitator_http_connections_max", "Bound of that number.")
+CONNECTIONS_REFUSED = Counter("facilitator_http_connections_refused_total", "Connections not taken, because there were too many.")
+CONNECTIONS_CLOSED = Counter(
+    "facilitator_http_connections_closed_total", "Connections without a request in hand that were closed.", ["why"]
+)
 
 # --- payments
 VERIFICATIONS = Counter("facilitator_verifications_total", "Payments judged by /verify.", ["network", "scheme", "outcome"])

@@ -120,7 +120,7 @@ SERVICE: Final = (
     Panel(
         title="Connections, part of the bound",
         unit="percentunit",
-        description="Of server.connections_max, by replica. At 100 % further ones are closed at once.",
+        description="Of server.connections_max, by replica. At 100 % a further one takes the place of one that is silent or idle.",
         expressions=(("facilitator_http_connections / facilitator_http_connections_max", "{{pod}} {{instance}}"),),
         warn=0.7,
         bad=0.95,

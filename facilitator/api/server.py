@@ -6,14 +6,11 @@ answers by its own deadline.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 import secrets
-import socket
-import sys
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,14 +18,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator.api import admin, openapi, settlements, x402
 from facilitator.api.access import Access
+from facilitator.api.connections import LINGER_S, Connection, Connections
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
 from facilitator.api.settings import Listen
 from facilitator.errors import Fault, OverloadFault
 from facilitator.metrics import (
     BLOCKING_SECONDS,
-    CONNECTIONS,
-    CONNECTIONS_MAX,
-    CONNECTIONS_REFUSED,
     LOOP_HEARTBEAT,
     REQUEST_SECONDS,
     REQUESTS,
@@ -46,8 +41,6 @@ HEARTBEAT_LATE_S: Final = 10.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _NOBODY: Final = Grant(tenant=Tenant(tenant_id="nobody"), scopes=frozenset(), key_id=None)
 """The grant of a route that asks for no key."""
-_LINGER_S: Final = 2.0
-"""How long the rest of a refused body is read and thrown away, so that the answer is not lost to a reset."""
 
 
 async def healthz(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
@@ -103,7 +96,7 @@ class Server:
         self._listen = listen
         self._routes = routes
         self._access = access
-        self._silent: dict[object, asyncio.TimerHandle] = {}
+        self._connections: Connections | None = None
         self._listener: asyncio.Server | None = None
         self._runner: web.AppRunner | None = None
         self.port = listen.port
@@ -111,28 +104,19 @@ class Server:
 
     async def start(self) -> None:
         """Accept connections. Raises Fault when the address cannot be taken."""
-        settings = self._desk.settings
-        CONNECTIONS_MAX.set(settings.connections_max)
         app = web.Application(middlewares=[self._observe])
         for route in self._routes:
             app.router.add_route(route.method, route.path, self._bind(route))
         app.on_response_prepare.append(_add_headers)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            auto_decompress=False,
-            handle_signals=False,
-            handler_cancellation=True,
-            keepalive_timeout=settings.idle_timeout_s,
-            lingering_time=_LINGER_S,
-            shutdown_timeout=_LINGER_S,
-        )
+        runner = web.AppRunner(app, handle_signals=False, handler_cancellation=True, shutdown_timeout=LINGER_S)
         logging.getLogger("aiohttp.server").addFilter(_readable)
         await runner.setup()
+        assert runner.server is not None
         self._runner = runner
+        self._connections = Connections(self._desk.settings, runner.server)
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                self._accept, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
+                self._connections.open, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
             )
         except OSError as error:
             raise Fault(
@@ -149,32 +133,13 @@ class Server:
             await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        """Close the listener, then every connection; handlers that still run get `_LINGER_S`, then they are cancelled."""
+        """Close the listener, then every connection; handlers that still run get `LINGER_S`, then they are cancelled."""
         await self.close_listener()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        for timer in self._silent.values():
-            timer.cancel()
-        self._silent.clear()
-
-    def _accept(self) -> asyncio.Protocol:
-        """One connection: refused when there are too many, closed when it stays silent."""
-        assert self._runner is not None
-        server = self._runner.server
-        assert server is not None
-        if len(server.connections) >= self._desk.settings.connections_max:
-            CONNECTIONS_REFUSED.inc()
-            return _Refuse()
-        protocol = server()
-        loop = asyncio.get_running_loop()
-        self._silent[protocol] = loop.call_later(self._desk.settings.header_timeout_s, self._hang_up, protocol)
-        return protocol
-
-    def _hang_up(self, protocol: web.RequestHandler) -> None:
-        self._silent.pop(protocol, None)
-        if protocol.transport is not None:
-            protocol.transport.abort()
+        if self._connections is not None:
+            self._connections.close()
 
     # ---- around every route
 
@@ -200,11 +165,8 @@ class Server:
     @web.middleware
     async def _observe(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
         """Id, canonical line, metrics, and the one mapping of exceptions to answers."""
-        if (timer := self._silent.pop(request.protocol, None)) is not None:
-            timer.cancel()
-            _bound_unread(request.transport, self._desk.settings.unread_timeout_s)
-        if self._runner is not None and self._runner.server is not None:
-            CONNECTIONS.set(len(self._runner.server.connections))
+        assert self._connections is not None
+        self._connections.asked(cast("Connection", request.protocol))
         started = self._desk.clock.monotonic()
         offered = request.headers.get("X-Request-Id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
@@ -285,22 +247,6 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers["Server"] = "facilitator"
-
-
-def _bound_unread(transport: asyncio.Transport | None, timeout_s: float) -> None:
-    """Let the kernel cut a connection whose caller stopped reading. (RFC 5482; Linux' tcp(7), TCP_USER_TIMEOUT)"""
-    taken = None if transport is None else transport.get_extra_info("socket")
-    if taken is not None and sys.platform == "linux" and taken.family in {socket.AF_INET, socket.AF_INET6}:
-        with contextlib.suppress(OSError):
-            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
-
-
-class _Refuse(asyncio.Protocol):
-    """A connection beyond the limit: closed before a byte is read."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close it."""
-        transport.close()
 
 
 async def beat(desk: Desk) -> None:

@@ -47,16 +47,18 @@ class Settings:
     """Largest request body; beyond it 413."""
     body_timeout_s: float = 5.0
     """Longest that a request body may take to arrive; then 408."""
-    header_timeout_s: float = 10.0
-    """Longest that a new connection may take to send its first request head; then it is closed."""
+    header_timeout_s: float = 5.0
+    """Longest that a request's head may take, the first from the connection's start, others from their first byte; then it is closed."""
     idle_timeout_s: float = 75.0
     """How long an idle keep-alive connection is kept. Longer than the usual 60 s of a proxy in front."""
     unread_timeout_s: float = 20.0
-    """How long sent bytes may stay unacknowledged by the caller's machine; then the connection is cut (Linux)."""
+    """How long a caller may take to read an answer, or its machine to acknowledge a byte of it (Linux); then the connection is cut."""
     request_timeout_s: float = 10.0
     """Longest time for any request but `/settle`, which ends by `settlement.deadline_s`; then 503."""
     connections_max: int = 2000
-    """Open connections; a further one is closed at once."""
+    """Open connections; for a further one the longest silent or idle one is closed, or itself when all are at work."""
+    connections_per_address_max: int | None = None
+    """Of those, from one IPv4 address or IPv6 /64 as TCP has it. Leave it out behind a proxy, whose address all callers have."""
     delivery_timeout_s: float = 5.0
     """How long the caller's machine may take to acknowledge a `/settle` answer before it counts as undelivered."""
     stop_grace_s: float = 25.0
