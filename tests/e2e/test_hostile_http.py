@@ -5,6 +5,7 @@ library would send.
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import time
@@ -170,4 +171,54 @@ async def test_broken_requests_are_refused_or_hung_up_on(house: House) -> None:
         await asyncio.gather(*(exchange(house, request, finished=finished) for request, finished in BROKEN.values()))
     assert resident_bytes(house) - before < GROWTH_MAX
     assert [event for event in house.services[0].log_events if event.get("event") == "request.unreadable"]
+    await assert_unimpressed(house, settled=1)
+
+
+SLOW_CALLERS: Final = 500
+
+
+async def dribble(house: House, slow: asyncio.Semaphore) -> None:
+    """Send a head byte by byte until the service has enough of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.services[0].port)
+    writer.write(HEAD)
+    slow.release()
+    ended = asyncio.create_task(reader.read())
+    try:
+        while not ended.done():
+            writer.write(b"x")
+            await asyncio.wait([ended], timeout=0.5)
+        with contextlib.suppress(ConnectionError):
+            assert await ended == b"", "a head that has no end was answered"
+    finally:
+        writer.transport.abort()
+
+
+async def test_five_hundred_slow_heads_are_closed_and_nobody_else_is_refused(house: House) -> None:
+    key = await house.key("test")
+    payment = house.payment()
+    slow = asyncio.Semaphore(0)
+    async with client_session() as session:
+
+        async def metric(name: str) -> float:
+            async with session.get(house.services[0].base_url + "/metrics") as response:
+                text = await response.text()
+            return float(next((line.split()[-1] for line in text.splitlines() if line.startswith(name)), 0))
+
+        callers = [asyncio.create_task(dribble(house, slow)) for _ in range(SLOW_CALLERS)]
+        for _ in callers:
+            await slow.acquire()
+        verified = 0
+        async with asyncio.timeout(100):
+            while not all(caller.done() for caller in callers):
+                url = house.services[0].base_url + "/verify"
+                headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+                async with aiohttp.request(
+                    "POST", url, data=payment.body, headers=headers
+                ) as response:  # a connection of its own each time
+                    assert (response.status, (await response.json())["isValid"]) == (200, True)
+                verified += 1
+        await asyncio.gather(*callers)
+        assert verified >= 1
+        assert await metric('facilitator_http_connections_closed_total{why="late"}') == SLOW_CALLERS
+        assert await metric("facilitator_http_connections_refused_total") == 0
     await assert_unimpressed(house, settled=1)
