@@ -53,7 +53,7 @@ bench: setup $(VENV)/.conformance-packages ## the benchmarks, figures as JSON li
 
 lock: setup ## resolve all locks anew
 	$(UV_COMPILE) --extra service --extra console --output-file requirements/runtime.txt
-	$(UV_COMPILE) --extra service --extra console --extra dev --extra gateway --extra aws --extra gcp --extra xlsx --extra parquet --group test --group lint --group deploy --group build --group image --constraint requirements/runtime.txt \
+	$(UV_COMPILE) --extra service --extra console --extra dev --extra gateway --extra aws --extra gcp --extra otel --extra xlsx --extra parquet --group test --group lint --group deploy --group build --group image --constraint requirements/runtime.txt \
 		--output-file requirements/dev.txt
 	$(UV_COMPILE) --group build --group image --constraint requirements/dev.txt --output-file requirements/build.txt
 	cd facilitator/devstack/npm && $(NPM_LOCK)

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from facilitator import tracing
 from facilitator.api.access import OPEN_TENANT, Access
 from facilitator.api.delivery import Deliveries
 from facilitator.api.desk import Desk
@@ -86,6 +87,7 @@ class App:
 
         Raises ConfigFault for a secret that is not there or no key, Fault when the address is taken.
         """
+        self._start_tracing()
         BUILD_INFO.labels(version("facilitator"), os.environ.get("FACILITATOR_COMMIT", "unknown")).set(1)
         for network in self.config.networks:
             self._chains.append(await build_network(network, self.config, self.clock))
@@ -129,7 +131,16 @@ class App:
             await chain.close()
         if self.desk.db is not None:
             await self.desk.db.close()
+        await asyncio.to_thread(tracing.stop)
         _log.info("server.stopped")
+
+    def _start_tracing(self) -> None:
+        if self.config.tracing is None:
+            return
+        try:
+            tracing.start(self.config.tracing, version("facilitator"))
+        except ImportError as error:
+            raise ConfigFault("extra_missing", f"[tracing] needs `pip install facilitator[otel]` ({error.name} is missing)") from None
 
     async def _connect(self, registry: Registry) -> None:
         """Reach the database, however long it takes, then start what needs it."""
@@ -294,3 +305,4 @@ def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmC
 def _observe_rpc(network: Network, endpoint: str, method: str, outcome: str, elapsed_s: float) -> None:
     RPC_REQUESTS.labels(network, endpoint, method, outcome).inc()
     RPC_SECONDS.labels(network, endpoint, method).observe(elapsed_s)
+    tracing.record("rpc", elapsed_s, (), network=network, endpoint=endpoint, method=method, outcome=outcome)

@@ -24,6 +24,7 @@ from facilitator.schemes.scheme import Token
 from facilitator.schemes.usdc import USDC
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
+from facilitator.tracing import Settings as TracingSettings
 from facilitator.units import Address, Network, Zone, parse_address, parse_network, parse_zone
 
 ENVIRONMENT_PREFIX: Final = "FACILITATOR__"
@@ -115,6 +116,7 @@ class Config:
     finance: FinanceSettings = field(default_factory=FinanceSettings)
     log: LogSettings = field(default_factory=LogSettings)
     metrics: MetricsSettings | None = None
+    tracing: TracingSettings | None = None
     console: ConsoleSettings | None = None
     networks: tuple[NetworkSettings, ...]
 
@@ -241,6 +243,7 @@ def _broken_relations(config: Config) -> Iterator[str]:
         yield f"access.refresh_s = {access.refresh_s} must be below access.stale_max_s = {access.stale_max_s}"
     yield from _bad_listens(config)
     yield from _bad_networks(config)
+    yield from _bad_tracing(config)
 
 
 def _bad_listens(config: Config) -> Iterator[str]:
@@ -280,6 +283,15 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: an asset is listed twice"
 
 
+def _bad_tracing(config: Config) -> Iterator[str]:
+    if config.tracing is None:
+        return
+    if config.tracing.sample_ratio > 1:
+        yield f"tracing.sample_ratio = {config.tracing.sample_ratio} must not be above 1"
+    if not config.tracing.endpoint.startswith(("http://", "https://")) or "@" in config.tracing.endpoint:
+        yield "tracing.endpoint: expected http://… or https://… without credentials: those go into OTEL_EXPORTER_OTLP_HEADERS"
+
+
 def _bad_level(config: Config) -> Iterator[str]:
     """The risk of a flashblock is taken tenant by tenant."""
     if config.settlement.confirm_level == "preconfirmed":
@@ -295,6 +307,7 @@ def _bad_bounds(config: Config) -> Iterator[str]:
         )
     may_be_zero = {
         "server.drain_delay_s",
+        "tracing.sample_ratio",
         "settlement.priority_fee_min_wei",
         "settlement.payment_cost_cap_wei",
         "settlement.max_fee_floor_wei",

@@ -1,4 +1,4 @@
-"""What the service says about itself: structlog, the facts bound to a request, W3C trace ids, one canonical line each.
+"""What the service says about itself: structlog, the facts bound to a request, one canonical line each.
 
 It must never let a secret out: every line passes `redact`, whatever was put into it. Events are constants of the form
 `noun.past_verb`; facts are keys from the glossary. A request and a settlement get one canonical line each.
@@ -49,8 +49,6 @@ _LONG_HEX_CHARS: Final = 128
 _LONG_HEX: Final = re.compile(rf"\b(?:0x)?[0-9a-fA-F]{{{_LONG_HEX_CHARS},}}\b")
 """A signature or a signed transaction: longer than any hash or address."""
 _BEARER: Final = re.compile(r"\b(bearer|basic) +[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
-
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?", re.ASCII)
 
 
 def configure(
@@ -135,15 +133,6 @@ def bind(**facts: object) -> Iterator[None]:
         yield
     finally:
         structlog.contextvars.reset_contextvars(**tokens)
-
-
-def trace_id_of(traceparent: str | None) -> str | None:
-    """The trace id of a W3C `traceparent` header, or None when it is absent or malformed. (W3C Trace Context §3.2)"""
-    match = None if traceparent is None or len(traceparent) > 256 else _TRACEPARENT.fullmatch(traceparent.strip())
-    if match is None or traceparent is None or traceparent.startswith("ff"):
-        return None
-    trace, span = match["trace"], match["span"]
-    return None if trace == "0" * 32 or span == "0" * 16 else trace
 
 
 # ---- the canonical line

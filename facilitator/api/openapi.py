@@ -155,6 +155,7 @@ _SCHEMAS: Final[Json] = {
             "tenant": {"type": "string"},
             "requestId": {"type": "string"},
             "paymentIdentifier": _nullable({"type": "string", "description": "what the buyer named it"}),
+            "traceId": _nullable({"type": "string", "description": "of the request that admitted it (W3C Trace Context)"}),
             "resource": _nullable({"type": "string"}),
             "queuedAt": _TIME,
             "resolvedAt": _nullable(_TIME),

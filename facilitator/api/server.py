@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from facilitator import tracing
 from facilitator.api import admin, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.connections import LINGER_S, Connection, Connections
@@ -31,7 +32,7 @@ from facilitator.metrics import (
     TASKS,
 )
 from facilitator.store.tenants import Tenant
-from facilitator.telemetry import annotate, bind, canonical, get_logger, trace_id_of
+from facilitator.telemetry import annotate, bind, canonical, get_logger
 
 _log = get_logger()
 
@@ -84,6 +85,7 @@ ROUTES: Final = (
     Route(method="GET", path="/readyz", handler=readyz),
     Route(method="GET", path="/openapi.json", handler=describe),
 )
+_TRACED: Final = {route.path for route in ROUTES if route.scopes}
 METRICS_ROUTE: Final = Route(method="GET", path="/metrics", handler=metrics)
 """On the main port only while that is loopback."""
 
@@ -173,11 +175,10 @@ class Server:
         request[REQUEST_ID] = request_id
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "unmatched"
-        facts: dict[str, object] = {"request_id": request_id}
-        if (trace_id := trace_id_of(request.headers.get("traceparent"))) is not None:
-            facts["trace_id"] = trace_id
         in_flight = REQUESTS_IN_FLIGHT.labels(path).track_inprogress()
-        with in_flight, bind(**facts), canonical("request.answered", method=request.method[:16], route=path) as line:
+        trace = tracing.request(f"{request.method[:16]} {path}", request.headers.get("traceparent")) if path in _TRACED else tracing.NOTHING
+        event = canonical("request.answered", method=request.method[:16], route=path)
+        with in_flight, trace as tell, bind(request_id=request_id, **_trace_id()), event as line:
             status = 499  # the caller went away: nothing was answered
             try:
                 response = await self._answer(request, handler, line)
@@ -186,6 +187,7 @@ class Server:
                 elapsed_s = self._desk.clock.monotonic() - started
                 line["status"] = status
                 line["duration_ms"] = round(elapsed_s * 1000, 1)
+                tell({"request_id": request_id, "status": status})
                 REQUESTS.labels(path, str(status)).inc()
                 REQUEST_SECONDS.labels(path).observe(elapsed_s)
         return response
@@ -218,6 +220,12 @@ class Server:
         message = "cannot serve this now; send the same payment again later, never a fresh one: it is made once at most"
         told_s = fault.retry_after_s if isinstance(fault, OverloadFault) else None
         return HttpProblem(503, fault.kind, message, {"Retry-After": str(told_s or self._desk.settings.retry_after_s)})
+
+
+def _trace_id() -> dict[str, str]:
+    """The fact that lines of a traced request have."""
+    trace_id = tracing.trace_id_of(tracing.current())
+    return {} if trace_id is None else {"trace_id": trace_id}
 
 
 def _readable(record: logging.LogRecord) -> bool:

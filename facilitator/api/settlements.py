@@ -20,6 +20,7 @@ from facilitator.protocol.reasons import Reason
 from facilitator.store import settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import Incident, ItemCost, Move, Settlement
+from facilitator.tracing import trace_id_of
 from facilitator.units import Address, AuthNonce, Network, TxHash, parse_address, parse_bytes32, parse_network
 
 PAGE_DEFAULT: Final = 50
@@ -138,6 +139,7 @@ def render(row: Settlement, moves: Sequence[Move], costs: Sequence[ItemCost], in
         "tenant": row.tenant_id,
         "requestId": row.request_id,
         "paymentIdentifier": row.payment_identifier,
+        "traceId": trace_id_of(row.traceparent),
         "resource": row.resource,
         "queuedAt": _rfc3339(row.queued_at),
         "resolvedAt": _rfc3339(row.resolved_at),

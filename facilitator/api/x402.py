@@ -11,6 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
+from facilitator import tracing
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response, limited
 from facilitator.domain.limits import judge_terms
 from facilitator.metrics import SETTLE_ANSWERS
@@ -82,7 +83,8 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         await response.write_eof()
         return request.writer.output_size
 
-    await desk.deliveries.send(request.transport, write, lambda: engine.delivered(ticket), lambda: engine.undelivered(ticket))
+    with tracing.span("answer"):
+        await desk.deliveries.send(request.transport, write, lambda: engine.delivered(ticket), lambda: engine.undelivered(ticket))
     return response
 
 

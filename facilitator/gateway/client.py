@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
@@ -39,6 +40,9 @@ _T = TypeVar("_T")
 AuthHeaders = Callable[[str, str], Mapping[str, str] | Awaitable[Mapping[str, str]]]
 """Makes the headers that open a route, for each request anew: given the HTTP method and the URL, as a signed token needs them."""
 
+trace_headers: Final[ContextVar[Mapping[str, str]]] = ContextVar("trace_headers", default={})  # noqa: B039 (nobody writes to it)
+"""`traceparent` and `tracestate` that go along with what is asked in this context: the facilitator's spans and settlement are
+found by that trace. Whoever sells by `charge` passes on what the buyer's request had. (W3C Trace Context)"""
 ANSWER_BYTES_MAX: Final = 1024 * 1024
 """Largest answer that is read."""
 _PATHS: Final[Mapping[Operation, str]] = {
@@ -213,7 +217,7 @@ class FacilitatorClient:
         url = self._url + _PATHS[operation]
         body = msgspec.json.encode(question) if method == "POST" else None
         timeout_s = min(left_s, self._settings.settle_attempt_s) if operation == "settle" else left_s
-        sent = {"Content-Type": "application/json", **headers, **await self._auth_headers(method, url)}
+        sent = {"Content-Type": "application/json", **trace_headers.get(), **headers, **await self._auth_headers(method, url)}
         try:
             async with (
                 asyncio.timeout(max(timeout_s, 0.001)),

@@ -19,7 +19,7 @@ from aiohttp.http import StreamWriter
 from facilitator.clock import Clock
 from facilitator.gateway import replies
 from facilitator.gateway.answers import FacilitatorFault, Settled
-from facilitator.gateway.client import FacilitatorClient
+from facilitator.gateway.client import FacilitatorClient, trace_headers
 from facilitator.gateway.cors import expose, preflight
 from facilitator.gateway.mpp import Asked, Problem, Scope, challenge, problem_of, read_credential
 from facilitator.gateway.payments import RESPONSE_HEADERS, NotPayment, Payment, read_payment
@@ -27,6 +27,7 @@ from facilitator.gateway.paywall import Paywall, Unpaid
 from facilitator.gateway.prices import Price, Resource, Terms, Token, parse_price
 from facilitator.gateway.purchases import Kept, Purchases, Whole
 from facilitator.protocol.messages import Version
+from facilitator.tracing import trace_id_of
 from facilitator.units import Address
 
 _journal = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ class Purchase:
 
 PURCHASE: Final = web.RequestKey("purchase", Purchase)
 """`request[PURCHASE]` inside a handler; absent when the request is free."""
+_TRACE_CHARS_MAX: Final = 512
+"""Longest header of a trace that is passed on, as W3C Trace Context §3.3.1.5 asks of `tracestate`."""
 _WITHHELD: Final = web.RequestKey("withheld", bool)
 
 _Outcome = Kept | Settled | FacilitatorFault
@@ -135,11 +138,14 @@ class Seller:
         priced = self._priced(request.method, request.match_info)
         if priced is None:
             return await handler(request)
+        token = trace_headers.set(_traced(request))
         try:
             response = await self._sell(request, handler, priced)
         except web.HTTPException as raised:
             self._expose(request, raised)
             raise
+        finally:
+            trace_headers.reset(token)
         if not response.prepared:
             self._expose(request, response)
         return response
@@ -299,6 +305,14 @@ async def _price_of(priced: Priced, request: web.Request) -> Price | None:
         return priced.price
     computed = priced.price(request)
     return await computed if inspect.isawaitable(computed) else computed
+
+
+def _traced(request: web.Request) -> Mapping[str, str]:
+    """The headers of the trace that the buyer's request stands in, if it does."""
+    if trace_id_of(request.headers.get("traceparent")) is None:
+        return {}
+    found = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
+    return {name: value for name, value in found.items() if len(value) <= _TRACE_CHARS_MAX}
 
 
 def _method(method: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from facilitator import tracing
 from facilitator.clock import Clock
 from facilitator.domain.confirmation import level_of
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
@@ -211,9 +212,11 @@ class Admitter:
         if isinstance(entered, Admitted):
             with self._board.seat(entered.settlement_id) as seat:
                 seat.begin(entered.tx_hash)
-                return await self._hold(request, seat, entered.epoch)
+                with tracing.span("outcome", settlement_id=str(entered.settlement_id)):
+                    return await self._hold(request, seat, entered.epoch)
         if isinstance(entered, Settlement):
-            return await self._join(request, entered)
+            with tracing.span("join", settlement_id=str(entered.settlement_id)):
+                return await self._join(request, entered)
         return entered
 
     def _verify_deadline(self, deadline: float) -> float:
@@ -297,10 +300,12 @@ class Admitter:
             ),
             accept_external=request.caller.tenant.accept_external,
             payment_identifier=request.payment_identifier,
+            traceparent=tracing.current(),
         )
         try:
             if record is None:
-                return await dispatcher.admit(admission, request.deadline)
+                with tracing.span("admission"):
+                    return await dispatcher.admit(admission, request.deadline)
             epoch = await self._claim(record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id))
         except RefusedLateError as late:
             return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=late.refusal))

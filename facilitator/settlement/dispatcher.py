@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from facilitator import tracing
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.backoff import Backoff
@@ -378,20 +379,27 @@ class Dispatcher:
 
     async def _record(self, account: Account | None, group: Sequence[Waiting], batches: Sequence[Batch[UUID]]) -> None:
         """Sign and write ahead. A group that cannot be stored is taken one by one, so that only the guilty one hears it."""
+        traceparents = [waiting.admission.traceparent for waiting in group]
+        with tracing.shared("write-ahead", traceparents, payments=len(group), transactions=len(batches)):
+            await self._write_ahead(account, group, batches)
+
+    async def _write_ahead(self, account: Account | None, group: Sequence[Waiting], batches: Sequence[Batch[UUID]]) -> None:
         started = self._clock.monotonic()
         group = sorted(group, key=lambda waiting: key_of(waiting.admission.authorization))  # replicas that wait for each other: one order
         admissions = [waiting.admission for waiting in group]
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
         try:
-            slots = await self._sign(account, batches, authorizations) if account else []
+            with tracing.span("sign"):
+                slots = await self._sign(account, batches, authorizations) if account else []
         except SignerFault as fault:
             self._not_signed(group, fault)
             return
         STAGE_SECONDS.labels(self._chain.network, "sign").observe(self._clock.monotonic() - started)
         try:
-            opened = await settlements.write_ahead(
-                self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
-            )
+            with tracing.span("commit"):
+                opened = await settlements.write_ahead(
+                    self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
+                )
         except ConstraintViolated as violated:
             await self._record_singly(group, violated)
             return

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from facilitator import tracing
 from facilitator.errors import StoreFault
 from facilitator.store import settlements
 from facilitator.store.db import Db
@@ -27,7 +28,8 @@ class RecordReader:
         self._waiting.append((asked, found))
         if self._reading is None:
             self._reading = asyncio.create_task(self._drain())
-        return await found
+        with tracing.span("record"):
+            return await found
 
     async def _drain(self) -> None:
         try:

@@ -23,6 +23,7 @@ class Item:
     admitted_block: int
     confirm_level: ConfirmLevel
     accept_external: bool
+    traceparent: str | None
 
 
 def item_of(payment: Admission | Settlement) -> Item:
@@ -33,6 +34,7 @@ def item_of(payment: Admission | Settlement) -> Item:
         admitted_block=payment.admitted_block,
         confirm_level=payment.confirm_level,
         accept_external=payment.accept_external,
+        traceparent=payment.traceparent,
     )
 
 
@@ -94,6 +96,11 @@ class OpenSlot:
     def state_of(self, item: Item) -> State:
         """Where the settlement stands while nobody knows the slot's end."""
         return State.PRECONFIRMED if item.settlement_id in self.preconfirmed else State.SUBMITTED
+
+    @property
+    def traceparents(self) -> list[str | None]:
+        """Of the requests that brought its payments."""
+        return [item.traceparent for item in self.items]
 
     @property
     def tx_hashes(self) -> list[TxHash]:

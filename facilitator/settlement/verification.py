@@ -7,6 +7,7 @@ used, so nobody learns anything from our record before the signature is judged.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from facilitator import tracing
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.facts import Head
@@ -81,6 +82,10 @@ class Verifier:
 
     async def judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
         """Shape, static terms and signature. Asks the chain only when the payer's own key did not sign."""
+        with tracing.span("signature"):
+            return await self._judge_signed(payment, deadline)
+
+    async def _judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
         scheme = self._registry.find(payment.requirements.scheme)
         if scheme is None:
             return Refusal(
@@ -127,6 +132,10 @@ class Verifier:
 
         The head is None only when time alone refused.
         """
+        with tracing.span("chain facts", network=judged.authorization.network):
+            return await self._judge_chain(judged, deadline)
+
+    async def _judge_chain(self, judged: Judged, deadline: float) -> tuple[Refusal | None, Head | None]:
         now = judged.chain.head.now()
         if now is not None and judged.chain.head.wall_trusted:
             early = judged.scheme.check_time(judged.authorization, now)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from facilitator import tracing
 from facilitator.chain.evm import Receipt, SendOutcome
 from facilitator.chain.rpc import NodeError
 from facilitator.clock import Clock
@@ -215,7 +216,8 @@ class Watcher:
                 if seat := self._board.find(item.settlement_id):
                     seat.tx_hash = attempt.tx_hash
         try:
-            outcome = await self._hand_over(attempt.raw, fresh=fresh)
+            with tracing.shared("send", slot.traceparents, tx_hash=attempt.tx_hash, payments=len(slot.items), purpose=attempt.purpose):
+                outcome = await self._hand_over(attempt.raw, fresh=fresh)
         except ChainFault as fault:
             log.warning("transaction.send_in_doubt", tx_hash=attempt.tx_hash, kind=fault.kind, fault=str(fault))
             self._say_how_it_was_taken(slot, fault.kind, fresh=fresh)
@@ -430,7 +432,9 @@ class Watcher:
                 tx_hash=ruling.tx_hash,
                 log_index=ruling.log.log_index if ruling.log else None,
                 inclusion_s=round(took_s, 3),
+                trace_id=tracing.trace_id_of(item.traceparent),
             )
+            tracing.record("inclusion", took_s, (item.traceparent,), tx_hash=ruling.tx_hash, state=resolved.state)
             self._board.heard(resolved, ruling.answer, ruling.tx_hash, self._replica_id, told=_may_be_told(item, ruling))
 
     def outcome(self, item: Item, from_state: State, ruling: Ruling, moves: int | None = None) -> Outcome:

@@ -75,6 +75,8 @@ class Settlement:
     """It ended otherwise than paid, and nothing on chain can change that any more."""
     payment_identifier: str | None
     """What the buyer named it, by the extension of that name."""
+    traceparent: str | None
+    """Of the request that admitted it, if that was traced. (W3C Trace Context)"""
     holder_alive: bool
     answer_under_way: bool
     """Spent, and its holder's replica may still find out that the answer was lost."""
@@ -152,6 +154,8 @@ class Admission:
     """Executed by another sender, it is answered as success."""
     payment_identifier: str | None = None
     """Bound to this payment for the life of the ledger, as an idempotency key is."""
+    traceparent: str | None = None
+    """Of the request that admits it, if that is traced. (W3C Trace Context)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -526,6 +530,7 @@ async def write_ahead(
         [admission.confirm_level for admission in admissions],
         [admission.accept_external for admission in admissions],
         [admission.payment_identifier for admission in admissions],
+        [admission.traceparent for admission in admissions],
     )
 
 
@@ -609,6 +614,7 @@ async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) 
         admission.confirm_level,
         admission.accept_external,
         admission.payment_identifier,
+        admission.traceparent,
     )
     return readmitted.answer_epoch if readmitted else None
 

@@ -123,6 +123,14 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
         (('["http://127.0.0.1:8545"]', '["ftp://x"]'), "expected http://… or https://…"),
         (('"env:RELAYER_KEY_1", ', '"env:A", "env:A", '), "a relayer is listed twice"),
         (("deadline_s = 20", "send_sync_ms = 6000"), "settlement.send_sync_ms = 6000 must be below rpc.request_timeout_s = 5.0"),
+        (
+            ("[settlement]", '[tracing]\nendpoint = "http://a"\nsample_ratio = 1.5\n[settlement]'),
+            "tracing.sample_ratio = 1.5 must not be above 1",
+        ),
+        (
+            ("[settlement]", '[tracing]\nendpoint = "https://me:pw@a"\n[settlement]'),
+            "tracing.endpoint: expected http://… or https://… without credentials",
+        ),
         (("deadline_s = 20", "receipt_witnesses = 2"), "settlement.receipt_witnesses = 2 needs as many rpc_urls, got 1"),
         (('"env:RELAYER_KEY_1", ', '"aws-kms:alias/x", '), "expected aws-kms:arn:aws:kms:REGION:ACCOUNT:key/ID?address=0x"),
         (("[database]", "[access]\nmode = 'open'\n[database]"), None),

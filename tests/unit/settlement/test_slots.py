@@ -30,6 +30,7 @@ def item(*, accept_external: bool) -> Item:
         signature=b"",
     )
     return Item(
+        traceparent=None,
         settlement_id=UUID(int=1),
         authorization=authorization,
         admitted_block=ADMITTED,

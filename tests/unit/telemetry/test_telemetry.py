@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from facilitator import telemetry
-from facilitator.telemetry import annotate, bind, canonical, get_logger, redact_text, trace_id_of
+from facilitator.telemetry import annotate, bind, canonical, get_logger, redact_text
+from facilitator.tracing import trace_id_of
 
 SIGNATURE = "0x" + "5b" * 65
 API_KEY = "fk_abcdefghijkl_" + "s" * 43
