@@ -23,6 +23,10 @@ class Settings:
     """Longest wait of a `/settle` caller; then `settlement_pending` with the hash."""
     verify_deadline_s: float = 5.0
     """Longest time a verification may take, chain included."""
+    plain_payer_ttl_s: float = 10.0
+    """How long a payer seen without code counts as a plain account, whose wrong signatures are refused without asking the chain."""
+    plain_payers_max: int = 10_000
+    """Such payers remembered."""
     nonce_search_blocks: int = 2000
     """Blocks searched for the transaction that used a nonce, to name it in the refusal; 0 names none."""
     batching: Literal["off", "adaptive"] = "adaptive"

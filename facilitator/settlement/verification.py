@@ -4,6 +4,7 @@ Shape → static terms → signature → own record → time → chain facts →
 used, so nobody learns anything from our record before the signature is judged.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,11 +19,12 @@ from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS
 from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry, Scheme
+from facilitator.schemes.signatures import SIGNATURE_LENGTH
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Asked, Found, Settlement, decode_answer
-from facilitator.units import Network
+from facilitator.units import Address, Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class Verifier:
         self._records = records
         self._clock = clock
         self._settings = settings
+        self._plain: OrderedDict[tuple[Network, Address], float] = OrderedDict()
+        """Payers seen without code, and until when that is believed of them."""
 
     async def verify(self, tenant_id: str, payment: Payment) -> VerifyResult:
         """Judge a payment without changing anything. Raises ChainFault when the chain cannot be asked."""
@@ -108,10 +112,26 @@ class Verifier:
             return refusal
         refusal = scheme.check_signature(authorization)
         if refusal is not None:
+            payer = (authorization.network, authorization.payer)
+            if len(authorization.signature) <= SIGNATURE_LENGTH and self._is_plain(payer):
+                return refusal
             facts = await chain.answers.answer(scheme.ask_payer_code(authorization), deadline)
             chain.head.observe(facts.head)
+            if not facts.replies[0].data:
+                self._remember_plain(payer)
             return scheme.judge_payer_code(authorization, facts, refusal)
         return Judged(authorization=authorization, scheme=scheme, chain=chain)
+
+    def _is_plain(self, payer: tuple[Network, Address]) -> bool:
+        """Whether this payer was seen without code lately, so that a bad signature of a key's length is nothing else."""
+        return self._plain.get(payer, float("-inf")) > self._clock.monotonic()
+
+    def _remember_plain(self, payer: tuple[Network, Address]) -> None:
+        """Wrong signatures of one payer, however many, cost one question in a while."""
+        self._plain[payer] = self._clock.monotonic() + self._settings.plain_payer_ttl_s
+        self._plain.move_to_end(payer)
+        while len(self._plain) > self._settings.plain_payers_max:
+            self._plain.popitem(last=False)
 
     def judge_record(self, record: Settlement, tenant_id: str, authorization: Authorization) -> Refusal | bool | None:
         """What our own record says of a repeat: a refusal, True for "it may still be answered", None for "ask the chain"."""
