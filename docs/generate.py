@@ -17,13 +17,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from facilitator.api.settings import Listen
 from facilitator.config import Config
 from facilitator.domain.postings import resolution
 from facilitator.domain.states import TRANSITIONS, State
 from facilitator.reading import spell
-from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, WebSocketUrl
-from facilitator.units import Address, Network, Zone
+from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, Secret, WebSocketUrl
+from facilitator.units import Address, Listen, Network, Zone
 
 DOCS: Final = Path(__file__).parent
 CHART_SCHEMA: Final = DOCS.parent / "helm" / "facilitator" / "values.schema.json"
@@ -32,6 +31,7 @@ _CHARTS_OWN: Final = {"server.listen", "database.url", "metrics.listen", "consol
 _CHARTS_OWN_OF_A_NETWORK: Final = {"id", "rpc_urls", "relayers", "ws_url"}
 _SCALARS: Final = {
     KeyReference: "reference",
+    Secret: "reference",
     RpcUrl: "URL or reference",
     WebSocketUrl: "URL or reference",
     DatabaseUrl: "URL or reference",
@@ -179,10 +179,12 @@ def _plain(text: str) -> str:
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a class, on one line."""
+    """The docstring under each field of a class, on one line; those of its bases too."""
+    found: dict[str, str] = {}
+    for base in kind.__bases__:
+        found |= _field_docs(base) if is_dataclass(base) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
     for before, after in zip(body.body, body.body[1:], strict=False):
         targets = before.targets if isinstance(before, ast.Assign) else [before.target] if isinstance(before, ast.AnnAssign) else []
         if targets and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from facilitator import tracing
 from facilitator.api.access import OPEN_TENANT, Access
@@ -23,7 +23,7 @@ from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_f
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
 from facilitator.clock import Clock, SystemClock
-from facilitator.config import Config, NetworkSettings
+from facilitator.config import Config, ConsoleSettings, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.examination import Examiner
 from facilitator.finance.rates import RateKeeper
@@ -42,6 +42,9 @@ from facilitator.store.db import Db
 from facilitator.store.migrate import migrate, schema_standing
 from facilitator.telemetry import get_logger
 from facilitator.units import Address, Network
+
+if TYPE_CHECKING:
+    from facilitator.console.app import Console
 
 _log = get_logger()
 
@@ -79,6 +82,7 @@ class App:
         self.metrics_server: Final = (
             None if config.metrics is None else Server(self.desk, self.access, config.metrics.listen, (METRICS_ROUTE, *_PROBES))
         )
+        self.console: Final = None if config.console is None else build_console(config, config.console, self.clock)
 
     # ---- life
 
@@ -98,6 +102,8 @@ class App:
         await self.server.start()
         if self.metrics_server is not None:
             await self.metrics_server.start()
+        if self.console is not None:
+            await self.console.start()
         _log.info("server.started", listen=f"{self.config.server.listen.host}:{self.server.port}")
         self._tasks.append(asyncio.create_task(self._connect(self._registry), name="connect"))
 
@@ -124,6 +130,8 @@ class App:
         await self.server.stop()
         if self.metrics_server is not None:
             await self.metrics_server.stop()
+        if self.console is not None:
+            await self.console.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -181,6 +189,8 @@ class App:
             examiner = Examiner(db, self.clock, self.config.finance, chain.evm, network.id, assets)
             self._tasks.append(asyncio.create_task(keep_running("reconciliation", examiner.run, self.clock), name="reconciliation"))
         self.access.connect(db)
+        if self.console is not None:
+            self.console.connect(db)
         self.desk.db, self.desk.engine = db, engine
 
     def _settlement_settings(self) -> SettlementSettings:
@@ -294,6 +304,30 @@ async def build_network(network: NetworkSettings, config: Config, clock: Clock) 
     head = HeadClock(network.id, clock, config.settlement.wall_skew_max_s)
     ws_url = network.ws_url.read() if network.ws_url is not None else None
     return ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url)
+
+
+def build_console(config: Config, settings: ConsoleSettings, clock: Clock) -> "Console":
+    """The finance console, not listening yet. Raises ConfigFault when its extra is missing, or a secret."""
+    try:
+        from facilitator.console.app import Console  # noqa: PLC0415 - an extra
+        from facilitator.console.desk import Desk as ConsoleDesk  # noqa: PLC0415
+        from facilitator.console.oidc import Client, Provider  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigFault("no_console", f"[console] needs `pip install facilitator[console]` ({error.name} is missing)") from None
+    provider = None
+    if (oidc := settings.oidc) is not None:
+        client = Client(
+            issuer=oidc.issuer,
+            client_id=oidc.client_id,
+            client_secret=None if oidc.client_secret is None else oidc.client_secret.read(),
+            scopes=oidc.scopes,
+            person_claim=oidc.person_claim,
+            role_claim=oidc.role_claim,
+            roles={"viewer": oidc.viewer, "finance": oidc.finance, "auditor": oidc.auditor, "admin": oidc.admin},
+        )
+        provider = Provider(client, clock)
+    decimals = {(token.network, token.address): token.decimals for token in config.tokens}
+    return Console(ConsoleDesk(settings=settings, finance=config.finance, decimals=decimals, clock=clock), provider)
 
 
 def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:

@@ -187,6 +187,8 @@ def _secrets_of(config: Config) -> Iterator[Secret]:
     for network in config.networks:
         for relayer in network.relayers:
             yield from relayer.secrets
+    if config.console is not None and config.console.oidc is not None and config.console.oidc.client_secret is not None:
+        yield config.console.oidc.client_secret
 
 
 def _is_there(secret: Secret) -> bool:

@@ -5,27 +5,29 @@ before anything starts, and each value remembers where it came from. It reads no
 they are needed (`facilitator.references`).
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Final
 
-from facilitator.api.settings import AccessSettings, ConsoleSettings, Listen, MetricsSettings
+from facilitator.api.settings import AccessSettings, MetricsSettings
 from facilitator.api.settings import Settings as ServerSettings
 from facilitator.chain.rpc import Settings as RpcSettings
+from facilitator.console.settings import Settings as ConsoleBasics
 from facilitator.errors import ConfigFault
 from facilitator.finance.settings import Settings as FinanceSettings
 from facilitator.protocol.address import checksum_address
 from facilitator.protocol.codec import BODY_BYTES_MAX
 from facilitator.reading import Origin, Parsers, Reader, flatten, line_numbers
-from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
+from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, Secret, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.usdc import USDC
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
 from facilitator.tracing import Settings as TracingSettings
-from facilitator.units import Address, Network, Zone, parse_address, parse_network, parse_zone
+from facilitator.units import Address, Listen, Network, Zone, parse_address, parse_network, parse_zone
 
 ENVIRONMENT_PREFIX: Final = "FACILITATOR__"
 CONFIG_VARIABLE: Final = "FACILITATOR_CONFIG"
@@ -93,6 +95,39 @@ class NetworkSettings:
                 network=self.id, address=asset.address, name=asset.name, version=asset.version, decimals=asset.decimals
             )
         return tuple(known.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OidcSettings:
+    """The `[console.oidc]` table: who signs people in to the finance console, and what they may be there."""
+
+    issuer: str
+    """Of the OpenID provider, as it calls itself; `/.well-known/openid-configuration` lies below it."""
+    client_id: str
+    """What the provider knows the console as. Its redirect address is `console.url` and `/sign-in/callback`."""
+    client_secret: Secret | None = None
+    """None: a public client, held by PKCE alone."""
+    scopes: tuple[str, ...] = ("openid", "email", "profile")
+    """What is asked of the provider."""
+    person_claim: str = "email"
+    """Claim of the ID token that names a person, in the audit trail too."""
+    role_claim: str = "roles"
+    """Claim with what the person may be: a word or a list."""
+    viewer: tuple[str, ...] = ("viewer",)
+    """Values of that claim that make somebody a viewer."""
+    finance: tuple[str, ...] = ("finance",)
+    """Values that make somebody finance."""
+    auditor: tuple[str, ...] = ("auditor",)
+    """Values that make somebody an auditor."""
+    admin: tuple[str, ...] = ("admin",)
+    """Values that make somebody an admin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleSettings(ConsoleBasics):
+    """The `[console]` table."""
+
+    oidc: OidcSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +232,7 @@ _PARSERS: Final[Parsers] = {
     Address: _parse_token_address,
     Network: parse_network,
     Zone: parse_zone,
+    Secret: Secret.parse,
 }
 
 
@@ -242,6 +278,7 @@ def _broken_relations(config: Config) -> Iterator[str]:
     if access.refresh_s >= access.stale_max_s:
         yield f"access.refresh_s = {access.refresh_s} must be below access.stale_max_s = {access.stale_max_s}"
     yield from _bad_listens(config)
+    yield from _bad_console(config)
     yield from _bad_networks(config)
     yield from _bad_tracing(config)
 
@@ -259,6 +296,23 @@ def _bad_listens(config: Config) -> Iterator[str]:
         for other, taken in listens[:index]:
             if listen.port and listen == taken:
                 yield f"{name} and {other} are both {listen}: give each its own port"
+
+
+def _bad_console(config: Config) -> Iterator[str]:
+    console = config.console
+    if console is None:
+        return
+    if console.url is None and not console.listen.loopback:
+        yield f'console.listen = "{console.listen}" can be reached from elsewhere: set console.url to the https address that browsers use'
+    if console.url is not None and not re.fullmatch(r"https://[^/?#@\s]+/?", console.url):
+        yield f'console.url = "{console.url}": expected https://host or https://host:port, without a path'
+    if console.session_idle_s > console.session_life_s:
+        yield f"console.session_idle_s = {console.session_idle_s} must not be above console.session_life_s = {console.session_life_s}"
+    if console.oidc is not None and "openid" not in console.oidc.scopes:
+        yield "console.oidc.scopes: expected openid among them"
+    issuer = "" if console.oidc is None else console.oidc.issuer
+    if issuer and not re.fullmatch(r"https://[^?#@\s]+|http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?(/[^?#@\s]*)?", issuer):
+        yield f'console.oidc.issuer = "{issuer}": expected an https address'
 
 
 def _bad_networks(config: Config) -> Iterator[str]:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
-from facilitator.api.settings import Listen
 from facilitator.protocol.address import checksum_address
-from facilitator.references import KeyReference, Url, looks_secret
-from facilitator.units import Address
+from facilitator.references import KeyReference, Secret, Url, looks_secret
+from facilitator.units import Address, Listen
 
 Parsers = Mapping[Any, Callable[[str], object]]
 """Types that are written as text, and how each is read; a parser raises ValueError that says what was expected."""
@@ -36,7 +35,7 @@ class Origin:
 
 def flatten(path: str, value: object) -> Iterator[tuple[str, str]]:
     """Path and spelling of every setting within."""
-    if is_dataclass(value) and not isinstance(value, KeyReference | Url | Listen | type):
+    if is_dataclass(value) and not isinstance(value, KeyReference | Url | Secret | Listen | type):
         for entry in fields(value):
             yield from flatten(f"{path}.{entry.name}".lstrip("."), getattr(value, entry.name))
     elif isinstance(value, tuple) and value and is_dataclass(value[0]) and not isinstance(value[0], KeyReference | Url):

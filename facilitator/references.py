@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Final, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from facilitator.api.settings import Listen
 from facilitator.errors import ConfigFault
-from facilitator.units import Address, parse_address
+from facilitator.units import Address, Listen, parse_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tenants and keys on the command line: made, changed, shown, ended; every change is in the audit trail under who typed it."""
+"""Tenants, keys and console links on the command line: made, changed, shown, ended; all in the audit trail under who typed it."""
 
 import argparse
 import json
@@ -13,25 +13,34 @@ from facilitator.api.admin import key_facts, tenant_facts
 from facilitator.api.tokens import parse_public_key
 from facilitator.books import ACTOR, Bind, Done
 from facilitator.config import Config
+from facilitator.console.roles import ROLES
+from facilitator.console.secrets import hash_of, new_secret
 from facilitator.domain.confirmation import LEVELS
 from facilitator.errors import ConfigFault
-from facilitator.store import administration, tenants
+from facilitator.store import administration, console, tenants
 from facilitator.store.administration import NotPossible, Rules
 from facilitator.store.db import Db
+from facilitator.store.seals import record_event
 from facilitator.store.tenants import SCOPES, ApiKey, NewKey, Scope, Tenant, TenantRecord
 
 _ACTOR: Final = f"cli {ACTOR}"
 _DONE: Final = 0
 _FAILED: Final = 1
 _NO_LIMIT: Final = "none"
+_NAME_MAX: Final = 200
 
 
 def add_commands(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, on_ledger: Bind
 ) -> None:
-    """`keys …` and `tenants …`; `on_ledger` makes of a command what argparse calls."""
+    """`keys …`, `tenants …` and `console …`; `on_ledger` makes of a command what argparse calls."""
     _add_keys(commands, with_config, on_ledger)
     _add_tenants(commands, with_config, on_ledger)
+    console = commands.add_parser("console", help="the finance console").add_subparsers(required=True, metavar="COMMAND")
+    link = console.add_parser("link", parents=[with_config], help="a link that signs somebody in, once; it is shown once")
+    link.add_argument("--role", required=True, choices=ROLES)
+    link.add_argument("--user", required=True, metavar="NAME", help="who it is for, as the audit trail will have it")
+    link.set_defaults(run=on_ledger(console_link))
 
 
 def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", with_config: argparse.ArgumentParser, bind: Bind) -> None:
@@ -289,3 +298,17 @@ def _table(columns: Sequence[str], rows: Iterable[dict[str, object]]) -> list[st
     lines = [list(columns), *([cell(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+async def console_link(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`console link`."""
+    if config.console is None:
+        raise ConfigFault("no_console", "there is no [console] table: the console is off")
+    if not 0 < len(parsed.user) <= _NAME_MAX or not parsed.user.isprintable():
+        raise ConfigFault("bad_usage", f"--user: expected a name of up to {_NAME_MAX} letters")
+    secret = new_secret()
+    async with db.transaction() as session:
+        await console.make_link(session, hash_of(secret), parsed.user, parsed.role, _ACTOR, config.console.link_life_s)
+        await record_event(session, "console_link_made", _ACTOR, json.dumps({"person": parsed.user, "role": parsed.role}))
+    base = (config.console.url or f"http://{config.console.listen}").rstrip("/")
+    return Done(_DONE, [f"{base}/sign-in?token={secret}"])

@@ -4,8 +4,10 @@ A value of one of these types has been checked: an `Address` is 0x and 40 lower-
 non-negative integer below 2**256. Nothing here knows the wire, the chain or the database.
 """
 
+import ipaddress
 import re
-from typing import Final, NewType
+from dataclasses import dataclass
+from typing import Final, NewType, Self
 from zoneinfo import ZoneInfo
 
 Address = NewType("Address", str)
@@ -36,6 +38,7 @@ ZERO_ADDRESS: Final = Address("0x" + "00" * 20)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 _BYTES32 = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
+_LISTEN = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 _EIP155 = re.compile(r"eip155:([1-9][0-9]{0,18})", re.ASCII)
 
 
@@ -85,3 +88,32 @@ def parse_zone(text: str) -> Zone:
 def chain_id_of(network: Network) -> int:
     """The EIP-155 chain id of a CAIP-2 network."""
     return int(network.removeprefix("eip155:"))
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to listen on: `127.0.0.1:4022`, `[::1]:4022` or `localhost:4022`."""
+
+    host: str
+    port: int
+    """0 takes a free one."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port`. Raises ValueError that says what was expected."""
+        match = _LISTEN.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
+            raise ValueError('expected "host:port" such as "127.0.0.1:4022"')
+        return cls(match["six"] or match["host"], int(match["port"]))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        """As it is written in the configuration."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -21,7 +21,6 @@ from facilitator.api import admin, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.connections import LINGER_S, Connection, Connections
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
-from facilitator.api.settings import Listen
 from facilitator.errors import Fault, OverloadFault
 from facilitator.metrics import (
     BLOCKING_SECONDS,
@@ -33,6 +32,7 @@ from facilitator.metrics import (
 )
 from facilitator.store.tenants import Tenant
 from facilitator.telemetry import annotate, bind, canonical, get_logger
+from facilitator.units import Listen
 
 _log = get_logger()
 

@@ -1,47 +1,18 @@
 """What an operator may tune about the HTTP face: where it listens, its bounds, and how callers are told apart."""
 
-import ipaddress
-import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal
 
-_LISTEN = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+from facilitator.units import Listen
 
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """An address to listen on: `127.0.0.1:4022`, `[::1]:4022` or `localhost:4022`."""
-
-    host: str
-    port: int
-    """0 takes a free one."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `host:port`. Raises ValueError that says what was expected."""
-        match = _LISTEN.fullmatch(text)
-        if match is None or int(match["port"]) > 65535:
-            raise ValueError('expected "host:port" such as "127.0.0.1:4022"')
-        return cls(match["six"] or match["host"], int(match["port"]))
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        """As it is written in the configuration."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+_LISTEN: Final = Listen("127.0.0.1", 4022)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The `[server]` table. Times in seconds, sizes in bytes."""
 
-    listen: Listen = Listen("127.0.0.1", 4022)
+    listen: Listen = _LISTEN
     """Where the API is served. TLS belongs to the proxy in front."""
     body_bytes_max: int = 65_536
     """Largest request body; beyond it 413."""
@@ -103,11 +74,3 @@ class MetricsSettings:
 
     listen: Listen
     """Where `/metrics` is served alone. On the main port it is served only while that is loopback."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsoleSettings:
-    """The `[console]` table."""
-
-    listen: Listen = Listen("127.0.0.1", 4023)
-    """Where the finance console is served."""

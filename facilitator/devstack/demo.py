@@ -426,7 +426,8 @@ async def _dev(port: int, block_time_s: float | None, state: Path | None, upstre
     kept = f"; its state is kept in {everything.stack.path}" if state is not None else ""
     try:
         async with everything:
-            _say("\n".join(_invitation(everything, kept=state is not None)))
+            link = await everything.console_link("dev", "admin")
+            _say("\n".join(_invitation(everything, link, kept=state is not None)))
             sys.stderr.write(f"facilitator: {await everything.ended()}\n")
     except asyncio.CancelledError:
         _say(f"stopped{kept}")
@@ -437,13 +438,14 @@ async def _dev(port: int, block_time_s: float | None, state: Path | None, upstre
     return 1
 
 
-def _invitation(everything: Ensemble, *, kept: bool) -> Iterator[str]:
+def _invitation(everything: Ensemble, console_link: str, *, kept: bool) -> Iterator[str]:
     """What is where, and how to use it."""
     quote = f"{everything.gateway_url}{ROUTES[0].path}"
     yield _strong("the whole stack is running; Ctrl-C stops it")
     yield ""
     yield f"  facilitator   {everything.url}"
     yield f"  API key       {everything.api_key}"
+    yield f"  console       {console_link}"
     yield f"  RPC           {everything.rpc_url}"
     yield f"  USDC          {BASE_SEPOLIA_USDC} on {NETWORK}"
     yield "  paid API      " + "  ".join(f"{everything.gateway_url}{p.path} ({_usdc(p.price_atomic)} USDC)" for p in ROUTES)

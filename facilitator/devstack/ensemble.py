@@ -7,7 +7,6 @@ file; nothing of it is embedded. All of it lives in the stack's state directory 
 import asyncio
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -22,6 +21,7 @@ from typing import Final, Self
 import aiohttp
 import asyncpg
 
+from facilitator.console.secrets import hash_of, new_secret
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import BASE_SEPOLIA, Buyer
 from facilitator.devstack.children import Child, StackFault
@@ -32,7 +32,7 @@ from facilitator.devstack.sellers.models.model import Models
 from facilitator.devstack.stack import Stack
 from facilitator.devstack.token import Token, install_token
 from facilitator.gateway.client import Exchange
-from facilitator.store import tenants
+from facilitator.store import console, tenants
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate
 from facilitator.store.tenants import Tenant
@@ -49,6 +49,8 @@ _LEASES: Final = "[settlement]\nlease_ttl_s = 3.0\nlease_trust_s = 2.0\nlease_re
 """One process owns everything here; after a crash the next one need not wait long for the relayer's lease to run out."""
 _POLL_S: Final = 0.02
 _WATCH_S: Final = 0.25
+_LINK_LIFE_S: Final = 86_400.0
+"""Of the link that `dev` prints: it stands on the terminal for as long as the stack runs."""
 
 
 class Ensemble:
@@ -75,6 +77,8 @@ class Ensemble:
         """Where the facilitator listens."""
         self.api_key = ""
         """With the scopes verify, settle and read."""
+        self.console_url = ""
+        """Where the finance console listens."""
         self.started_s: dict[str, float] = {}
         """How long each part took to start."""
         self._port = port
@@ -206,6 +210,16 @@ class Ensemble:
         _write_private(self.stack.path / "api-key", new.text)
         return new.text
 
+    async def console_link(self, person: str, role: str) -> str:
+        """Where somebody signs in to the finance console, once."""
+        secret = new_secret()
+        db = await Db.connect(self.database_url, connections_max=1)
+        try:
+            await console.make_link(db, hash_of(secret), person, role, "dev", _LINK_LIFE_S)
+        finally:
+            await db.close()
+        return f"{self.console_url}/sign-in?token={secret}"
+
     async def _prepare_chain(self) -> None:
         """Circle's code, gas money for the relayer, coins for the buyers. What is there already stays."""
         token = await install_token(self.rpc_url)
@@ -221,7 +235,9 @@ class Ensemble:
         _write_private(key, bytes(RELAYER.key).hex())
         config.write_text(
             f'[server]\nlisten = "127.0.0.1:{self._port}"\n\n[database]\nurl = {json.dumps(self.database_url)}\n\n'
-            f'[log]\nformat = "json"\n\n{_LEASES}\n[[networks]]\nid = "{NETWORK}"\nrpc_urls = ["{self.rpc_url}"]\n'
+            f'[log]\nformat = "json"\n\n'
+            f'[console]\nlisten = "127.0.0.1:0"\n\n{_LEASES}\n'
+            f'[[networks]]\nid = "{NETWORK}"\nrpc_urls = ["{self.rpc_url}"]\n'
             f"relayers = [{json.dumps(f'file:{key}')}]\n",
             encoding="utf-8",
         )
@@ -246,10 +262,10 @@ class Ensemble:
 
     async def _ready(self, session: aiohttp.ClientSession) -> bool:
         if not self.url:
-            found = re.search(rb'"listen": ?"127\.0\.0\.1:(\d+)"', self.service_log.read_bytes())
-            if found is None:
+            ports = _ports(self.service_log)
+            if "server" not in ports:
                 return False
-            self.url = f"http://127.0.0.1:{int(found[1])}"
+            self.url, self.console_url = (f"http://127.0.0.1:{ports[name]}" for name in ("server", "console"))
         try:
             async with session.get(f"{self.url}/readyz") as response:
                 return response.status == 200
@@ -259,6 +275,12 @@ class Ensemble:
     def _last_words(self) -> str:
         lines = self.service_log.read_text("utf-8", errors="replace").strip().splitlines()
         return lines[-1][-1000:] if lines else "it said nothing"
+
+
+def _ports(log: Path) -> dict[str, int]:
+    """Which ports the service says that it listens on: `server`, `console`."""
+    told = [json.loads(line) for line in log.read_bytes().splitlines(keepends=True) if b'.started"' in line and line.endswith(b"\n")]
+    return {line["event"].partition(".")[0]: int(line["listen"].rpartition(":")[2]) for line in told}
 
 
 def _write_private(path: Path, text: str) -> None:

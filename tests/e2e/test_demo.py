@@ -219,6 +219,13 @@ async def test_dev_serves_on_the_wanted_port_and_ctrl_c_cleans_up(start_dev: Cal
             assert {kind["network"] for kind in (await response.json())["kinds"]} == {"eip155:84532", "base-sepolia"}
         async with session.get(f"http://127.0.0.1:{port}/settlements", headers=dev.headers) as response:
             assert (await response.json())["settlements"] == []
+        link = dev.said("console")
+        async with session.get(link) as response:
+            assert "Sign in" in await response.text()
+        site, _, token = link.partition("/sign-in?token=")
+        signed_in = session.post(f"{site}/sign-in", data={"token": token}, headers={"Origin": site}, allow_redirects=False)
+        async with signed_in as response:
+            assert response.status == 303
     for version in ("1", "2"):
         paid = subprocess.run(
             [sys.executable, "-m", "facilitator.devstack.pay", quote, "--version", version, "--buyer", "1"],

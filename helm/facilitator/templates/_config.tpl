@@ -3,6 +3,7 @@
 {{- if kindIs "string" . -}}{{ toJson . }}
 {{- else if kindIs "bool" . -}}{{ . }}
 {{- else if kindIs "slice" . -}}[{{ range $index, $item := . }}{{ if $index }}, {{ end }}{{ include "facilitator.toml" $item }}{{ end }}]
+{{- else if kindIs "map" . -}}{ {{- range $index, $key := keys . | sortAlpha }}{{ if $index }}, {{ end }}{{ $key }} = {{ include "facilitator.toml" (index $ $key) }}{{ end -}} }
 {{- else if eq (floor .) (float64 .) -}}{{ printf "%.0f" (float64 .) }}
 {{- else -}}{{ printf "%v" (float64 .) }}
 {{- end -}}

@@ -13,13 +13,14 @@ from facilitator.api.delivery import Deliveries
 from facilitator.api.desk import Desk
 from facilitator.api.openapi import DOCUMENT
 from facilitator.api.server import Server, routes_for
-from facilitator.api.settings import AccessSettings, Listen, Settings
+from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.domain.limits import RATED_ROUTES
 from facilitator.protocol.messages import Supported
 from facilitator.store import administration, tenants
 from facilitator.store.db import Db, Query
 from facilitator.store.tenants import SCOPES, Scope
+from facilitator.units import Listen
 
 OPERATIONS: dict[str, dict[str, Any]] = cast("Any", DOCUMENT["paths"])
 TABLE = [

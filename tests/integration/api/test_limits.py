@@ -11,7 +11,7 @@ from facilitator.api.access import Access
 from facilitator.api.delivery import Deliveries
 from facilitator.api.desk import Desk
 from facilitator.api.server import Server, routes_for
-from facilitator.api.settings import AccessSettings, Listen, Settings
+from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.domain.limits import Breach
 from facilitator.protocol.messages import SettleResult, Supported, VerifyResult
@@ -19,7 +19,7 @@ from facilitator.settlement.admission import LimitReached, SettleAnswer
 from facilitator.settlement.engine import Engine
 from facilitator.store import administration, tenants
 from facilitator.store.db import Db
-from facilitator.units import TxHash
+from facilitator.units import Listen, TxHash
 from tests.fixtures.service import free_port
 from tests.fixtures.vectors import v1_request, v2_request
 

@@ -18,14 +18,14 @@ from facilitator.api.connections import _peer
 from facilitator.api.delivery import Deliveries
 from facilitator.api.desk import Desk
 from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_for
-from facilitator.api.settings import AccessSettings, Listen, Settings
+from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.errors import ChainFault, ConfigFault, OverloadFault, StoreFault
 from facilitator.metrics import CONNECTIONS_CLOSED, CONNECTIONS_REFUSED
 from facilitator.protocol.messages import SettleResult, Supported, SupportedKind, VerifyResult
 from facilitator.settlement.admission import SettleAnswer, Ticket
 from facilitator.settlement.engine import Engine
-from facilitator.units import Address, Network, TxHash
+from facilitator.units import Address, Listen, Network, TxHash
 from tests.fixtures.house import eventually
 from tests.fixtures.vectors import v2_request
 

@@ -671,6 +671,41 @@ async def test_a_key_is_replaced_by_one_other_at_most(ledger: Ledger) -> None:
         await ledger.api_key(key_id="abcdefghijk3", replaces="abcdefghijk1")
 
 
+# --- the console ---
+
+LATER = datetime(2126, 1, 1, tzinfo=UTC)
+LINK = {"secret_sha256": b"s" * 32, "person": "ada", "role": "viewer", "made_by": "cli", "expires_at": LATER}
+SIGNED_IN = {"secret_sha256": b"s" * 32, "person": "ada", "role": "viewer", "method": "link", "expires_at": LATER}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "table", "row"),
+    [
+        ("console_link_secret_sha256_check", "console_link", LINK | {"secret_sha256": b"s"}),
+        ("console_link_person_check", "console_link", LINK | {"person": ""}),
+        ("console_link_role_check", "console_link", LINK | {"role": "root"}),
+        ("console_link_in_time", "console_link", LINK | {"used_at": LATER}),
+        ("console_session_secret_sha256_check", "console_session", SIGNED_IN | {"secret_sha256": b"s"}),
+        ("console_session_person_check", "console_session", SIGNED_IN | {"person": ""}),
+        ("console_session_role_check", "console_session", SIGNED_IN | {"role": "root"}),
+        ("console_session_method_check", "console_session", SIGNED_IN | {"method": "password"}),
+        ("console_session_ends", "console_session", SIGNED_IN | {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}),
+    ],
+)
+async def test_a_link_or_a_session_that_makes_no_sense(ledger: Ledger, constraint: str, table: str, row: dict[str, Any]) -> None:
+    with refused(constraint):
+        await ledger.insert(table, row)
+
+
+async def test_a_secret_of_the_console_is_of_one_link_and_of_one_session(ledger: Ledger) -> None:
+    await ledger.insert("console_link", LINK)
+    with refused("console_link_pkey"):
+        await ledger.insert("console_link", LINK)
+    await ledger.insert("console_session", SIGNED_IN)
+    with refused("console_session_pkey"):
+        await ledger.insert("console_session", SIGNED_IN)
+
+
 # --- what the code sees of it ---
 
 

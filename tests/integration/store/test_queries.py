@@ -4,7 +4,20 @@ import asyncpg
 import pytest
 
 from facilitator.domain.seals import EntryRecord, EventRecord
-from facilitator.store import billing, books, days, discrepancies, reconciliation, relayers, seals, settlements, survey, tenants
+from facilitator.store import (
+    billing,
+    books,
+    console,
+    days,
+    discrepancies,
+    reconciliation,
+    relayers,
+    seals,
+    settlements,
+    survey,
+    tenants,
+    views,
+)
 from facilitator.store.db import Query, column_names, load_queries, prepare_connection
 
 ROW_OF = {
@@ -102,6 +115,23 @@ ROW_OF = {
     "open_settlements": survey.OpenSettlements,
     "oldest_unfinal": survey.Unfinal,
     "open_incidents": survey.OpenIncidents,
+    "use_link": console.Invited,
+    "find_session": console.ConsoleSession,
+    "view_settlements": views.SettlementRow,
+    "view_totals": views.StateTotal,
+    "view_settlement": views.SettlementRow,
+    "entries_of": views.SettlementEntry,
+    "attempts_of": views.Attempt,
+    "view_days": views.DayTotal,
+    "view_gas": views.GasSpent,
+    "view_relayers": views.RelayerRow,
+    "view_tenants": views.TenantRow,
+    "list_invoices": billing.Invoice,
+    "invoice_numbered": billing.Invoice,
+    "view_events": views.EventRow,
+    "view_discrepancies": discrepancies.Discrepancy,
+    "view_discrepancy": discrepancies.Discrepancy,
+    "view_networks": views.NetworkRow,
 }
 QUERIES = [
     query
@@ -111,12 +141,14 @@ QUERIES = [
         "reconciliation",
         "billing",
         "books",
+        "console",
         "days",
         "discrepancies",
         "rates",
         "seals",
         "tenants",
         "survey",
+        "views",
     )
     for query in load_queries(module).values()
 ]

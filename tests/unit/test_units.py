@@ -2,7 +2,7 @@
 
 import pytest
 
-from facilitator.api.settings import Listen
+from facilitator.units import Listen
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:4022", "127.9.9.9:1", "[::1]:4022", "localhost:0"])

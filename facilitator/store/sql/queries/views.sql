@@ -1,0 +1,150 @@
+-- What the finance API and the console show. Reads only.
+
+-- Newest first, after the last one of the page before.
+-- name: view_settlements :many
+select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
+       s.amount_atomic, s.auth_nonce, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.resource, s.request_id,
+       (select sum(i.cost_wei) from slot_item i where i.settlement_id = s.settlement_id) as cost_wei
+  from settlement s
+ where ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
+   and ($2::timestamptz is null or s.queued_at < $2::timestamptz)
+   and ($3::text is null or s.state = $3::text)
+   and ($4::text is null or s.tenant_id = $4::text)
+   and ($5::text is null or s.network = $5::text)
+   and ($6::text is null or s.asset = $6::text)
+   and ($7::text is null or s.payer = $7::text)
+   and ($8::text is null or s.pay_to = $8::text)
+   and ($9::text is null or s.tx_hash = $9::text)
+   and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+   and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+   and ($12::timestamptz is null or (s.queued_at, s.settlement_id) < ($12::timestamptz, $13::uuid))
+ order by s.queued_at desc, s.settlement_id desc
+ limit $14::integer;
+
+-- The same filter's sums, whatever the page.
+-- name: view_totals :many
+select s.network, s.asset, s.state, count(*) as settlements, sum(s.amount_atomic) as amount_atomic
+  from settlement s
+ where ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
+   and ($2::timestamptz is null or s.queued_at < $2::timestamptz)
+   and ($3::text is null or s.state = $3::text)
+   and ($4::text is null or s.tenant_id = $4::text)
+   and ($5::text is null or s.network = $5::text)
+   and ($6::text is null or s.asset = $6::text)
+   and ($7::text is null or s.payer = $7::text)
+   and ($8::text is null or s.pay_to = $8::text)
+   and ($9::text is null or s.tx_hash = $9::text)
+   and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+   and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+ group by s.network, s.asset, s.state
+ order by s.network, s.asset, s.state;
+
+-- name: view_settlement :optional
+select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
+       s.amount_atomic, s.auth_nonce, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.resource, s.request_id,
+       (select sum(i.cost_wei) from slot_item i where i.settlement_id = s.settlement_id) as cost_wei
+  from settlement s where s.settlement_id = $1::uuid;
+
+-- Its entries, with the seal that holds each.
+-- name: entries_of :many
+select e.entry_id, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.tx_hash, e.resolves, e.happened_at, e.booked_at,
+       l.book_day, l.seal_no
+  from journal_entry e left join sealed_leaf l on l.source = 'journal' and l.row_id = e.entry_id
+ where e.settlement_id = $1::uuid
+ order by e.entry_id;
+
+-- Every transaction that was signed to carry it, also those that were replaced.
+-- name: attempts_of :many
+select t.tx_hash, s.relayer, s.tx_nonce, t.attempt, t.purpose, t.recorded_at, t.max_fee_wei, t.max_priority_fee_wei,
+       t.tx_hash = s.mined_tx_hash as mined
+  from slot_item i join relayer_slot s using (slot_id) join relayer_transaction t using (slot_id)
+ where i.settlement_id = $1::uuid
+ order by t.recorded_at, t.attempt;
+
+-- Days of a zone on which something was asked for.
+-- name: view_days :many
+select (s.queued_at at time zone $3::text)::date as day, s.network, s.asset, s.state, count(*) as settlements,
+       sum(s.amount_atomic) as amount_atomic
+  from settlement s
+ where s.queued_at >= $1::timestamptz and s.queued_at < $2::timestamptz
+ group by 1, 2, 3, 4 order by 1, 2, 3, 4;
+
+-- What transactions cost, by day of a zone and by what they were for.
+-- name: view_gas :many
+select (e.happened_at at time zone $3::text)::date as day, split_part(e.asset, '/', 1) as network,
+       split_part(e.credit, ':', 4) as relayer, split_part(e.debit, ':', 4) as cause,
+       count(distinct e.tx_hash) as transactions, sum(e.amount_atomic) as amount_wei
+  from journal_entry e
+ where e.book = 'own' and e.phase = 'posted' and e.debit like 'gas\_expense:%'
+   and e.happened_at >= $1::timestamptz and e.happened_at < $2::timestamptz
+ group by 1, 2, 3, 4 order by 1, 2, 3, 4;
+
+-- Every relayer on record with the last balance that a reconciliation read.
+-- name: view_relayers :many
+select r.network, r.address, r.status, r.next_tx_nonce,
+       (select count(*) from relayer_slot s where s.network = r.network and s.relayer = r.address and s.state = 'open')::integer as open_slots,
+       b.wei as balance_wei, b.block_number as balance_block, b.read_at as balance_at
+  from relayer r
+  left join lateral (select * from relayer_balance k where k.network = r.network and k.relayer = r.address
+                      order by k.block_number desc limit 1) b on true
+ order by r.network, r.address;
+
+-- Every tenant with the terms that hold on a day and what it owes.
+-- name: view_tenants :many
+select t.tenant_id, t.created_at, t.disabled_at, t.confirm_level, t.limits, f.version as terms_version, f.effective_from as terms_from, f.terms,
+       (select coalesce(sum(case when e.debit = 'receivable:' || t.tenant_id then e.amount_atomic else -e.amount_atomic end), 0)
+          from journal_entry e
+         where e.book = 'own' and e.phase = 'posted' and 'receivable:' || t.tenant_id in (e.debit, e.credit)) as receivable_micros,
+       (select count(*) from invoice i where i.tenant_id = t.tenant_id) as invoices
+  from tenant t
+  left join lateral (select * from fee_schedule s where s.tenant_id = t.tenant_id and s.effective_from <= $1::date
+                      order by s.version desc limit 1) f on true
+ order by t.tenant_id;
+
+-- name: list_invoices :many
+select number, tenant_id, month, document, issued_at from invoice where $1::text is null or tenant_id = $1::text order by number desc;
+
+-- name: invoice_numbered :optional
+select number, tenant_id, month, document, issued_at from invoice where number = $1::bigint;
+
+-- The audit trail, newest first.
+-- name: view_events :many
+select a.event_id, a.kind, a.actor, a.detail, a.happened_at, l.seal_no
+  from audit_event a left join sealed_leaf l on l.source = 'audit' and l.row_id = a.event_id
+ where ($1::timestamptz is null or a.happened_at >= $1::timestamptz)
+   and ($2::timestamptz is null or a.happened_at < $2::timestamptz)
+   and ($3::text is null or a.kind = $3::text)
+   and ($4::text is null or a.actor = $4::text)
+   and ($5::bigint is null or a.event_id < $5::bigint)
+ order by a.event_id desc
+ limit $6::integer;
+
+-- Discrepancies, newest first: `open`, `explained`, `gone`, or all.
+-- name: view_discrepancies :many
+select discrepancy_id, network, class as class_, subject, settlement_id, tx_hash, block_number, asset, value_atomic, expected, got,
+       first_seen_at, gone_at, resolved_at, resolved_by, note, resolution_entry,
+       extract(epoch from now() - first_seen_at)::bigint as age_s
+  from discrepancy
+ where case $1::text when 'open' then resolved_at is null and gone_at is null
+                     when 'explained' then resolved_at is not null
+                     when 'gone' then gone_at is not null and resolved_at is null
+                     else true end
+   and ($2::text is null or network = $2::text)
+   and ($3::text is null or class = $3::text)
+   and ($4::bigint is null or discrepancy_id < $4::bigint)
+ order by discrepancy_id desc
+ limit $5::integer;
+
+-- name: view_discrepancy :optional
+select discrepancy_id, network, class as class_, subject, settlement_id, tx_hash, block_number, asset, value_atomic, expected, got,
+       first_seen_at, gone_at, resolved_at, resolved_by, note, resolution_entry,
+       extract(epoch from now() - first_seen_at)::bigint as age_s
+  from discrepancy where discrepancy_id = $1::bigint;
+
+-- Networks that were ever served, with how far their ledger was held against the chain.
+-- name: view_networks :many
+select n.network,
+       (select r.to_block from reconciliation_run r where r.network = n.network and r.background order by r.to_block desc limit 1) as reconciled_block,
+       (select max(r.ran_at) from reconciliation_run r where r.network = n.network) as reconciled_at,
+       (select count(*) from discrepancy d where d.network = n.network and d.resolved_at is null and d.gone_at is null) as discrepancies
+  from (select distinct network from relayer) n order by n.network;
