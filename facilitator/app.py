@@ -35,6 +35,7 @@ from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
 from facilitator.settlement.network import HeadClock, OwnAccounts, ServedNetwork
+from facilitator.settlement.screening import ListFile, Screen
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.settlement.tasks import keep_running
 from facilitator.store import tenants
@@ -64,6 +65,7 @@ class App:
         self._stopping = False
         self._schema_known = False
         self._chains: list[ServedNetwork] = []
+        self._list_file: ListFile | None = None
         self._registry: Registry | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.fault: ConfigFault | None = None
@@ -93,8 +95,12 @@ class App:
         """
         self._start_tracing()
         BUILD_INFO.labels(version("facilitator"), os.environ.get("FACILITATOR_COMMIT", "unknown")).set(1)
+        screening = self.config.screening
+        if screening is not None and screening.list_file is not None:
+            self._list_file = ListFile(screening, self.clock)
+            await self._list_file.load()
         for network in self.config.networks:
-            self._chains.append(await build_network(network, self.config, self.clock))
+            self._chains.append(await build_network(network, self.config, self.clock, self._list_file))
         tokens = self.config.tokens
         self._registry = Registry((ExactEip3009(tokens, forbidden_payers=OwnAccounts(self._chains)),), tokens)
         self._tasks.append(asyncio.create_task(beat(self.desk), name="heartbeat"))
@@ -105,6 +111,8 @@ class App:
         if self.console is not None:
             await self.console.start()
         _log.info("server.started", listen=f"{self.config.server.listen.host}:{self.server.port}")
+        if self._list_file is not None:
+            self._tasks.append(asyncio.create_task(keep_running("screening", self._list_file.run, self.clock), name="screening"))
         self._tasks.append(asyncio.create_task(self._connect(self._registry), name="connect"))
 
     async def wait_ready(self) -> None:
@@ -298,12 +306,18 @@ async def ensure_schema(database_url: str, *, may_migrate: bool) -> list[str]:
     return applied
 
 
-async def build_network(network: NetworkSettings, config: Config, clock: Clock) -> ServedNetwork:
-    """One chain with its keys, not connected yet. Raises ConfigFault for a secret that is missing or no key."""
+async def build_network(network: NetworkSettings, config: Config, clock: Clock, list_file: ListFile | None) -> ServedNetwork:
+    """One chain with its keys and what its payments are held against, not connected yet.
+
+    Raises ConfigFault for a secret that is missing or no key.
+    """
     signers = await build_signers(network, config)
     head = HeadClock(network.id, clock, config.settlement.wall_skew_max_s)
     ws_url = network.ws_url.read() if network.ws_url is not None else None
-    return ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url)
+    served = ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url)
+    if config.screening is not None and (list_file is not None or network.screening_oracle is not None):
+        served.screen = Screen(network.id, config.screening, list_file, network.screening_oracle, clock)
+    return served
 
 
 def build_console(config: Config, settings: ConsoleSettings, clock: Clock) -> "Console":

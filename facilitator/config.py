@@ -24,6 +24,7 @@ from facilitator.reading import Origin, Parsers, Reader, flatten, line_numbers
 from facilitator.references import DatabaseUrl, KeyReference, RpcUrl, Secret, WebSocketUrl, parse_database_url, parse_rpc_url, parse_ws_url
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.usdc import USDC
+from facilitator.settlement.screening import Settings as ScreeningSettings
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
 from facilitator.tracing import Settings as TracingSettings
@@ -79,6 +80,8 @@ class NetworkSettings:
     """For notice of new blocks; polling remains the truth."""
     poll_s: float | None = None
     """How often new blocks are looked for; None: `settlement.poll_s`."""
+    screening_oracle: Address | None = None
+    """Contract on this network that is asked `isSanctioned(address)` about payer and payee; needs a `[screening]` table."""
     rate_feed: Address | None = None
     """Chainlink feed on this network of its own coin in US dollars."""
     rate_file: str | None = None
@@ -149,6 +152,7 @@ class Config:
     settlement: SettlementSettings = field(default_factory=SettlementSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     finance: FinanceSettings = field(default_factory=FinanceSettings)
+    screening: ScreeningSettings | None = None
     log: LogSettings = field(default_factory=LogSettings)
     metrics: MetricsSettings | None = None
     tracing: TracingSettings | None = None
@@ -281,6 +285,7 @@ def _broken_relations(config: Config) -> Iterator[str]:
     yield from _bad_console(config)
     yield from _bad_networks(config)
     yield from _bad_tracing(config)
+    yield from _bad_screening(config)
 
 
 def _bad_listens(config: Config) -> Iterator[str]:
@@ -344,6 +349,21 @@ def _bad_tracing(config: Config) -> Iterator[str]:
         yield f"tracing.sample_ratio = {config.tracing.sample_ratio} must not be above 1"
     if not config.tracing.endpoint.startswith(("http://", "https://")) or "@" in config.tracing.endpoint:
         yield "tracing.endpoint: expected http://… or https://… without credentials: those go into OTEL_EXPORTER_OTLP_HEADERS"
+
+
+def _bad_screening(config: Config) -> Iterator[str]:
+    screening, oracles = config.screening, [network.id for network in config.networks if network.screening_oracle is not None]
+    if screening is None and oracles:
+        yield f"screening_oracle of {oracles[0]} needs a [screening] table with known_listed, an account that it lists"
+    if screening is not None and screening.list_file is None and not oracles:
+        yield "[screening] names neither a list_file nor any network's screening_oracle: nobody would be screened"
+    if screening is not None and screening.reload_s >= screening.list_age_max_s:
+        yield f"screening.reload_s = {screening.reload_s} must be below screening.list_age_max_s = {screening.list_age_max_s}"
+    if screening is not None and oracles and screening.oracle_age_max_s <= config.settlement.deadline_s:
+        yield (
+            f"screening.oracle_age_max_s = {screening.oracle_age_max_s} must be above settlement.deadline_s ="
+            f" {config.settlement.deadline_s}, or a payment that waits is refused for what the oracle said when it came"
+        )
 
 
 def _bad_level(config: Config) -> Iterator[str]:

@@ -3,6 +3,7 @@
 It changes nothing: it asks database and chains, and signs a transaction that is never sent.
 """
 
+import secrets
 import stat
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,11 +17,14 @@ from facilitator.app import build_client, open_database
 from facilitator.chain.evm import EvmClient
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
+from facilitator.domain.screening import is_sanctioned, read_sanctioned
 from facilitator.domain.transactions import Transaction
 from facilitator.errors import ConfigFault, Fault
 from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
 from facilitator.protocol.address import checksum_address
 from facilitator.references import KeyReference
+from facilitator.settlement.screening import ListFile
+from facilitator.settlement.screening import Settings as ScreeningSettings
 from facilitator.store import inspection, relayers
 from facilitator.store.migrate import schema_standing
 from facilitator.store.relayers import PoolRelayer
@@ -51,6 +55,8 @@ async def examine(config: Config, database: AbstractAsyncContextManager[str]) ->
                 yield finding
     except Fault as fault:
         yield Finding("fail", "database", str(fault), "check [database] url and that the server runs")
+    if config.screening is not None and config.screening.list_file is not None:
+        yield await _examine_list(config.screening)
     for network in config.networks:
         async for finding in _examine_network(config, network, [relayer for relayer in pool if relayer.network == network.id]):
             yield finding
@@ -133,6 +139,39 @@ async def _examine_endpoint(config: Config, client: EvmClient, network: NetworkS
             yield Finding("fail", name, text, "correct name, version and address in [[networks.assets]]")
         if not findings:
             yield Finding("ok", name, f"{checksum_address(token.address)}, EIP-712 version {token.version}, {token.decimals} decimals")
+    if config.screening is not None and network.screening_oracle is not None:
+        yield await _examine_oracle(config.screening, client, network.screening_oracle, f"{network.id} screening oracle")
+
+
+async def _examine_list(settings: ScreeningSettings) -> Finding:
+    """The sanctions list in a file."""
+    file = ListFile(settings, SystemClock())
+    try:
+        found = await file.load()
+    except ConfigFault as fault:
+        return Finding("fail", "screening list", fault.message, "correct the file: payments are held against it")
+    written = datetime.fromtimestamp(file.written_at, UTC).isoformat(timespec="seconds")
+    what = f"{len(found.addresses)} accounts, {checksum_address(settings.known_listed)} among them, written {written}, {found.version}"
+    if file.stale:
+        return Finding("fail", "screening list", what, "it is older than screening.list_age_max_s: fetch it again, or touch it")
+    return Finding("ok", "screening list", what)
+
+
+async def _examine_oracle(settings: ScreeningSettings, client: EvmClient, oracle: Address, subject: str) -> Finding:
+    """Does the oracle list whom it must, and not just anybody?"""
+    anybody = Address("0x" + secrets.token_hex(20))
+    questions = [is_sanctioned(oracle, account) for account in (settings.known_listed, anybody)]
+    facts = await client.answer(questions, client.deadline_in(5.0))
+    known, other = (read_sanctioned(reply) for reply in facts.replies)
+    shown = checksum_address(oracle)
+    if known and other is False:
+        return Finding("ok", subject, f"{shown} lists {checksum_address(settings.known_listed)}")
+    if known is None or other is None:
+        return Finding("fail", subject, f"{shown} does not answer isSanctioned(address)", "correct screening_oracle")
+    if other:
+        return Finding("fail", subject, f"{shown} lists {anybody}, an account made up just now", "correct screening_oracle")
+    remedy = "correct screening_oracle, or screening.known_listed"
+    return Finding("fail", subject, f"{shown} does not list {checksum_address(settings.known_listed)}", remedy)
 
 
 async def _examine_relayers(config: Config, network: NetworkSettings, pool: Sequence[PoolRelayer]) -> AsyncIterator[Finding]:

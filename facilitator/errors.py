@@ -38,6 +38,10 @@ class StoreFault(Fault):
     """Postgres is away, slow or refused a write."""
 
 
+class ScreeningFault(Fault):
+    """A sanctions list is stale or cannot be read, and the tenant takes no payment unscreened. Nothing was signed."""
+
+
 class OverloadFault(Fault):
     """A bounded queue is full or slow. The request was refused before anything was signed; come back later.
 

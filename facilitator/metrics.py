@@ -46,6 +46,13 @@ QUEUE_DEPTH = Gauge("facilitator_queue_depth", "Settlements waiting in a bounded
 QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network"])
 QUEUE_AGE_SECONDS = Gauge("facilitator_queue_oldest_seconds", "How long the oldest waiting settlement has waited.", ["network"])
 
+# --- screening
+SCREENING_DECISIONS = Counter(
+    "facilitator_screening_decisions_total", "Looks at sanctions lists, by what they said.", ["network", "decision"]
+)
+SCREENING_LIST_TIMESTAMP = Gauge("facilitator_screening_list_timestamp_seconds", "When the list file in use was last written.")
+SCREENING_LIST_AGE_MAX = Gauge("facilitator_screening_list_age_max_seconds", "How old that may be before the list counts as stale.")
+
 # --- the ledger, as every replica reads it from the database
 OPEN_SETTLEMENTS = Gauge("facilitator_open_settlements", "Settlements in a state that must not last.", ["network", "state"])
 OLDEST_SETTLEMENT = Gauge("facilitator_open_settlements_oldest_timestamp_seconds", "Since when the oldest is open.", ["network", "state"])

@@ -396,6 +396,26 @@ MONEY: Final = (
         bad=600,
         runbook="SealerStalled",
     ),
+    Panel(
+        title="Looks at sanctions lists",
+        unit="ops",
+        description="By what they said; several looks for each payment. None where nobody is screened.",
+        expressions=((f"sum by (decision) (rate(facilitator_screening_decisions_total{{{_NET}}}{_RATE}))", "{{decision}}"),),
+    ),
+    Panel(
+        title="Share of its life that the sanctions list has used",
+        unit="percentunit",
+        description="The oldest list file in use by a replica. At 100 % payments are refused, but for tenants that accept that.",
+        expressions=(
+            (
+                "max((time() - facilitator_screening_list_timestamp_seconds) / (facilitator_screening_list_age_max_seconds > 0))",
+                "list",
+            ),
+        ),
+        warn=0.5,
+        bad=0.75,
+        runbook="ScreeningListStale",
+    ),
 )
 
 DEPENDENCIES: Final = (

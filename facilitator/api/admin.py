@@ -24,7 +24,7 @@ from facilitator.store.administration import NotPossible, Rules
 from facilitator.store.tenants import ApiKey, Scope, Tenant, TenantRecord
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
-_RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level")
+_RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level", "accept_unscreened")
 
 
 class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -35,6 +35,7 @@ class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trust_payment_identifier: bool | UnsetType = UNSET
     confirm_level: ConfirmLevel | UnsetType | None = UNSET
     """Null: `settlement.confirm_level`."""
+    accept_unscreened: bool | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
     """A merge patch (RFC 7396): null ends a limit."""
     disabled: bool | UnsetType = UNSET
@@ -141,6 +142,7 @@ def tenant_facts(row: TenantRecord) -> dict[str, object]:
         "sharedTransactions": row.shared_transactions,
         "acceptExternal": row.accept_external,
         "trustPaymentIdentifier": row.trust_payment_identifier,
+        "acceptUnscreened": row.accept_unscreened,
         "limits": json.loads(row.limits),
     }
 

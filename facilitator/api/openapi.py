@@ -34,6 +34,7 @@ _RULES: Final[Json] = {
     "sharedTransactions": {"type": "boolean"},
     "acceptExternal": {"type": "boolean"},
     "trustPaymentIdentifier": {"type": "boolean"},
+    "acceptUnscreened": {"type": "boolean", "description": "made while a sanctions list is stale or cannot be read"},
     "confirmLevel": _nullable({"type": "string", "enum": list(LEVELS)}),
 }
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
@@ -160,6 +161,16 @@ _SCHEMAS: Final[Json] = {
             "queuedAt": _TIME,
             "resolvedAt": _nullable(_TIME),
             "answered": {"type": "boolean", "description": "whether a caller was told the outcome"},
+            "screening": _nullable(
+                _object(
+                    {
+                        "decision": {"type": "string", "enum": ["clear", "unscreened"]},
+                        "lists": {"type": "array", "items": {"type": "string"}, "description": "versions: sha256 of a file, oracle@block"},
+                        "time": _TIME,
+                    },
+                    ["decision", "lists", "time"],
+                )
+            ),
             "history": {
                 "type": "array",
                 "items": _object(

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from facilitator.api.desk import Desk, Grant, HttpProblem, json_response
 from facilitator.domain.identity import AuthKey
+from facilitator.domain.screening import decode_screening
 from facilitator.domain.states import State
 from facilitator.protocol import v1
 from facilitator.protocol.address import checksum_address
@@ -144,6 +145,7 @@ def render(row: Settlement, moves: Sequence[Move], costs: Sequence[ItemCost], in
         "queuedAt": _rfc3339(row.queued_at),
         "resolvedAt": _rfc3339(row.resolved_at),
         "answered": row.answer_state == "spent",
+        "screening": _screening(row),
         "history": [first, *history],
         "cost": _cost(costs),
         "incidents": [
@@ -156,6 +158,14 @@ def render(row: Settlement, moves: Sequence[Move], costs: Sequence[ItemCost], in
             for incident in incidents
         ],
     }
+
+
+def _screening(row: Settlement) -> dict[str, object] | None:
+    """What it was held against before it was last signed."""
+    found = decode_screening(row.screening)
+    if found is None:
+        return None
+    return {"decision": found.decision, "lists": list(found.lists), "time": _rfc3339(datetime.fromtimestamp(found.at, UTC))}
 
 
 def _cost(costs: Sequence[ItemCost]) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import local_date
 from facilitator.domain.rates import RATE_DECIMALS
 from facilitator.domain.schedules import USD_DECIMALS, Charge
+from facilitator.domain.screening import decode_screening
 from facilitator.finance.pricing import gas_cost_micros
 from facilitator.store.books import SettlementLine
 from facilitator.units import Address, Network, Zone
@@ -110,6 +111,7 @@ def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Map
     kind = category(line)
     day = local_date(line.happened_at, zone)
     places = decimals.get((line.network, line.asset))
+    screening = decode_screening(line.screening)
     known: dict[str, Cell] = {
         "settlement_id": str(line.settlement_id),
         "tenant": line.tenant_id,
@@ -156,6 +158,8 @@ def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Map
         "eth_usd": decimal_text(line.usd_e8, RATE_DECIMALS) if line.usd_e8 is not None and line.rate_fresh else None,
         "eth_usd_source": _source(line),
         "eth_usd_at_utc": line.rate_at,
+        "screening_decision": None if screening is None else screening.decision,
+        "screening_list_version": None if screening is None else " ".join(screening.lists),
         "reporting_category": kind,
         "period": f"{day:%Y-%m}",
         "seal_no": line.seal_no,

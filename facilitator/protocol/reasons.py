@@ -64,6 +64,17 @@ class Reason(Enum):
         "invalid_exact_evm_payload_authorization_valid_after",
         True,
     )
+    # sanctions lists, in the words of Coinbase's hosted facilitator
+    PAYER_SCREENED = (
+        "invalid_exact_evm_payload_authorization_from_address_kyt",
+        "invalid_exact_evm_payload_authorization_from_address_kyt",
+        False,
+    )
+    PAY_TO_SCREENED = (
+        "invalid_exact_evm_payload_authorization_to_address_kyt",
+        "invalid_exact_evm_payload_authorization_to_address_kyt",
+        False,
+    )
     # chain facts
     ASSET_NOT_DEPLOYED = ("asset_not_deployed_contract", "asset_not_deployed_contract", False)
     EIP3009_NOT_SUPPORTED = ("invalid_exact_evm_eip3009_not_supported", "invalid_exact_evm_eip3009_not_supported", False)
@@ -94,6 +105,7 @@ PASSING: Final = frozenset({Reason.TOKEN_PAUSED, Reason.NOT_YET_VALID})
 | refusal by chain facts | final for what is queued? |
 |---|---|
 | SMART_WALLET_UNSUPPORTED, ASSET_NOT_DEPLOYED, EIP3009_NOT_SUPPORTED | final: code does not go away by waiting |
+| PAYER_SCREENED, PAY_TO_SCREENED | final: lists rarely shorten, and the payer may ask again |
 | EXPIRED, NONCE_USED | final: time and nonces do not come back |
 | TOKEN_PAUSED | temporary: an issuer pauses for all, and ends it |
 | NOT_YET_VALID | temporary: the node that simulated is behind the head that judged |

@@ -253,7 +253,9 @@ class Admitter:
         if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
         with self._dispatchers[request.authorization.network].place(request.authorization, request.deadline):
-            refusal, head = await self._verifier.judge_chain(judged, self._verify_deadline(request.deadline))
+            refusal, head = await self._verifier.judge_chain(
+                judged, self._verify_deadline(request.deadline), accept_unscreened=request.caller.tenant.accept_unscreened
+            )
             if refusal is not None:
                 if refusal.reason is Reason.NONCE_USED:
                     again = await self._read_record(request)
@@ -301,12 +303,14 @@ class Admitter:
             accept_external=request.caller.tenant.accept_external,
             payment_identifier=request.payment_identifier,
             traceparent=tracing.current(),
+            accept_unscreened=request.caller.tenant.accept_unscreened,
         )
         try:
             if record is None:
                 with tracing.span("admission"):
                     return await dispatcher.admit(admission, request.deadline)
-            epoch = await self._claim(record.settlement_id, settlements.readmit(self._db, record, admission, self._replica_id))
+            stamped = dispatcher.screened(admission)
+            epoch = await self._claim(record.settlement_id, settlements.readmit(self._db, record, stamped, self._replica_id))
         except RefusedLateError as late:
             return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=late.refusal))
         except ConstraintViolated as violated:

@@ -21,8 +21,9 @@ from facilitator.domain.backoff import Backoff
 from facilitator.domain.batching import Batch, BurnGuard, Candidate, Limits, plan, without
 from facilitator.domain.fees import Fees
 from facilitator.domain.identity import key_of
+from facilitator.domain.screening import encode_screening
 from facilitator.domain.states import State
-from facilitator.errors import ChainFault, OverloadFault, SignerFault, StoreFault
+from facilitator.errors import ChainFault, OverloadFault, ScreeningFault, SignerFault, StoreFault
 from facilitator.metrics import STAGE_SECONDS
 from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import PASSING, Refusal
@@ -31,6 +32,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.queue import Admitted, Queue, Waiting
 from facilitator.settlement.relayer import Account, Composer
 from facilitator.settlement.resolver import Resolver
+from facilitator.settlement.screening import SCREENED_OUT
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
 from facilitator.settlement.tasks import Background, beat, set_within
@@ -38,7 +40,7 @@ from facilitator.settlement.verification import Judged, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
-from facilitator.store.settlements import Admission, Lease, OpenedSlot, Settlement, SignedSlot
+from facilitator.store.settlements import Admission, Answer, Lease, OpenedSlot, Settlement, SignedSlot
 from facilitator.units import Address, Gas, Wei
 
 _RECORD_S: Final = 2.0
@@ -149,6 +151,18 @@ class Dispatcher:
         if waiting.taken:
             raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
         raise OverloadFault("not_sent", "no relayer was free in time; nothing was signed; ask again")
+
+    def screened(self, admission: Admission) -> Admission:
+        """The same with what it was screened against: the last look before it is signed, or queued for whoever signs.
+
+        Raises RefusedLateError and ScreeningFault.
+        """
+        if self._chain.screen is None:
+            return admission
+        found = self._chain.screen.judge(admission.authorization, accept_unscreened=admission.accept_unscreened)
+        if isinstance(found, Refusal):
+            raise RefusedLateError(found)
+        return replace(admission, screening=encode_screening(found))
 
     def _refuse_when_dear(self) -> None:
         """Take no new work while a payment costs more than `payment_cost_cap_wei`. Raises OverloadFault."""
@@ -359,8 +373,9 @@ class Dispatcher:
         backoff = Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
         while True:
             try:
-                refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
-            except ChainFault as fault:
+                deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)
+                refusal, _ = await self._verifier.judge_chain(judged, deadline, accept_unscreened=waiting.admission.accept_unscreened)
+            except (ChainFault, ScreeningFault) as fault:
                 _fail(waiting, fault)
                 return
             if waiting.abandoned or waiting.done.done():
@@ -385,6 +400,12 @@ class Dispatcher:
 
     async def _write_ahead(self, account: Account | None, group: Sequence[Waiting], batches: Sequence[Batch[UUID]]) -> None:
         started = self._clock.monotonic()
+        group = [waiting for waiting in group if self._clears(waiting)]
+        batches = without(
+            batches, {identity for batch in batches for identity in batch.ids} - {each.admission.settlement_id for each in group}
+        )
+        if not group:
+            return
         group = sorted(group, key=lambda waiting: key_of(waiting.admission.authorization))  # replicas that wait for each other: one order
         admissions = [waiting.admission for waiting in group]
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
@@ -423,6 +444,15 @@ class Dispatcher:
                 self._lease_lost(account)
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
         self._tell(group, slots if opened else [])
+
+    def _clears(self, waiting: Waiting) -> bool:
+        """Screen it for the last time; who is refused hears why."""
+        try:
+            waiting.admission = self.screened(waiting.admission)
+        except (RefusedLateError, ScreeningFault) as told:
+            _fail(waiting, told)
+            return False
+        return True
 
     async def _sign(
         self, account: Account, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
@@ -508,7 +538,11 @@ class Dispatcher:
     # --- what is not mined ---
 
     async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> None:
-        """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature."""
+        """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature.
+
+        What carries somebody who is on a sanctions list by now is not signed for again: a no-op takes its place.
+        """
+        noop = noop or self._watcher.stopped(slot)
         account = next((account for account in self.accounts if account.address == slot.relayer), None)
         lease = account.lease if account is not None else None
         if account is None or lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
@@ -569,14 +603,17 @@ class Dispatcher:
         authorizations = {identity: record.authorization for identity, record in by_id.items()}
         payments = [(identity, authorizations[identity], record.alone) for identity, record in by_id.items()]
         batches, failing = await self._payable_together(self._plan(payments, account, room), authorizations)
-        for identity in failing:
-            self._let_others_go_first(by_id[identity])
         planned = [by_id[identity] for batch in batches for identity in batch.ids]
+        stamps, doubtful = self._screened_again(planned)
+        for identity in (*failing, *doubtful):
+            self._let_others_go_first(by_id[identity])
+        batches = without(batches, doubtful)
+        planned = [record for record in planned if record.settlement_id not in doubtful]
         if not planned:
             return
         slots = await self._sign(account, batches, authorizations)  # before a row is locked: a key service takes its time
         try:
-            opened = await self._record_claimed(lease, planned, slots)
+            opened = await self._record_claimed(lease, planned, slots, stamps)
         except _TakenElsewhereError as taken:
             await self._claim([record for record in planned if record.settlement_id in taken.left])
         except ConstraintViolated as violated:
@@ -588,7 +625,26 @@ class Dispatcher:
         else:
             self._claimed(account, slots, opened, planned)
 
-    async def _record_claimed(self, lease: Lease, planned: Sequence[Settlement], slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
+    def _screened_again(self, planned: Sequence[Settlement]) -> tuple[dict[UUID, str], set[UUID]]:
+        """What queued payments were screened against right before they are signed, and those that are not to be signed now."""
+        stamps: dict[UUID, str] = {}
+        doubtful: set[UUID] = set()
+        for record in planned if self._chain.screen is not None else ():
+            assert self._chain.screen is not None
+            try:
+                found = self._chain.screen.judge(record.authorization, accept_unscreened=record.accept_unscreened)
+            except ScreeningFault:
+                doubtful.add(record.settlement_id)
+                continue
+            if isinstance(found, Refusal):
+                doubtful.add(record.settlement_id)
+            else:
+                stamps[record.settlement_id] = encode_screening(found)
+        return stamps, doubtful
+
+    async def _record_claimed(
+        self, lease: Lease, planned: Sequence[Settlement], slots: Sequence[SignedSlot], stamps: Mapping[UUID, str]
+    ) -> list[OpenedSlot]:
         """Empty when the lease is lost. Raises _TakenElsewhereError when not all of them are still there; both undo the claim."""
         opened: list[OpenedSlot] = []
         with suppress(_LeaseLostError):
@@ -599,6 +655,8 @@ class Dispatcher:
                 opened = await settlements.dispatch_claimed(session, lease, slots)
                 if not opened:
                     raise _LeaseLostError
+                if stamps:
+                    await settlements.restamp(session, stamps)
         return opened
 
     def _claimed(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], planned: Sequence[Settlement]) -> None:
@@ -632,11 +690,14 @@ class Dispatcher:
         judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain)
         item = item_of(record)
         try:
-            refusal, _ = await self._verifier.judge_chain(judged, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
+            deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)
+            refusal, _ = await self._verifier.judge_chain(judged, deadline, accept_unscreened=record.accept_unscreened)
             if refusal is None:
                 return True
             ruling = NoRuling.UNUSED if refusal.reason in PASSING else await self._resolver.rule(item, None)
-        except ChainFault as fault:
+            if ruling is NoRuling.UNUSED and refusal.reason in SCREENED_OUT:
+                ruling = _screened_out(refusal)
+        except (ChainFault, ScreeningFault) as fault:
             log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
             ruling = NoRuling.UNTOLD
         if not isinstance(ruling, Ruling):
@@ -657,6 +718,12 @@ class _TakenElsewhereError(Exception):
     def __init__(self, left: AbstractSet[UUID]) -> None:
         super().__init__()
         self.left = left
+
+
+def _screened_out(refusal: Refusal) -> Ruling:
+    """The end of a queued payment of somebody who is on a sanctions list by now: the chain says that nobody used it."""
+    answer = Answer(success=False, reason=refusal.reason.name, message=refusal.message)
+    return Ruling(state=State.FAILED, reason=refusal.reason, answer=answer)
 
 
 def _draining() -> OverloadFault:

@@ -194,7 +194,7 @@ class Engine:
 
     async def verify(self, caller: Caller, payment: Payment) -> VerifyResult:
         """Judge a payment without changing anything. Raises Fault."""
-        return await self._verifier.verify(caller.tenant.tenant_id, payment)
+        return await self._verifier.verify(caller.tenant, payment)
 
     async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
         """Settle, once (see `Admitter.settle`). Raises Fault, IdempotencyConflict."""

@@ -11,6 +11,7 @@ from facilitator.clock import Clock
 from facilitator.domain.deadlines import LIFE_MIN_S, life_min_s
 from facilitator.domain.facts import Head, Now
 from facilitator.metrics import HEAD_AGE_SECONDS, HEAD_BLOCK, LIFE_MIN_SECONDS
+from facilitator.settlement.screening import Screen
 from facilitator.units import Address, Network
 
 _MOVING_S: Final = 10.0
@@ -116,6 +117,8 @@ class ServedNetwork:
         self.head: Final = head
         self.ws_url: Final = ws_url
         """Where to subscribe to new heads; None: poll."""
+        self.screen: Screen | None = None
+        """The sanctions lists that its payments are held against."""
         self.findings: tuple[str, ...] = ()
         """Why the network is not served at all: another chain id, or no token that is what the configuration says."""
         self.withdrawn: dict[Address, str] = {}

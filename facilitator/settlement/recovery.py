@@ -20,6 +20,7 @@ from facilitator.domain.pool import share_out
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault, ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE, RPC_DISAGREEMENTS
+from facilitator.protocol.messages import Authorization
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account
@@ -365,6 +366,17 @@ class Keeper:
             relayer=account.address,
         )
 
+    async def _hear_of(self, authorizations: Sequence[Authorization]) -> None:
+        """Ask the network's oracle, if it has one, about what another replica signed. Without its word that replica's look stands."""
+        screen = self._chain.screen
+        questions = [question for each in authorizations for question in screen.questions(each)] if screen is not None else []
+        if screen is None or not questions:
+            return
+        try:
+            screen.hear(authorizations, await self._chain.evm.answer(questions, self._chain.evm.deadline_in(_RPC_S)))
+        except ChainFault as fault:
+            log.warning("screening.not_repeated", network=self._chain.network, kind=fault.kind, fault=str(fault))
+
     async def _take_up(self, account: Account) -> None:
         """Watch every open slot on record that is not watched yet; the watcher sends again what is not mined.
 
@@ -376,6 +388,7 @@ class Keeper:
         items = await relayers.open_items(self._db, lease.network, lease.relayer)
         rows = await settlements.records(self._db, [item.settlement_id for item in items], 0.0) if items else []
         by_id = {row.settlement_id: row for row in rows}
+        await self._hear_of([row.authorization for row in rows])
         head_number = self._chain.head.newest.number if self._chain.head.newest else 0
         for slot_id in dict.fromkeys(transaction.slot_id for transaction in transactions):
             if self._watcher.has(slot_id):

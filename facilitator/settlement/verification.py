@@ -1,6 +1,6 @@
 """Would this payment settle? The order of judgement, for /verify and for admission alike (docs/architecture.md decision 5).
 
-Shape → static terms → signature → own record → time → chain facts → simulation. Nonce, payer and terms are public once
+Shape → static terms → signature → own record → time → sanctions lists → chain facts → simulation. Nonce, payer and terms are public once
 used, so nobody learns anything from our record before the signature is judged.
 """
 
@@ -24,6 +24,7 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Asked, Found, Settlement, decode_answer
+from facilitator.store.tenants import Tenant
 from facilitator.units import Address, Network
 
 
@@ -55,23 +56,23 @@ class Verifier:
         self._plain: OrderedDict[tuple[Network, Address], float] = OrderedDict()
         """Payers seen without code, and until when that is believed of them."""
 
-    async def verify(self, tenant_id: str, payment: Payment) -> VerifyResult:
+    async def verify(self, tenant: Tenant, payment: Payment) -> VerifyResult:
         """Judge a payment without changing anything. Raises ChainFault when the chain cannot be asked."""
-        result = await self._verify(tenant_id, payment)
+        result = await self._verify(tenant, payment)
         outcome = "valid" if result.refusal is None else result.refusal.reason.name.lower()
         known = payment.network in self._networks
         scheme = payment.scheme if self._registry.find(payment.scheme) else "other"
         VERIFICATIONS.labels(payment.network if known else "other", scheme, outcome).inc()
         return result
 
-    async def _verify(self, tenant_id: str, payment: Payment) -> VerifyResult:
+    async def _verify(self, tenant: Tenant, payment: Payment) -> VerifyResult:
         deadline = self._clock.monotonic() + self._settings.verify_deadline_s
         judged = await self.judge_signed(payment, deadline)
         if isinstance(judged, Refusal):
             return VerifyResult(payer=None, refusal=judged)
         authorization = judged.authorization
         try:
-            asked = Asked(key=key_of(authorization), tenant_id=tenant_id, payment_identifier=payment.payment_identifier)
+            asked = Asked(key=key_of(authorization), tenant_id=tenant.tenant_id, payment_identifier=payment.payment_identifier)
             found = await self._records.read(asked)
         except StoreFault:
             UNRECORDED_VERIFICATIONS.inc()
@@ -79,9 +80,9 @@ class Verifier:
         if (conflict := identifier_conflict(found, fingerprint(authorization))) is not None:
             return VerifyResult(payer=authorization.payer, refusal=conflict)
         record = found.record
-        if record is not None and (ruling := self.judge_record(record, tenant_id, authorization)) is not None:
+        if record is not None and (ruling := self.judge_record(record, tenant.tenant_id, authorization)) is not None:
             return VerifyResult(payer=authorization.payer, refusal=ruling if isinstance(ruling, Refusal) else None)
-        refusal, _ = await self.judge_chain(judged, deadline)
+        refusal, _ = await self.judge_chain(judged, deadline, accept_unscreened=tenant.accept_unscreened)
         return VerifyResult(payer=authorization.payer, refusal=refusal)
 
     async def judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
@@ -147,27 +148,37 @@ class Verifier:
             return True
         return duplicate(record)
 
-    async def judge_chain(self, judged: Judged, deadline: float) -> tuple[Refusal | None, Head | None]:
-        """Time, chain facts and simulation: one round trip for a good payment, a second one to say why not.
+    async def judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> tuple[Refusal | None, Head | None]:
+        """Time, sanctions lists, chain facts and simulation: one round trip for a good payment, a second one to say why not.
 
-        The head is None only when time alone refused.
+        The head is None only when time or a list refused without the chain. Raises ChainFault, and ScreeningFault for a payment
+        that only a list that cannot be read stands against.
         """
         with tracing.span("chain facts", network=judged.authorization.network):
-            return await self._judge_chain(judged, deadline)
+            return await self._judge_chain(judged, deadline, accept_unscreened=accept_unscreened)
 
-    async def _judge_chain(self, judged: Judged, deadline: float) -> tuple[Refusal | None, Head | None]:
+    async def _judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> tuple[Refusal | None, Head | None]:
+        screen, authorization = judged.chain.screen, judged.authorization
         now = judged.chain.head.now()
         if now is not None and judged.chain.head.wall_trusted:
             early = judged.scheme.check_time(judged.authorization, now)
             if early is not None and early.reason is Reason.EXPIRED:
                 return early, None
-        facts = await judged.chain.answers.answer((judged.scheme.trial(judged.authorization),), deadline)
+        if screen is not None and (named := screen.named(authorization)) is not None:
+            return named, None
+        questions = screen.questions(authorization) if screen is not None else ()
+        facts = await judged.chain.answers.answer((judged.scheme.trial(authorization), *questions), deadline)
         refusal = self._check_time(judged, facts.head)
+        if screen is not None:
+            screen.hear([authorization], facts, start=1)
+            refusal = refusal or screen.listed(authorization)
         if refusal is None and not facts.replies[0].ok:
             facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
             refusal = self._check_time(judged, facts.head) or judged.scheme.judge(judged.authorization, facts)
         if refusal is not None and refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
             refusal = await self._name_use(judged, refusal, facts.head, deadline)
+        if refusal is None and screen is not None:
+            screen.judge(authorization, accept_unscreened=accept_unscreened)
         return refusal, facts.head
 
     async def _name_use(self, judged: Judged, refusal: Refusal, head: Head, deadline: float) -> Refusal:

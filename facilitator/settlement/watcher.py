@@ -39,7 +39,7 @@ from facilitator.settlement.tasks import Background, beat
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.settlements import ClosedSlot, Cost, Outcome, decode_answer
-from facilitator.units import Address, BlockHash, Network, Wei
+from facilitator.units import Address, BlockHash, Network, TxHash, Wei
 
 _RPC_S: Final = 5.0
 """Deadline of one look at the chain."""
@@ -63,6 +63,8 @@ _STRAINED: Final = {
     )
 }
 """Refusals of a transaction that pass by themselves, or with money: its relayer rests, and the bytes are sent again."""
+_STOPPED: Final = "screened_out"
+"""Why a transaction is not sent although it is on record."""
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +175,11 @@ class Watcher:
         """Does this process find out about this settlement by itself?"""
         return settlement_id in self._watched
 
+    def stopped(self, slot: OpenSlot) -> bool:
+        """Does it carry somebody who is on a sanctions list by now? Then its payments are neither sent nor signed for again."""
+        screen = self._chain.screen
+        return screen is not None and any(screen.listed(item.authorization) for item in slot.items)
+
     def halted(self) -> bool:
         """No block came for `max_head_age_s` while a transaction of ours waited as long: take no more work."""
         patience_s = self._settings.max_head_age_s
@@ -215,6 +222,8 @@ class Watcher:
             for item in slot.items:
                 if seat := self._board.find(item.settlement_id):
                     seat.tx_hash = attempt.tx_hash
+        if self._withheld(slot):
+            return
         try:
             with tracing.shared("send", slot.traceparents, tx_hash=attempt.tx_hash, payments=len(slot.items), purpose=attempt.purpose):
                 outcome = await self._hand_over(attempt.raw, fresh=fresh)
@@ -229,13 +238,18 @@ class Watcher:
                 slot.refused = None
             elif kind != slot.refused:
                 slot.refused = kind
-                if outcome.error is NodeError.NONCE_TOO_LOW:  # as a rule used by this very transaction
-                    log.info("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
-                elif kind in _STRAINED:
-                    log.warning("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
-                else:
-                    log.error("transaction.send_refused", tx_hash=attempt.tx_hash, kind=kind, answer=outcome.message)
+                _tell_refused(attempt.tx_hash, kind, outcome)
         self._look.set()
+
+    def _withheld(self, slot: OpenSlot) -> bool:
+        """Is it not to be sent? It waits until it has missed its blocks; then a no-op takes its place."""
+        attempt = slot.attempts[-1]
+        if attempt.purpose == "noop" or not self.stopped(slot):
+            return False
+        if slot.refused != _STOPPED:
+            slot.refused = _STOPPED
+            log.error("transaction.withheld", tx_hash=attempt.tx_hash, slot_id=slot.slot_id)
+        return True
 
     def _say_how_it_was_taken(self, slot: OpenSlot, refused: str | None, *, fresh: bool) -> None:
         """Only what a pool takes anew, or did not take before, says that it takes more of this relayer."""
@@ -588,6 +602,15 @@ class Watcher:
         await self.commit(outcomes, [closed], [], rulings)
         self._close(slot)
         self.requeued.set()
+
+
+def _tell_refused(tx_hash: TxHash, kind: str, outcome: SendOutcome) -> None:
+    if outcome.error is NodeError.NONCE_TOO_LOW:  # as a rule used by this very transaction
+        log.info("transaction.send_refused", tx_hash=tx_hash, kind=kind, answer=outcome.message)
+    elif kind in _STRAINED:
+        log.warning("transaction.send_refused", tx_hash=tx_hash, kind=kind, answer=outcome.message)
+    else:
+        log.error("transaction.send_refused", tx_hash=tx_hash, kind=kind, answer=outcome.message)
 
 
 def _cost(mined: _Mined, network: Network) -> Cost:

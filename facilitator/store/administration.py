@@ -27,6 +27,7 @@ class Rules(TypedDict, total=False):
     accept_external: bool
     trust_payment_identifier: bool
     confirm_level: ConfirmLevel | None
+    accept_unscreened: bool
 
 
 class NotPossible(Exception):

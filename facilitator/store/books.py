@@ -44,6 +44,8 @@ class SettlementLine:
     happened_at: datetime
     booked_at: datetime
     tx_hash: TxHash | None
+    screening: str | None
+    """JSON, see domain/screening.py; of the newest admission only."""
     log_index: int | None
     block_number: int | None
     block_hash: BlockHash | None

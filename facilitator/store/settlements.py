@@ -15,6 +15,7 @@ import msgspec
 from facilitator.domain.confirmation import ConfirmLevel, deep_enough
 from facilitator.domain.identity import AuthKey, fingerprint
 from facilitator.domain.postings import Entry, pending_entry
+from facilitator.domain.screening import decode_screening
 from facilitator.domain.states import UNRESOLVED, State
 from facilitator.protocol.messages import Authorization
 from facilitator.store.db import Db, Session, as_text, load_queries
@@ -77,6 +78,8 @@ class Settlement:
     """What the buyer named it, by the extension of that name."""
     traceparent: str | None
     """Of the request that admitted it, if that was traced. (W3C Trace Context)"""
+    screening: str | None
+    """JSON, see domain/screening.py: what it was held against before it was last signed. None: its network screens nobody."""
     holder_alive: bool
     answer_under_way: bool
     """Spent, and its holder's replica may still find out that the answer was lost."""
@@ -85,6 +88,12 @@ class Settlement:
     def key(self) -> AuthKey:
         """The identity of the payment."""
         return AuthKey(self.network, self.asset, self.payer, self.auth_nonce)
+
+    @property
+    def accept_unscreened(self) -> bool:
+        """May it be signed while a sanctions list cannot be read?"""
+        screening = decode_screening(self.screening)
+        return screening is not None and screening.accept_unscreened
 
     @property
     def may_be_told(self) -> bool:
@@ -156,6 +165,10 @@ class Admission:
     """Bound to this payment for the life of the ledger, as an idempotency key is."""
     traceparent: str | None = None
     """Of the request that admits it, if that is traced. (W3C Trace Context)"""
+    accept_unscreened: bool = False
+    """It may be signed while a sanctions list cannot be read."""
+    screening: str | None = None
+    """As in `Settlement`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -531,6 +544,7 @@ async def write_ahead(
         [admission.accept_external for admission in admissions],
         [admission.payment_identifier for admission in admissions],
         [admission.traceparent for admission in admissions],
+        [admission.screening for admission in admissions],
     )
 
 
@@ -548,6 +562,11 @@ async def claim_queued(session: Session, judged: Sequence[Settlement]) -> set[UU
     """Lock those that are still queued as they were judged and that nobody else has locked, until the transaction ends."""
     ids, moves = [record.settlement_id for record in judged], [record.moves for record in judged]
     return {row.settlement_id for row in await session.many(SettlementId, QUERIES["claim_queued"], ids, moves)}
+
+
+async def restamp(session: Session, screenings: Mapping[UUID, str]) -> int:
+    """Keep with settlements claimed in this transaction what they were screened against. Returns how many."""
+    return await session.execute(QUERIES["restamp"], list(screenings), list(screenings.values()))
 
 
 async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
@@ -615,6 +634,7 @@ async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) 
         admission.accept_external,
         admission.payment_identifier,
         admission.traceparent,
+        admission.screening,
     )
     return readmitted.answer_epoch if readmitted else None
 

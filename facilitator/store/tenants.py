@@ -45,6 +45,8 @@ class Tenant:
     """How deep its payments must be before success is told; None: `settlement.confirm_level`."""
     limits: Limits = field(default_factory=Limits)
     """What its callers may ask for, how often, and how much at the same time."""
+    accept_unscreened: bool = False
+    """Whether its payments are made while a sanctions list is stale or cannot be read; what is known to be listed never is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class LiveKey:
     trust_payment_identifier: bool
     confirm_level: ConfirmLevel | None
     limits: str
+    accept_unscreened: bool
 
     @property
     def tenant(self) -> Tenant:
@@ -123,6 +126,7 @@ class TenantRecord:
     confirm_level: ConfirmLevel | None
     limits: str
     """JSON, see domain/limits.py."""
+    accept_unscreened: bool
     created_at: datetime
     disabled_at: datetime | None
 
@@ -146,6 +150,7 @@ def _tenant_of(row: LiveKey | TenantRecord) -> Tenant:
         trust_payment_identifier=row.trust_payment_identifier,
         confirm_level=row.confirm_level,
         limits=_limits_of(row.limits),
+        accept_unscreened=row.accept_unscreened,
     )
 
 
@@ -198,6 +203,7 @@ async def create_tenant(db: Db | Session, tenant: Tenant) -> bool:
         tenant.trust_payment_identifier,
         tenant.confirm_level,
         encode_limits(tenant.limits),
+        tenant.accept_unscreened,
     )
     return created == 1
 
@@ -235,6 +241,7 @@ async def store_tenant(session: Session, tenant: Tenant, *, disabled: bool) -> T
         tenant.confirm_level,
         encode_limits(tenant.limits),
         disabled,
+        tenant.accept_unscreened,
     )
 
 

@@ -111,6 +111,13 @@ def _pool(busy: str) -> Series:
     }
 
 
+def _list(written: str, most_s: str = "1200x60") -> Series:
+    return {
+        f"facilitator_screening_list_timestamp_seconds{{{POD}}}": written,
+        f"facilitator_screening_list_age_max_seconds{{{POD}}}": most_s,
+    }
+
+
 _OLDEST: Final = "facilitator_open_settlements_oldest_timestamp_seconds"
 _EVENTS: Final = "facilitator_events_total"
 
@@ -162,6 +169,12 @@ SHOWN: Final[Mapping[str, Shown]] = {
     ),
     "RateStale": _gauge(
         "facilitator_rate_timestamp_seconds", NET, "60x300", silent="0+60x300", restarted="0+60x10 _x10 1200+60x280", minute=250
+    ),
+    "ScreeningListStale": Shown(
+        firing=_list("60x60"),
+        silent=_list("0+60x60"),
+        idle=_list("0x60", most_s="0x60"),
+        restarted=_list("0+60x10 _x10 1200+60x40"),
     ),
     "RpcDisagreement": _counter("facilitator_rpc_disagreements_total", f'{NET},fact="receipt"', fires="_x20 1x40"),
     "NetworkWithdrawn": _gauge("facilitator_network_served", NET, "1x10 0x50", silent="1x60", restarted="1x10 _x10 1x40"),

@@ -22,6 +22,7 @@ from facilitator.schemes.scheme import Registry, Token
 from facilitator.settlement.admission import Caller
 from facilitator.settlement.engine import Engine
 from facilitator.settlement.network import HeadClock, ServedNetwork
+from facilitator.settlement.screening import Screen
 from facilitator.settlement.settings import Settings
 from facilitator.store import tenants
 from facilitator.store.db import Db
@@ -75,6 +76,7 @@ async def start_engine(
             relayers: list[Any] | None = None,
             signers: list[Signer] | None = None,
             ready: bool = True,
+            screen: Screen | None = None,
             **changes: Any,
         ) -> Rig:
             settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
@@ -91,6 +93,7 @@ async def start_engine(
                 policy = SigningPolicy(chain_id=84532, assets=frozenset({USDC.address}), max_fee_max_wei=Wei(settings.max_fee_cap_wei))
                 signers = [load_signer(key.key.hex(), policy) for key in keys]
             served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url)
+            served.screen = screen
             registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
             engine = Engine(settings, [served], registry, db, clock)
             await engine.start()

@@ -249,6 +249,7 @@ async def test_hashes_are_lower_case_text(ledger: Ledger, column: str, text: str
         ("log_index", -1),
         ("answer_state", "told"),
         ("confirm_level", "deep"),
+        ("screening", '{"decision": "fine"}'),
         ("fingerprint", b"short"),
     ],
 )

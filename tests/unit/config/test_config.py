@@ -21,6 +21,13 @@ id = "eip155:84532"
 rpc_urls = ["http://127.0.0.1:8545"]
 relayers = ["env:RELAYER_KEY_1", "keystore:/run/key.json?password=env:PASSWORD"]
 """
+SCREENED = (
+    GOOD
+    + """
+[screening]
+known_listed = "0x5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"
+"""
+)
 KEY = "0x" + "7c" * 32
 
 
@@ -230,3 +237,27 @@ def test_a_reference_reads_its_secret_when_asked_and_says_where_it_is_missing(tm
     with pytest.raises(ConfigFault, match="cannot read"):
         Secret.parse(f"file:{file}.gone").read()
     assert "s3cret" not in repr(Url.parse(f"file:{file}", ("http",)))
+
+
+def test_screening_is_off_without_its_table_and_needs_somebody_to_screen_by(tmp_path: Path) -> None:
+    assert read(tmp_path).config.screening is None
+    assert "nobody would be screened" in problems(tmp_path, SCREENED)
+    good = read(tmp_path, SCREENED, FACILITATOR__SCREENING__LIST_FILE="/run/list.csv").config.screening
+    assert good is not None
+    assert good.list_file == "/run/list.csv"
+    assert read(tmp_path, SCREENED, FACILITATOR__NETWORKS__0__SCREENING_ORACLE="0x" + "11" * 20).config.screening is not None
+    assert "needs a [screening] table" in problems(tmp_path, GOOD, FACILITATOR__NETWORKS__0__SCREENING_ORACLE="0x" + "11" * 20)
+    assert "known_listed" in problems(tmp_path, GOOD + '[screening]\nlist_file = "/run/list.csv"\n')
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "finding"),
+    [
+        ("LIST_AGE_MAX_S", "5", "reload_s"),
+        ("ORACLE_AGE_MAX_S", "20", "deadline_s"),
+        ("ACCOUNTS_MAX", "0", "above zero"),
+    ],
+)
+def test_bounds_of_screening_hold_together(tmp_path: Path, key: str, value: str, finding: str) -> None:
+    oracle = {"FACILITATOR__NETWORKS__0__SCREENING_ORACLE": "0x" + "11" * 20, f"FACILITATOR__SCREENING__{key}": value}
+    assert finding in problems(tmp_path, SCREENED, **oracle)

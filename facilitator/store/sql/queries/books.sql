@@ -8,6 +8,7 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
        s.network, s.asset, s.payer, s.pay_to, p.amount_atomic, s.auth_nonce, s.valid_after, s.valid_before, s.resource,
        coalesce(e.to_state, s.state) as state, e.reason, p.happened_at as requested_at, m.submitted_at, m.included_at,
        m.finalized_at, r.happened_at, r.booked_at, r.tx_hash,
+       case when s.admissions = r.admission then s.screening end as screening,
        case when s.admissions = r.admission then s.log_index end as log_index,
        case when s.admissions = r.admission then s.block_number end as block_number,
        case when s.admissions = r.admission then s.block_hash end as block_hash,

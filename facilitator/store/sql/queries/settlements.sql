@@ -5,7 +5,7 @@
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as a (network, asset, payer, auth_nonce)
@@ -15,7 +15,7 @@ union all
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($5::text[], $6::text[]) as a (tenant_id, idempotency_key)
@@ -25,7 +25,7 @@ union all
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($8::text[], $9::text[]) as a (tenant_id, payment_identifier)
@@ -36,7 +36,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        coalesce(r.seen_at > now() - make_interval(secs => $2::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from settlement s left join replica r on r.replica_id = s.answer_holder
@@ -47,7 +47,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        true as holder_alive, false as answer_under_way
   from settlement s
  where ($1::text is null or s.tenant_id = $1::text)
@@ -83,11 +83,11 @@ with offered as (
         $7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
         $16::bytea[], $17::bytea[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[], $23::text[],
         $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[], $36::boolean[], $37::text[], $38::boolean[], $39::text[],
-        $40::text[]
+        $40::text[], $41::text[]
     ) as o (settlement_id, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
             signature, fingerprint, tenant_id, request_id, resource, admitted_block, idempotency_key, tx_hash,
             tx_nonce, item_index, debit, credit, entry_asset, alone, confirm_level, accept_external, payment_identifier,
-            traceparent)
+            traceparent, screening)
 ), reserved as (
     update relayer set next_tx_nonce = next_tx_nonce + $6::integer
      where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
@@ -97,13 +97,13 @@ with offered as (
     insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after,
                             valid_before, signature, fingerprint, tenant_id, request_id, resource, state, moves,
                             admitted_block, tx_hash, answer_holder, idempotency_key, alone, confirm_level, accept_external,
-                            payment_identifier, traceparent)
+                            payment_identifier, traceparent, screening)
     select o.settlement_id, $1::text, o.asset, o.payer, o.auth_nonce, o.scheme, o.pay_to, o.amount_atomic::numeric,
            o.valid_after::numeric, o.valid_before::numeric, o.signature, o.fingerprint, o.tenant_id, o.request_id,
            o.resource, case when exists (select from reserved) then 'submitted' else 'queued' end,
            case when exists (select from reserved) then 1 else 0 end, o.admitted_block,
            case when exists (select from reserved) then o.tx_hash end, $3::text, o.idempotency_key, o.alone,
-           o.confirm_level, o.accept_external, o.payment_identifier, o.traceparent
+           o.confirm_level, o.accept_external, o.payment_identifier, o.traceparent, o.screening::jsonb
       from offered o
     returning settlement_id
 ), moved as (
@@ -141,7 +141,7 @@ with readmitted as (
            log_index = null, block_number = null, block_hash = null, resolved_at = null, answer = null,
            answer_state = 'held', answer_holder = $2::text, answer_epoch = s.answer_epoch + 1, answer_shared = false,
            queued_at = now(), alone = true, confirm_level = $19::text, accept_external = $20::boolean, closed = false,
-           nonce_checked_at = null, payment_identifier = $21::text, traceparent = $22::text
+           nonce_checked_at = null, payment_identifier = $21::text, traceparent = $22::text, screening = $23::text::jsonb
      where s.settlement_id = $1::uuid and s.state in ('withdrawn', 'failed')
        and not exists (select from slot_item i join relayer_slot r using (slot_id)
                         where i.settlement_id = s.settlement_id and r.state <> 'finalized' and not r.closed)
@@ -170,7 +170,7 @@ select asset, extract(epoch from now() - min(queued_at))::double precision as ol
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
-       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
        true as holder_alive, false as answer_under_way
   from settlement s
  where s.network = $1::text and s.state = 'queued' and s.settlement_id <> all($3::uuid[])
@@ -182,6 +182,11 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
 select s.settlement_id from settlement s join unnest($1::uuid[], $2::integer[]) as j (settlement_id, moves) using (settlement_id)
  where s.state = 'queued' and s.moves = j.moves
    for update of s skip locked;
+
+-- What settlements that were claimed in this transaction were held against right before they were signed.
+-- name: restamp :execute
+update settlement s set screening = j.screening::jsonb
+  from unnest($1::uuid[], $2::text[]) as j (settlement_id, screening) where s.settlement_id = j.settlement_id;
 
 -- The write-ahead for settlements that were claimed in this transaction.
 -- name: dispatch_claimed :many
@@ -582,7 +587,7 @@ returning s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, 
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
        s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
        s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level,
-       s.accept_external, s.closed, s.payment_identifier, s.traceparent, true as holder_alive, false as answer_under_way;
+       s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening, true as holder_alive, false as answer_under_way;
 
 -- name: count_watched :one
 select count(*)::integer as watched
