@@ -26,7 +26,7 @@ from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
 from facilitator.doctor import examine
 from facilitator.errors import ConfigFault, Fault
 from facilitator.explain import explain
-from facilitator.metrics import EVENTS
+from facilitator.metrics import EVENTS, series
 from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store.db import Db
@@ -148,7 +148,7 @@ def _prepare(parsed: argparse.Namespace, *, quiet: bool) -> Config:
     loaded = _load(parsed)
     config = loaded.config
     level: telemetry.Level = "warning" if quiet and config.log.level == "info" else config.log.level
-    telemetry.configure(level, config.log.format, observe=lambda event, level: EVENTS.labels(event, level).inc())
+    telemetry.configure(level, config.log.format, observe=lambda event, level: series(EVENTS, event, level).inc())
     if not quiet:
         for warning in loaded.warnings:
             telemetry.get_logger().warning("config.doubtful", detail=warning)

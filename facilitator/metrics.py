@@ -4,7 +4,23 @@ Gauges that name a time hold the time, not an age: an age stands still with the 
 are classic ones, their buckets cut at the objectives (docs/operations.md). One process per pod: nothing is merged here.
 """
 
+from functools import lru_cache
+from typing import TypeVar, cast
+
 from prometheus_client import Counter, Gauge, Histogram
+
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+def series(metric: _Metric, *labels: str) -> _Metric:
+    """`metric.labels(…)`, remembered: for the hot path, where it costs a fifth. Not for series that are ever removed."""
+    return cast("_Metric", _series(metric, labels))
+
+
+@lru_cache(maxsize=4096)
+def _series(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+    return metric.labels(*labels)
+
 
 _REQUEST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 30.0, 60.0)
 """From a verification on warm caches to a settlement that waits for its deadline."""

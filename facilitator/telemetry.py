@@ -7,8 +7,7 @@ It must never let a secret out: every line passes `redact`, whatever was put int
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Final, Literal, TextIO, cast
@@ -62,7 +61,7 @@ def configure(
     stream = stream or sys.stderr
     console = form == "console" or (form == "auto" and stream.isatty())
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_bound,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -125,14 +124,36 @@ def _name_library(_logger: object, _method: str, event: MutableMapping[str, obje
 # ---- context
 
 
-@contextmanager
-def bind(**facts: object) -> Iterator[None]:
+_bound: ContextVar[dict[str, object]] = ContextVar("bound", default={})  # noqa: B039 (never written to)
+
+
+class bind:  # noqa: N801 (reads like a function)
     """Put facts on every line written within the block and in tasks started there."""
-    tokens = structlog.contextvars.bind_contextvars(**facts)
-    try:
-        yield
-    finally:
-        structlog.contextvars.reset_contextvars(**tokens)
+
+    __slots__ = ("_facts", "_token")
+
+    def __init__(self, **facts: object) -> None:
+        self._facts = facts
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._token = _bound.set({**_bound.get(), **self._facts})
+
+    def __exit__(self, *_: object) -> None:
+        """What was bound before is bound again."""
+        _bound.reset(self._token)
+
+
+def bind_too(**facts: object) -> None:
+    """Add facts to the innermost `bind` of this context; nothing happens where there is none."""
+    bound = _bound.get()
+    if bound:
+        bound.update(facts)
+
+
+def _add_bound(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """What is bound, and what the line says itself, which goes first."""
+    return {**_bound.get(), **event}
 
 
 # ---- the canonical line
@@ -140,19 +161,27 @@ def bind(**facts: object) -> Iterator[None]:
 _canonical: ContextVar[dict[str, object] | None] = ContextVar("canonical", default=None)
 
 
-@contextmanager
-def canonical(event: str, **facts: object) -> Iterator[dict[str, object]]:
+class canonical:  # noqa: N801 (reads like a function)
     """Write one INFO line with everything learnt within the block, also when the block ends in an exception.
 
     The block adds facts to the mapping it is given; code further down adds them by `annotate`.
     """
-    line: dict[str, object] = dict(facts)
-    token = _canonical.set(line)
-    try:
-        yield line
-    finally:
-        _canonical.reset(token)
-        get_logger().info(event, **line)
+
+    __slots__ = ("_event", "_line", "_token")
+
+    def __init__(self, event: str, **facts: object) -> None:
+        self._event = event
+        self._line = facts
+
+    def __enter__(self) -> dict[str, object]:
+        """Begin."""
+        self._token = _canonical.set(self._line)
+        return self._line
+
+    def __exit__(self, *_: object) -> None:
+        """Write it."""
+        _canonical.reset(self._token)
+        get_logger().info(self._event, **self._line)
 
 
 def annotate(**facts: object) -> None:
@@ -168,8 +197,18 @@ def annotate(**facts: object) -> None:
 def redact(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
     """The last processor before rendering: no key, signature, header or URL with credentials passes it."""
     for key, value in event.items():
-        event[key] = _clean(key, value, depth=0)
+        if not _harmless(value) or _is_secret(key):
+            event[key] = _clean(key, value, depth=0)
     return event
+
+
+def _harmless(value: object) -> bool:
+    """Most facts are short words, hashes and numbers: nothing that `redact_text` looks for, seen without its patterns."""
+    kind = type(value)
+    if kind is str:
+        text = cast("str", value)
+        return len(text) < _LONG_HEX_CHARS and " " not in text and "://" not in text and "fk_" not in text and text.isascii()
+    return kind is int or kind is float or kind is bool or value is None
 
 
 def redact_text(text: str) -> str:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from facilitator.api.delivery import Deliveries
 from facilitator.api.settings import Settings
-from facilitator.clock import Clock
+from facilitator.clock import Clock, Timeouts
 from facilitator.domain.limits import Breach
 from facilitator.errors import StoreFault
 from facilitator.protocol.messages import Supported
@@ -76,6 +76,7 @@ class Desk:
     """Readiness, gate by gate."""
     engine: Engine | None = None
     db: Db | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
     heartbeat_at: float = field(default=float("-inf"))
     """Monotonic time of the event loop's last heartbeat."""
 

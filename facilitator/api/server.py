@@ -29,9 +29,10 @@ from facilitator.metrics import (
     REQUESTS,
     REQUESTS_IN_FLIGHT,
     TASKS,
+    series,
 )
 from facilitator.store.tenants import Tenant
-from facilitator.telemetry import annotate, bind, canonical, get_logger
+from facilitator.telemetry import annotate, bind, bind_too, canonical, get_logger
 from facilitator.units import Listen
 
 _log = get_logger()
@@ -150,15 +151,15 @@ class Server:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                async with asyncio.timeout(desk.settings.request_timeout_s) as deadline:
+                with desk.timeouts.after(desk.settings.request_timeout_s) as timeout:
                     grant = _NOBODY
                     if route.scopes:
                         grant = await access.admit(request, route.path, route.scopes)
                         annotate(tenant=grant.tenant.tenant_id, key_id=grant.key_id)
+                        bind_too(tenant=grant.tenant.tenant_id)
                     if route.own_deadline:
-                        deadline.reschedule(None)
-                    with bind(tenant=grant.tenant.tenant_id) if route.scopes else bind():
-                        return await route.handler(desk, request, grant)
+                        timeout.lift()
+                    return await route.handler(desk, request, grant)
             except TimeoutError:
                 raise Fault("deadline", f"no answer within {desk.settings.request_timeout_s:g} s") from None
 
@@ -175,10 +176,11 @@ class Server:
         request[REQUEST_ID] = request_id
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "unmatched"
-        in_flight = REQUESTS_IN_FLIGHT.labels(path).track_inprogress()
+        in_flight = series(REQUESTS_IN_FLIGHT, path)
+        in_flight.inc()
         trace = tracing.request(f"{request.method[:16]} {path}", request.headers.get("traceparent")) if path in _TRACED else tracing.NOTHING
         event = canonical("request.answered", method=request.method[:16], route=path)
-        with in_flight, trace as tell, bind(request_id=request_id, **_trace_id()), event as line:
+        with trace as tell, bind(request_id=request_id, **_trace_id()), event as line:
             status = 499  # the caller went away: nothing was answered
             try:
                 response = await self._answer(request, handler, line)
@@ -188,8 +190,9 @@ class Server:
                 line["status"] = status
                 line["duration_ms"] = round(elapsed_s * 1000, 1)
                 tell({"request_id": request_id, "status": status})
-                REQUESTS.labels(path, str(status)).inc()
-                REQUEST_SECONDS.labels(path).observe(elapsed_s)
+                in_flight.dec()
+                series(REQUESTS, path, str(status)).inc()
+                series(REQUEST_SECONDS, path).observe(elapsed_s)
         return response
 
     async def _answer(

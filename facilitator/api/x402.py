@@ -4,7 +4,6 @@ An outcome of the protocol is HTTP 200 whatever it says. A `/settle` answer that
 written here, so that its delivery can be watched.
 """
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Final
@@ -117,22 +116,25 @@ async def read_body(desk: Desk, request: web.Request) -> bytes:
     limit = desk.settings.body_bytes_max
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise HttpProblem(415, "unsupported_media_type", "expected a body without Content-Encoding")
-    too_large = HttpProblem(413, "body_too_large", f"expected a body of at most {limit} bytes", {"Connection": "close"})
     if request.content_length is not None and request.content_length > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
     try:
-        async with asyncio.timeout(desk.settings.body_timeout_s):
+        with desk.timeouts.after(desk.settings.body_timeout_s):
             while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > limit:
-                    raise too_large
+                    raise _too_large(limit)
     except TimeoutError:
         message = f"the body did not arrive within {desk.settings.body_timeout_s:g} s"
         raise HttpProblem(408, "request_timeout", message, {"Connection": "close"}) from None
     except web.RequestPayloadError:
         raise HttpProblem(400, "invalid_request", "the body ended early or was not encoded as its headers say") from None
     return bytes(body)
+
+
+def _too_large(limit: int) -> HttpProblem:
+    return HttpProblem(413, "body_too_large", f"expected a body of at most {limit} bytes", {"Connection": "close"})
 
 
 def _idempotency_key(request: web.Request) -> str | None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import NodeError
+from facilitator.clock import Timeouts
 from facilitator.domain.facts import Facts, Question
 from facilitator.errors import ChainFault
 
@@ -53,6 +54,7 @@ class SharedAnswers:
         self._waiting: deque[_Caller] = deque()
         self._under_way: dict[asyncio.Task[list[Facts | ChainFault]], Sequence[_Caller]] = {}
         self._sending = False
+        self._timeouts = Timeouts()
 
     async def answer(self, questions: Sequence[Question], deadline: float) -> Facts:
         """Answer all questions from one request, which may carry other callers' questions too. Faults as `EvmClient.answer`."""
@@ -66,7 +68,7 @@ class SharedAnswers:
             self._sending = True
             loop.call_soon(self._send)  # whoever asks in this same turn of the loop comes along
         try:
-            async with asyncio.timeout(remaining_s):
+            with self._timeouts.after(remaining_s):
                 return await caller.reply
         except TimeoutError:
             raise _late() from None

@@ -24,7 +24,7 @@ from facilitator.domain.identity import key_of
 from facilitator.domain.screening import encode_screening
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault, OverloadFault, ScreeningFault, SignerFault, StoreFault
-from facilitator.metrics import STAGE_SECONDS
+from facilitator.metrics import STAGE_SECONDS, series
 from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import PASSING, Refusal
 from facilitator.schemes.scheme import Registry
@@ -494,7 +494,7 @@ class Dispatcher:
         for waiting in group:
             settlement_id = waiting.admission.settlement_id
             admitted = Admitted(settlement_id=settlement_id, epoch=1, tx_hash=hash_of.get(settlement_id))
-            STAGE_SECONDS.labels(self._chain.network, "queue").observe(self._clock.monotonic() - waiting.entered_at)
+            series(STAGE_SECONDS, self._chain.network, "queue").observe(self._clock.monotonic() - waiting.entered_at)
             if waiting.abandoned:
                 self._free(admitted)
             elif not waiting.done.done():

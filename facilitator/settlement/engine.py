@@ -15,7 +15,7 @@ from facilitator.clock import Clock
 from facilitator.domain.abi import Log
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
-from facilitator.metrics import INCIDENTS, NETWORK_SERVED, STAGE_SECONDS
+from facilitator.metrics import INCIDENTS, NETWORK_SERVED, STAGE_SECONDS, series
 from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Payment, Supported, SupportedKind, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
@@ -207,7 +207,7 @@ class Engine:
             return await self._admitter.settle(caller, payment, idempotency_key)
         finally:
             network = payment.network if payment.network in self._networks else "other"
-            STAGE_SECONDS.labels(network, "total").observe(self._clock.monotonic() - started)
+            series(STAGE_SECONDS, network, "total").observe(self._clock.monotonic() - started)
             self._callers -= 1
             if self._callers == 0:
                 self._idle.set()

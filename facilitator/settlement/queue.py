@@ -11,7 +11,7 @@ from uuid import UUID
 from facilitator.clock import Clock
 from facilitator.domain.pressure import DrainRate, Pressure, due_s, retry_after_s
 from facilitator.errors import OverloadFault
-from facilitator.metrics import QUEUE_AGE_SECONDS, QUEUE_DEPTH, QUEUE_LIMIT
+from facilitator.metrics import QUEUE_AGE_SECONDS, QUEUE_DEPTH, QUEUE_LIMIT, series
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Admission
 from facilitator.units import Address, Network, TxHash
@@ -122,7 +122,7 @@ class Queue:
             if not waiting.abandoned and not waiting.done.done():
                 waiting.taken = True
                 group.append(waiting)
-        QUEUE_DEPTH.labels(self._network).set(len(self._heap))
+        series(QUEUE_DEPTH, self._network).set(len(self._heap))
         return group
 
     def put_back(self, left: Sequence[Waiting]) -> None:
@@ -153,7 +153,7 @@ class Queue:
         """All that nobody has taken: nothing of them is recorded, and nothing will be."""
         untaken = [*(waiting for _, _, waiting in self._heap), *self._aside]
         self._heap.clear()
-        QUEUE_DEPTH.labels(self._network).set(0)
+        series(QUEUE_DEPTH, self._network).set(0)
         return untaken
 
     def left(self, payments: int) -> None:
@@ -162,4 +162,4 @@ class Queue:
 
     def _push(self, waiting: Waiting) -> None:
         heapq.heappush(self._heap, (waiting.due_at, next(self._numbers), waiting))
-        QUEUE_DEPTH.labels(self._network).set(len(self._heap))
+        series(QUEUE_DEPTH, self._network).set(len(self._heap))

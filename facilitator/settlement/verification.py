@@ -15,7 +15,7 @@ from facilitator.domain.facts import Head
 from facilitator.domain.identity import fingerprint, key_of
 from facilitator.domain.states import State
 from facilitator.errors import ChainFault, StoreFault
-from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS
+from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS, series
 from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry, Scheme
@@ -62,7 +62,7 @@ class Verifier:
         outcome = "valid" if result.refusal is None else result.refusal.reason.name.lower()
         known = payment.network in self._networks
         scheme = payment.scheme if self._registry.find(payment.scheme) else "other"
-        VERIFICATIONS.labels(payment.network if known else "other", scheme, outcome).inc()
+        series(VERIFICATIONS, payment.network if known else "other", scheme, outcome).inc()
         return result
 
     async def _verify(self, tenant: Tenant, payment: Payment) -> VerifyResult:

@@ -26,7 +26,7 @@ from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import PAID, State, move
 from facilitator.errors import ChainFault, Fault
-from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, RPC_DISAGREEMENTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS
+from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, RPC_DISAGREEMENTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS, series
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.flashblocks import Flashblocks
 from facilitator.settlement.lookout import Lookout
@@ -428,10 +428,10 @@ class Watcher:
                 INCIDENTS.labels("lost_after_success").inc()
                 log.error("settlement.lost_after_success", settlement_id=str(resolved.settlement_id), state=resolved.state)
             authorization, took_s = item.authorization, self._clock.monotonic() - opened_at
-            SETTLEMENTS.labels(authorization.network, authorization.scheme, resolved.state).inc()
-            STAGE_SECONDS.labels(self._chain.network, "inclusion").observe(took_s)
+            series(SETTLEMENTS, authorization.network, authorization.scheme, resolved.state).inc()
+            series(STAGE_SECONDS, self._chain.network, "inclusion").observe(took_s)
             if resolved.state == State.INCLUDED:
-                SETTLED_VALUE.labels(authorization.network, authorization.asset).inc(authorization.amount_atomic)
+                series(SETTLED_VALUE, authorization.network, authorization.asset).inc(authorization.amount_atomic)
             if ruling.state is State.INCLUDED:
                 self._chain.head.included_after(took_s)
             log.info(

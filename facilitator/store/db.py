@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString, Self, TypeVar, cast
 import asyncpg
 
 from facilitator.errors import StoreFault
-from facilitator.metrics import DATABASE_CONNECTIONS, DATABASE_CONNECTIONS_MAX, DATABASE_SECONDS
+from facilitator.metrics import DATABASE_CONNECTIONS, DATABASE_CONNECTIONS_MAX, DATABASE_SECONDS, series
 
 Row = TypeVar("Row")
 
@@ -88,7 +88,7 @@ async def _translated(query: str) -> AsyncIterator[None]:
         kind = NOT_REACHED if query == "acquire" else "store_unavailable"
         raise StoreFault(kind, f"the database did not do {query}: {type(error).__name__}", query=query) from error
     finally:
-        DATABASE_SECONDS.labels(query).observe(monotonic() - started)
+        series(DATABASE_SECONDS, query).observe(monotonic() - started)
 
 
 class Session:
