@@ -28,7 +28,7 @@ from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.examination import Examiner
 from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
-from facilitator.keyring import KeptSigner, build_signers, open_signer, parse_reference
+from facilitator.keyring import KeptSigner, build_signers, open_canary, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Supported, SupportedKind
 from facilitator.schemes.exact_eip3009 import ExactEip3009
@@ -314,7 +314,7 @@ async def build_network(network: NetworkSettings, config: Config, clock: Clock, 
     signers = await build_signers(network, config)
     head = HeadClock(network.id, clock, config.settlement.wall_skew_max_s)
     ws_url = network.ws_url.read() if network.ws_url is not None else None
-    served = ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url)
+    served = ServedNetwork(network.id, build_client(network, config, clock), signers, head, ws_url, await open_canary(network))
     if config.screening is not None and (list_file is not None or network.screening_oracle is not None):
         served.screen = Screen(network.id, config.screening, list_file, network.screening_oracle, clock)
     return served

@@ -76,6 +76,8 @@ class NetworkSettings:
     """Keys of the accounts that send and pay gas. None: what this replica admits waits for replicas that have some."""
     plain_keys: bool = False
     """Whether keys may lie unencrypted in the environment or in a file although this network's money is real."""
+    canary: Secret | None = None
+    """Key of an account that pays itself one atomic unit every `settlement.canary_settle_s`; it needs that unit and no coins."""
     ws_url: WebSocketUrl | None = None
     """For notice of new blocks; polling remains the truth."""
     poll_s: float | None = None

@@ -3,8 +3,10 @@
 import asyncio
 from typing import Final
 
+from coincurve import PrivateKey
+
 from facilitator.chain.remote_signer import AwsKms, GcpKms, KeyService, RemoteSigner, Web3Signer
-from facilitator.chain.signer import LocalSigner, SigningPolicy, load_signer
+from facilitator.chain.signer import LocalSigner, SigningPolicy, load_key, load_signer
 from facilitator.config import Config, NetworkSettings
 from facilitator.errors import ConfigFault, SignerFault
 from facilitator.references import KeyReference, Secret, ServiceKey
@@ -46,6 +48,17 @@ async def open_signer(reference: KeyReference, network: NetworkSettings, config:
         await signer.close()
         raise SignerFault(fault.kind, f"networks ({network.id}), relayer {reference}: {fault.message}") from None
     return signer
+
+
+async def open_canary(network: NetworkSettings) -> PrivateKey | None:
+    """The key of the account that pays itself, if there is one. Raises ConfigFault that names the reference, never the secret."""
+    if (secret := network.canary) is None:
+        return None
+    try:
+        password = None if secret.password is None else secret.password.read()
+        return PrivateKey(await asyncio.to_thread(load_key, secret.read(), password))
+    except ConfigFault as fault:
+        raise ConfigFault(fault.kind, f"networks ({network.id}), canary {secret}: {fault.message}") from None
 
 
 def parse_reference(text: str) -> KeyReference:

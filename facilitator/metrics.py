@@ -58,6 +58,12 @@ UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle a
 SETTLEMENTS = Counter("facilitator_settlements_total", "Settlements by how they ended.", ["network", "scheme", "outcome"])
 SETTLED_VALUE = Counter("facilitator_settled_value_atomic_total", "What settlements moved, in atomic units.", ["network", "asset"])
 STAGE_SECONDS = Histogram("facilitator_settle_duration_seconds", "Time in one stage of a settlement.", ["network", "stage"], buckets=_STAGE)
+CANARY_AT = Gauge(
+    "facilitator_canary_last_success_timestamp_seconds", "When a payment of our own last did what it should.", ["network", "path"]
+)
+CANARY_INTERVAL = Gauge("facilitator_canary_interval_seconds", "How often one is sent.", ["network", "path"])
+CANARY_FAILURES = Counter("facilitator_canary_failures_total", "Payments of our own that did not.", ["network", "path"])
+CANARY_SECONDS = Histogram("facilitator_canary_duration_seconds", "Time that they took.", ["network", "path"], buckets=_REQUEST)
 QUEUE_DEPTH = Gauge("facilitator_queue_depth", "Settlements waiting in a bounded queue of this process.", ["network"])
 QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network"])
 QUEUE_AGE_SECONDS = Gauge("facilitator_queue_oldest_seconds", "How long the oldest waiting settlement has waited.", ["network"])
@@ -100,6 +106,9 @@ SEAL_TIMESTAMP = Gauge("facilitator_seal_timestamp_seconds", "When it was made."
 SEALED_AT = Gauge("facilitator_seal_last_success_timestamp_seconds", "When a round of sealing last ended with nothing left to seal.")
 RECONCILED_AT = Gauge(
     "facilitator_reconcile_last_success_timestamp_seconds", "When the ledger was last held against the chain to the end.", ["network"]
+)
+CLOSE_DUE = Gauge(
+    "facilitator_close_due_timestamp_seconds", "Since when the oldest book day that is not closed could be; 0: nothing was booked."
 )
 RATE_TIMESTAMP = Gauge("facilitator_rate_timestamp_seconds", "When the newest dollar rate of a network's coin was quoted.", ["network"])
 WATCHED_AUTHORIZATIONS = Gauge(

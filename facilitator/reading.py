@@ -38,7 +38,7 @@ def flatten(path: str, value: object) -> Iterator[tuple[str, str]]:
     if is_dataclass(value) and not isinstance(value, KeyReference | Url | Secret | Listen | type):
         for entry in fields(value):
             yield from flatten(f"{path}.{entry.name}".lstrip("."), getattr(value, entry.name))
-    elif isinstance(value, tuple) and value and is_dataclass(value[0]) and not isinstance(value[0], KeyReference | Url):
+    elif isinstance(value, tuple) and value and is_dataclass(value[0]) and not isinstance(value[0], KeyReference | Secret | Url):
         for index, item in enumerate(value):
             yield from flatten(f"{path}.{index}", item)
     else:

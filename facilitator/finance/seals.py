@@ -14,11 +14,11 @@ from typing import Final
 import structlog
 
 from facilitator.clock import Clock
-from facilitator.domain.periods import local_date
+from facilitator.domain.periods import day_of, local_date
 from facilitator.domain.seals import FIRST, EntryRecord, EventRecord, entry_fields, event_fields, head, leaf, root
 from facilitator.errors import ConfigFault
 from facilitator.finance.settings import Settings
-from facilitator.metrics import SEAL_NO, SEAL_TIMESTAMP, SEALED_AT
+from facilitator.metrics import CLOSE_DUE, SEAL_NO, SEAL_TIMESTAMP, SEALED_AT
 from facilitator.store import seals
 from facilitator.store.db import Db, Session
 from facilitator.store.seals import Leaf, Seal, SealedRow
@@ -77,6 +77,7 @@ class Sealer:
             while (sealed := await self.seal()) is not None and sealed.leaves == LEAVES_MAX:
                 pass
             SEALED_AT.set_to_current_time()
+            await self.show_due()
             await self._clock.sleep(self._settings.seal_s)
 
     async def seal(self) -> Seal | None:
@@ -88,6 +89,15 @@ class Sealer:
         if sealed is not None:
             publish(sealed, self._settings)
         return sealed
+
+    async def show_due(self) -> None:
+        """Since when the oldest book day that is not closed could be."""
+        async with self._db.session() as session:
+            closed = await seals.last_closed(session)
+            oldest = closed + _DAY if closed is not None else await seals.first_day(session)
+        if oldest is not None:
+            due = day_of(oldest, self._settings.booking_zone).end + timedelta(seconds=self._settings.close_grace_s)
+            CLOSE_DUE.set(due.timestamp())
 
 
 def publish(seal: Seal, settings: Settings) -> None:

@@ -21,6 +21,7 @@ from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
 from facilitator.settlement.aftermath import Aftermath
 from facilitator.settlement.answers import AnswerBoard
+from facilitator.settlement.canary import Canary
 from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.lookout import Lookout
@@ -100,6 +101,11 @@ class Engine:
         self._admitter = Admitter(
             self._verifier, records, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background
         )
+        self._canaries = [
+            Canary(self._networks[token.network], token, self._verifier, self._admitter, db, clock, settings)
+            for token in {token.network: token for token in reversed(tuple(registry.tokens.values()))}.values()
+        ]
+        """By the first token of each network."""
         self._loops: asyncio.Task[None] | None = None
         self._callers = 0
         self._idle = asyncio.Event()
@@ -124,6 +130,8 @@ class Engine:
 
             loop("heartbeat", self._beat)
             loop("notifications", self._listen)
+            for canary in self._canaries:
+                loop("canary", canary.run)
             loop("survey", Surveyor(tuple(self._networks.values()), self._db, self._clock, self._settings).run)
             for network, chain in self._networks.items():
                 watcher, dispatcher, keeper = self._watchers[network], self._dispatchers[network], self._keepers[network]

@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Container, Sequence
 from typing import Final
 
+from coincurve import PrivateKey
+
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.sharing import SharedAnswers
 from facilitator.chain.signer import Signer
@@ -107,7 +109,15 @@ class HeadClock:
 class ServedNetwork:
     """A chain, its relayers' keys, and the findings that keep it off the list, if any."""
 
-    def __init__(self, network: Network, evm: EvmClient, signers: Sequence[Signer], head: HeadClock, ws_url: str | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        evm: EvmClient,
+        signers: Sequence[Signer],
+        head: HeadClock,
+        ws_url: str | None = None,
+        canary: PrivateKey | None = None,
+    ) -> None:
         self.network: Final = network
         self.evm: Final = evm
         self.answers: Final = SharedAnswers(evm)
@@ -119,6 +129,8 @@ class ServedNetwork:
         """Where to subscribe to new heads; None: poll."""
         self.screen: Screen | None = None
         """The sanctions lists that its payments are held against."""
+        self.canary: Final = canary
+        """Key of the account that pays itself to see whether payments are made; None: nobody does."""
         self.findings: tuple[str, ...] = ()
         """Why the network is not served at all: another chain id, or no token that is what the configuration says."""
         self.withdrawn: dict[Address, str] = {}

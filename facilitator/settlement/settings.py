@@ -77,6 +77,10 @@ class Settings:
     """Age at which an unmined transaction is sent again, byte for byte."""
     bump_blocks: int = 2
     """Blocks that a relayer's lowest open transaction may miss before it is outbid."""
+    canary_verify_s: float = 30.0
+    """How often a payment of our own is judged: one that has no money, so that the right answer is known."""
+    canary_settle_s: float = 3600.0
+    """On networks with a `canary`: all replicas together make one payment of its account to itself in so long, and pay its gas."""
     survey_s: float = 5.0
     """How often the gauges of the whole ledger are read from it."""
     finality_poll_s: float = 15.0

@@ -76,6 +76,13 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstDay:
+    """The first book day that has an entry."""
+
+    day: date | None
+
+
+@dataclass(frozen=True, slots=True)
 class LastClosed:
     """The last closed book day."""
 
@@ -151,6 +158,11 @@ def sealed_rows(session: Session) -> AsyncIterator[SealedRow]:
 def overdue(session: Session, leaves_max: int) -> AsyncIterator[Overdue]:
     """Rows that should have been sealed long before the last seal that was not full."""
     return session.stream(Overdue, QUERIES["overdue"], leaves_max)
+
+
+async def first_day(session: Session) -> date | None:
+    """The first book day that has an entry."""
+    return (await session.one(FirstDay, QUERIES["first_day"])).day
 
 
 async def last_closed(session: Session) -> date | None:

@@ -120,6 +120,9 @@ def _list(written: str, most_s: str = "1200x60") -> Series:
 
 _OLDEST: Final = "facilitator_open_settlements_oldest_timestamp_seconds"
 _EVENTS: Final = "facilitator_events_total"
+_CLOSE_DUE: Final = f"facilitator_close_due_timestamp_seconds{{{POD}}}"
+_CANARY_AT: Final = f'facilitator_canary_last_success_timestamp_seconds{{{NET},path="verify"}}'
+_CANARY_INTERVAL: Final = f'facilitator_canary_interval_seconds{{{NET},path="verify"}}'
 
 SHOWN: Final[Mapping[str, Shown]] = {
     "VerifyBudgetBurnFast": _burn_fast("/verify"),
@@ -166,6 +169,20 @@ SHOWN: Final[Mapping[str, Shown]] = {
     ),
     "SealerStalled": _gauge(
         "facilitator_seal_last_success_timestamp_seconds", POD, "60x90", silent="0+60x90", restarted="0+60x10 _x10 1200+60x70"
+    ),
+    "CanaryFailing": Shown(
+        firing={_CANARY_AT: "60x60", _CANARY_INTERVAL: "30x60"},
+        silent={_CANARY_AT: "0+60x60", _CANARY_INTERVAL: "30x60"},
+        idle={},
+        restarted={_CANARY_AT: "0+60x20 0x2 1380+60x40", _CANARY_INTERVAL: "30x60"},
+    ),
+    "CloseOverdue": Shown(
+        firing={_CLOSE_DUE: "60x100"},
+        silent={_CLOSE_DUE: "0+1800x100"},
+        idle={_CLOSE_DUE: "0x100"},
+        restarted={_CLOSE_DUE: "60x20 _x2 72000x80"},
+        minute=1800,
+        step_minutes=30,
     ),
     "RateStale": _gauge(
         "facilitator_rate_timestamp_seconds", NET, "60x300", silent="0+60x300", restarted="0+60x10 _x10 1200+60x280", minute=250

@@ -14,7 +14,7 @@ from tests.ops.boards import unanswered
 from tests.ops.watched import PAYMENTS_PER_S, Watched, watched
 
 SECONDS = 8
-LOOPS = {"event_loop", "access", "heartbeat", "survey", "watcher", "dispatcher", "queue", "keeper", "finality", "aftermath"}
+LOOPS = {"event_loop", "access", "heartbeat", "survey", "canary", "watcher", "dispatcher", "queue", "keeper", "finality", "aftermath"}
 SERIES_MAX = 2500
 
 

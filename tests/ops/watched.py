@@ -52,7 +52,7 @@ class Watched:
 @asynccontextmanager
 async def watched(directory: Path, database_url: str, seconds: int) -> AsyncIterator[Watched]:
     """Start everything, load it for that long, and hand it over."""
-    settlement = {"survey_s": 0.5, "finality_poll_s": 1.0, "balance_poll_s": 1.0}
+    settlement = {"survey_s": 0.5, "finality_poll_s": 1.0, "balance_poll_s": 1.0, "canary_verify_s": 1.0}
     async with House.open(directory, database_url, settlement=settlement) as house, client_session() as session:
         service = await house.serve()
         port = free_port()

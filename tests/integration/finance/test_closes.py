@@ -10,12 +10,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from facilitator.clock import SystemClock
 from facilitator.errors import Fault
 from facilitator.finance.closes import altered_days, ask_reopening, close_day, confirm_reopening
 from facilitator.finance.seals import Sealer, verify
 from facilitator.finance.settings import Settings
+from facilitator.metrics import CLOSE_DUE
 from facilitator.store.db import Db
 from facilitator.units import Zone
 from tests.fixtures.books import NETWORK, plant
@@ -106,6 +108,20 @@ async def test_days_close_in_order_once_and_when_they_are_over(db: Db, connectio
     await connection.execute("update day_event set day = $1", today - timedelta(days=1))  # as if all days before had been closed
     with pytest.raises(Fault, match="must have passed"):
         await close_day(db, SETTINGS, today, "ada")
+
+
+async def test_the_day_that_is_due_is_the_oldest_that_is_open(db: Db, connection: Any) -> None:
+    sealer = Sealer(db, SystemClock(), SETTINGS)
+    CLOSE_DUE.set(0)
+    await sealer.show_due()
+    assert REGISTRY.get_sample_value("facilitator_close_due_timestamp_seconds") == 0, "nothing was booked"
+    await connection.execute(PAID, 5, NOON)
+    await sealer.seal()
+    end = datetime(2025, 11, 2, 4, tzinfo=UTC).timestamp()  # of that day in New York, before summer time ends
+    for due in (end, end + 25 * 3600):  # the next day is an hour longer
+        await sealer.show_due()
+        assert REGISTRY.get_sample_value("facilitator_close_due_timestamp_seconds") == due + SETTINGS.close_grace_s
+        await close_day(db, SETTINGS, DAY if due == end else DAY + timedelta(days=1), "ada")
 
 
 async def test_what_comes_later_goes_to_the_open_day_with_a_reference(db: Db, connection: Any) -> None:

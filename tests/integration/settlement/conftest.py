@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest_asyncio
+from coincurve import PrivateKey
 
 from facilitator.chain.evm import EvmClient
 from facilitator.chain.rpc import RpcClient
@@ -77,6 +78,7 @@ async def start_engine(
             signers: list[Signer] | None = None,
             ready: bool = True,
             screen: Screen | None = None,
+            canary: PrivateKey | None = None,
             **changes: Any,
         ) -> Rig:
             settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
@@ -92,7 +94,7 @@ async def start_engine(
                 keys = relayers if relayers is not None else [await new_relayer()]
                 policy = SigningPolicy(chain_id=84532, assets=frozenset({USDC.address}), max_fee_max_wei=Wei(settings.max_fee_cap_wei))
                 signers = [load_signer(key.key.hex(), policy) for key in keys]
-            served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url)
+            served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url, canary)
             served.screen = screen
             registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
             engine = Engine(settings, [served], registry, db, clock)

@@ -91,6 +91,7 @@ ROW_OF = {
     "seals": seals.Seal,
     "sealed_rows": seals.SealedRow,
     "overdue": seals.Overdue,
+    "first_day": seals.FirstDay,
     "last_closed": seals.LastClosed,
     "low_water": seals.LowWater,
     "pending_before": days.Count,

@@ -82,5 +82,8 @@ select coalesce((select journal_through from seal where sealed_at < now() - inte
 -- name: record_event :execute
 insert into audit_event (kind, actor, detail) values ($1::text, $2::text, $3::text);
 
+-- name: first_day :one
+select min(book_day) as day from sealed_leaf where book_day is not null;
+
 -- name: last_closed :one
 select max(day) as day from (select distinct on (day) day, kind from day_event order by day, event_id desc) d where kind = 'closed';
