@@ -15,7 +15,13 @@ _ADDRESS: Final[Json] = {"type": "string", "pattern": "^0x[0-9a-fA-F]{40}$", "de
 _HASH: Final[Json] = {"type": "string", "pattern": "^0x[0-9a-fA-F]{64}$"}
 _TIME: Final[Json] = {"type": "string", "format": "date-time"}
 _NETWORK: Final[Json] = {"type": "string", "description": "CAIP-2, such as eip155:8453; version 1 of the protocol uses nicknames"}
+_CHAIN: Final[Json] = {"type": "string", "pattern": "^eip155:[1-9][0-9]{0,18}$", "description": "CAIP-2, such as eip155:8453"}
 _WORDS: Final = sorted({word for reason in Reason for word in (reason.v1, reason.v2)})
+
+
+def _closed(schema: Json) -> Json:
+    """Of a body whose unknown keys are refused."""
+    return schema | {"additionalProperties": False}
 
 
 def _nullable(schema: Json) -> Json:
@@ -78,20 +84,30 @@ _SCHEMAS: Final[Json] = {
         ["id", "created", "disabled", *_RULES, "limits"],
     ),
     "TenantList": _object({"tenants": {"type": "array", "items": _ref("Tenant")}}, ["tenants"]),
-    "NewTenant": _object({"id": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"}, **_RULES, "limits": _ref("Limits")}, ["id"]),
-    "TenantChange": _object(
-        {
-            **_RULES,
-            "limits": {"type": "object", "description": "a merge patch (RFC 7396) of Limits: null ends a limit"},
-            "disabled": {"type": "boolean", "description": "ends all keys of the tenant, until it is false again"},
-        },
-        [],
-        "what is absent stays",
+    "NewTenant": _closed(
+        _object({"id": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"}, **_RULES, "limits": _ref("Limits")}, ["id"])
+    ),
+    "TenantChange": _closed(
+        _object(
+            {
+                **_RULES,
+                "limits": {"type": "object", "description": "a merge patch (RFC 7396) of Limits: null ends a limit"},
+                "disabled": {"type": "boolean", "description": "ends all keys of the tenant, until it is false again"},
+            },
+            [],
+            "what is absent stays",
+        )
     ),
     "ApiKey": _object(_API_KEY, [*_API_KEY]),
     "MadeKey": _object({"key": {"type": "string", "description": "shown here and never again"}, **_API_KEY}, ["key", *_API_KEY]),
     "KeyList": _object({"keys": {"type": "array", "items": _ref("ApiKey")}}, ["keys"]),
-    "NewKey": _object({name: _API_KEY[name] for name in ("tenant", "scopes", "expires", "publicKey")}, ["tenant", "scopes"]),
+    "NewKey": _closed(
+        _object(
+            {name: _API_KEY[name] for name in ("tenant", "expires", "publicKey")}
+            | {"scopes": {"type": "array", "items": {"type": "string", "enum": list(SCOPES)}, "minItems": 1, "maxItems": len(SCOPES)}},
+            ["tenant", "scopes"],
+        )
+    ),
     "PaymentRequest": _object(
         {
             "x402Version": {"type": "integer", "enum": [1, 2]},
@@ -325,7 +341,7 @@ _PATHS: Final[Json] = {
                 _query("state", {"type": "string", "enum": [state.value for state in State]}),
                 _query("payer", _ADDRESS),
                 _query("pay_to", _ADDRESS),
-                _query("network", _NETWORK),
+                _query("network", _CHAIN),
                 _query("asset", _ADDRESS),
                 _query("tx", _HASH),
                 _query("cursor", {"type": "string", "description": "nextCursor of the page before"}),
@@ -345,7 +361,7 @@ _PATHS: Final[Json] = {
             },
             ("read", "finance"),
             parameters=[
-                _query("network", _NETWORK, required=True),
+                _query("network", _CHAIN, required=True),
                 _query("asset", _ADDRESS, required=True),
                 _query("payer", _ADDRESS, required=True),
                 _query("nonce", _HASH, required=True),
