@@ -31,13 +31,14 @@ from facilitator.devstack.install import node_program
 from facilitator.devstack.stack import Anvil, Postgres
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, install_token
 from tests.fixtures.service import ServeProcess, free_port, http_status
+from tests.fixtures.waiting import PATIENCE_S
 
 HERE: Final = Path(__file__).parent
 PRICE_ATOMIC: Final = 10_000  # $0.01, as the servers ask it
 PAYEE: Final = dev_account("conformance-payee").address
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
 PURCHASE_TIMEOUT_S: Final = 60.0
-SLOW_DEADLINE_S: Final = 1.5
+SLOW_DEADLINE_S: Final = 2.5
 ETHER: Final = 10**18
 TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 AUTHORIZATION_USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
@@ -206,7 +207,7 @@ class SlowMarket:
 
     def wait_pending(self, count: int) -> None:
         """Return once there were that many."""
-        end = time.monotonic() + 10 * SLOW_DEADLINE_S
+        end = time.monotonic() + PATIENCE_S
         while self.count_pending() < count:
             assert time.monotonic() < end, f"no settlement_pending:\n{self.facilitator.logs[-4000:]}"
             time.sleep(0.02)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.pay import buy, new_session
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import free_port, http_status
+from tests.fixtures.waiting import PATIENCE_S
 
 FACILITATOR = [sys.executable, "-m", "facilitator"]
-PATIENCE_S = 60
 HASH = re.compile(r"0x[0-9a-f]{64}")
 READY = "/settlements"
 """How the last line of dev's invitation ends."""
@@ -124,14 +123,12 @@ def start_dev(temporary: Path) -> Iterator[Callable[..., Dev]]:
 
 
 def test_the_demo_pays_every_seller_and_ends_with_ledger_is_chain(temporary: Path) -> None:
-    began = time.monotonic()
     demo = Command("demo", temporary=temporary)
     demo.read_until(lambda line: "8 answered" in line)
     status, error = demo.finish()
 
     assert (status, error) == (0, "")
     assert demo.lines[-1] == "ledger = chain: 10 payments, 10 transfers, 0.082848 USDC"
-    assert time.monotonic() - began < 30
     for step in ("1 demanded", "2 signed", "3 verified", "4 recorded", "5 sent", "6 mined", "7 ledger", "8 answered"):
         assert sum(line.startswith(f"  {step} ") for line in demo.lines) == 10, step
     for label in ("2 signed", "5 sent"):

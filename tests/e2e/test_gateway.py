@@ -27,6 +27,7 @@ from facilitator.gateway.client import Exchange, Settings
 from facilitator.protocol.messages import Version
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
 TX_HASH = "0x" + "ab" * 32
@@ -158,12 +159,12 @@ async def test_on_a_slow_chain_the_gateway_asks_again_and_delivers_once(
     slow = await start_chain(automine=False)
     token = Token.at(slow.rpc_url)
     keys = [bytes((await new_relayer(token=token)).key).hex()]
-    deadline = {"settlement": {"deadline_s": 1.5, "verify_deadline_s": 1.0}}
+    deadline = {"settlement": {"deadline_s": 3.0, "verify_deadline_s": 3.0}}
     async with ServeProcess(tmp_path, database_url=database_url, rpc_url=slow.rpc_url, relayer_keys=keys, settings=deadline) as service:
         shop = Shop(service)
         await shop.gateway.start()
         buying = asyncio.create_task(buy(session, await new_buyer(token=token), shop.quote, 2))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.routes_asked != ["/verify", "/settle"]:
                 await asyncio.sleep(0.01)
             await slow.node.call("evm_mine")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from aiohttp import web
 from eth_account.signers.local import LocalAccount
@@ -27,9 +28,10 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.gateway.client import FacilitatorClient, Settings
 from facilitator.protocol.messages import Version
-from tests.fixtures.house import FAST
+from tests.fixtures.house import BRIEF_LEASES, FAST
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
 NewRelayer = Callable[..., Awaitable[LocalAccount]]
@@ -165,12 +167,14 @@ async def test_the_lookup_finds_what_a_buyer_paid(service: ServeProcess, session
         assert await client.lookup(**asked, auth_nonce="0x" + "00" * 32) is None
 
 
-@pytest_asyncio.fixture
-async def slow(tmp_path: Path, database_url: str, start_chain: Any, new_relayer: NewRelayer) -> AsyncIterator[tuple[ServeProcess, Anvil]]:
-    """A chain that mines on command, and a service that waits for it briefly."""
+@pytest_asyncio.fixture(params=[BRIEF_LEASES], ids=["patient"])
+async def slow(
+    tmp_path: Path, database_url: str, start_chain: Any, new_relayer: NewRelayer, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[ServeProcess, Anvil]]:
+    """A chain that mines on command, and a service with those settings."""
     chain: Anvil = await start_chain(automine=False)
     keys = [bytes((await new_relayer(token=Token.at(chain.rpc_url))).key).hex()]
-    settings = {"settlement": {**FAST, "deadline_s": 1.5, "verify_deadline_s": 1.0}}
+    settings = {"settlement": {**FAST, **request.param}}
     async with ServeProcess(
         tmp_path / "service", database_url=database_url, rpc_url=chain.rpc_url, relayer_keys=keys, settings=settings
     ) as service:
@@ -179,7 +183,7 @@ async def slow(tmp_path: Path, database_url: str, start_chain: Any, new_relayer:
 
 async def sent(chain: Anvil) -> None:
     """Return when a transaction waits in the pool."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while int((await chain.node.call("txpool_status"))["pending"], 16) < 1:
             await asyncio.sleep(0.01)
 
@@ -189,7 +193,7 @@ async def test_a_facilitator_that_is_killed_in_the_middle_of_a_settlement_is_ask
 ) -> None:
     service, chain = slow
     buyer = await new_buyer(token=Token.at(chain.rpc_url))
-    async with Till(service, Settings(settle_attempts_max=12, retry_max_s=1.0)) as till:
+    async with Till(service, Settings(settle_attempts_max=120, retry_max_s=1.0)) as till:
         payment = buyer.pay(2, await demanded(session, till.url(), 2))
         buying = asyncio.create_task(hand_over(session, till.url(), payment))
         await sent(chain)
@@ -225,12 +229,13 @@ async def test_a_facilitator_that_stays_away_leaves_the_buyer_with_the_truth_and
     await assert_ledger_is_chain(database_url, chain.rpc_url, settled=1)
 
 
+@pytest.mark.parametrize("slow", [{"deadline_s": 3.0, "verify_deadline_s": 3.0}], indirect=True, ids=["hasty"])
 async def test_a_settlement_that_outlasts_the_gateways_patience_is_told_as_open_and_the_same_payment_gets_its_goods(
     slow: tuple[ServeProcess, Anvil], session: aiohttp.ClientSession, new_buyer: NewBuyer, database_url: str
 ) -> None:
     service, chain = slow
     buyer = await new_buyer(token=Token.at(chain.rpc_url))
-    async with Till(service) as till:
+    async with Till(service, Settings(settle_attempts_max=1)) as till:
         payment = buyer.pay(2, await demanded(session, till.url(), 2))
         withheld = await hand_over(session, till.url(), payment)
         assert (withheld.status, withheld.body["error"], withheld.body["accepts"]) == (402, "settlement_pending", [])
@@ -243,7 +248,7 @@ async def test_a_settlement_that_outlasts_the_gateways_patience_is_told_as_open_
 
 async def until_told(session: aiohttp.ClientSession, url: str, payment: dict[str, Any]) -> Bought:
     """Send the same payment until it is no longer open, as the answers ask for."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (bought := await hand_over(session, url, payment)).status in {502, 503} or bought.body.get("payment") == "open":
             await asyncio.sleep(0.1)
     return bought

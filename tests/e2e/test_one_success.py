@@ -17,6 +17,7 @@ from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.stack import Postgres
 from tests.fixtures.house import AMOUNT, Answer, House, Paid, RawCaller, client_session, words
 from tests.fixtures.service import ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.api.test_delivery import TCP_REPAIR, drop_everything
 
 CALLERS = 50
@@ -76,7 +77,7 @@ async def stage(request: pytest.FixtureRequest, house: House) -> Stage:
     if request.param == "one service":
         return Stage(house, first, first)
     if request.param == "after a restart":
-        await first.arestart()
+        await house.restart(first)
         return Stage(house, first, first)
     second = house.services[1] if len(house.services) > 1 else await house.serve()
     if request.param == "through another service":
@@ -256,7 +257,7 @@ async def test_after_the_answer_was_lost_on_its_way_the_next_caller_hears_it(sta
         await stage.house.pooled()
         await cut_the_cable(caller)
         await stage.house.mine_at_once()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await stage.house.balance(payment) != AMOUNT:
                 await asyncio.sleep(0.01)
         answer = await stage.ask(payment)
@@ -272,7 +273,7 @@ async def test_what_was_told_before_a_kill_is_told_alike_after_it(stage: Stage) 
     first = await stage.ask(payment, idempotency_key=key)
     assert first.word == "success"
 
-    await stage.first.arestart()
+    await stage.house.restart(stage.first)
 
     answers = await stage.burst(payment)
     assert words(answers) == {"duplicate_settlement": CALLERS}

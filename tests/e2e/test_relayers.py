@@ -57,7 +57,7 @@ class Load:
         async def made() -> bool:
             return self.paid >= goal
 
-        await eventually(made, f"{payments} more payments", timeout_s=40)
+        await eventually(made, f"{payments} more payments")
 
 
 async def rows(house: House, sql: str, *arguments: object) -> list[Any]:

@@ -25,10 +25,11 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.gateway.client import Settings
 from facilitator.protocol.reasons import Reason
-from tests.fixtures.house import FAST
+from tests.fixtures.house import BRIEF_LEASES, FAST
 from tests.fixtures.mpp import answered, as_x402, changed, decoded, header
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
 NewRelayer = Callable[..., Awaitable[LocalAccount]]
@@ -256,15 +257,19 @@ async def test_a_facilitator_that_is_killed_in_the_middle_of_a_settlement_leaves
     token = Token.at(chain.rpc_url)
     keys = [bytes((await new_relayer(token=token)).key).hex()]
     async with ServeProcess(
-        tmp_path / "service", database_url=database_url, rpc_url=chain.rpc_url, relayer_keys=keys, settings={"settlement": FAST}
+        tmp_path / "service",
+        database_url=database_url,
+        rpc_url=chain.rpc_url,
+        relayer_keys=keys,
+        settings={"settlement": {**FAST, **BRIEF_LEASES}},
     ) as service:
-        patient = Settings(settle_attempts_max=12, retry_max_s=1.0)
+        patient = Settings(settle_attempts_max=120, retry_max_s=1.0)
         market = Market(service.base_url, service.api_key, SELLER, tmp_path / "market", client_settings=patient)
         await market.start()
         url, order, price_atomic = routes(market)["generate"]
         buyer = await new_buyer(token=token, amount_atomic=price_atomic)
         buying = asyncio.create_task(hand_over(session, url, buyer.pay(2, await demanded(session, url, 2, order)), order))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while int((await chain.node.call("txpool_status"))["pending"], 16) < 1:
                 await asyncio.sleep(0.01)
         await service.akill()

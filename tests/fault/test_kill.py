@@ -22,12 +22,12 @@ import pytest_asyncio
 from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
 from facilitator.store.migrate import migrate
-from tests.fixtures.house import AMOUNT, Answer, House, Paid, client_session
+from tests.fixtures.house import AMOUNT, BRIEF_LEASES, Answer, House, Paid, client_session
+from tests.fixtures.waiting import PATIENCE_S
 
 ROUNDS = 4
 CLIENTS = 20
 RIVALS = 5
-PATIENCE_S = 60.0
 AGAIN_S = 0.1
 """How long a client waits before it asks again."""
 FINAL = {"success", "duplicate_settlement"}
@@ -57,7 +57,7 @@ def seed() -> int:
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
-    async with House.open(tmp_path, database_url) as house:
+    async with House.open(tmp_path, database_url, settlement=BRIEF_LEASES) as house:
         await house.serve()
         yield house
 

@@ -77,10 +77,12 @@ async def failed(scene: Scene, rig: Rig, **how: Any) -> tuple[Buyer, Payment]:
 
 async def withdrawn(scene: Scene) -> tuple[Rig, Buyer, Payment]:
     """A payment that nobody had a relayer for."""
-    rig = await scene.engine(relayers=[], deadline_s=0.6)
+    rig = await scene.engine(relayers=[])
     (buyer,) = await buyers(scene, 1)
     payment = scene.payment(buyer)
     task = scene.settle(rig, payment)
+    await in_state(scene, "queued", mine=False)
+    await rig.time_is_up(task)
     with pytest.raises(Exception, match="withdrawn"):
         await task
     assert await scene.states() == ["withdrawn"]
@@ -163,10 +165,16 @@ async def test_a_failure_whose_time_is_over_is_watched_no_longer_and_stays_faile
 
 
 async def test_a_round_is_bounded_and_reaches_all_in_turn(scene: Scene) -> None:
-    rig = await scene.engine(watched_max=2, relayers=[], deadline_s=0.6)
+    rig = await scene.engine(watched_max=2, relayers=[])
     made = await buyers(scene, 5)
     payments = [scene.payment(buyer) for buyer in made]
     tasks = [scene.settle(rig, payment) for payment in payments]
+
+    async def all_queued() -> bool:
+        return await scene.states() == ["queued"] * 5
+
+    await scene.until(all_queued, "all to be queued")
+    await rig.time_is_up(*tasks)
     for task in tasks:
         with pytest.raises(Exception, match="withdrawn"):
             await task
@@ -298,10 +306,12 @@ async def test_who_accepts_others_execution_accepts_the_matching_transfer_only(s
 
 
 async def test_a_withdrawn_payment_executed_by_another_is_one_success_for_who_accepts_that(scene: Scene) -> None:
-    rig = await scene.engine(relayers=[], deadline_s=0.6)
+    rig = await scene.engine(relayers=[])
     (buyer,) = await buyers(scene, 1)
     payment = scene.payment(buyer)
     task = scene.settle(rig, payment, accept_external=True)
+    await in_state(scene, "queued", mine=False)
+    await rig.time_is_up(task)
     with pytest.raises(Exception, match="withdrawn"):
         await task
     await use(scene, buyer, payment, "external")

@@ -60,15 +60,22 @@ async def test_below_its_level_a_payment_is_pending_with_its_hash_and_the_repeat
     scene: Scene, level: str, whose: str
 ) -> None:
     default, rules = (level, {}) if whose == "the default" else ("latest", {"confirm_level": level})
-    rig = await scene.engine(deadline_s=1.5, confirm_level=default)
+    rig = await scene.engine(confirm_level=default)
     payment = scene.payment()
     task = await scene.settle_pooled(rig, payment, **rules)
     await scene.sim.mine(1 if level == "safe" else 3)
+    below = "included" if level == "safe" else "safe"
 
-    first = await task
+    async def there() -> bool:
+        return await scene.states() == [below]
+
+    await scene.until(there, below)
+
+    await rig.time_is_up(task)
+    first = task.result()
     assert reason(first) is Reason.SETTLEMENT_PENDING
     assert first.result.tx_hash == scene.sent()[0].tx_hash
-    assert await scene.states() == ["included" if level == "safe" else "safe"]
+    assert await scene.states() == [below]
 
     again = scene.settle(rig, payment, **rules)
     await scene.sim.mine(2)

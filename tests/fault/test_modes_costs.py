@@ -325,7 +325,7 @@ async def test_mode_52_a_base_fee_above_the_cap_refuses_too_and_no_cap_refuses_n
 
 
 async def test_a_relayer_whose_money_would_not_do_for_the_l1_fee_signs_nothing(scene: Scene) -> None:
-    rig = await scene.engine(l1_fee_poll_s=0.05, payment_cost_cap_wei=0, deadline_s=1.0)
+    rig = await scene.engine(l1_fee_poll_s=0.05, payment_cost_cap_wei=0, deadline_s=3.0)
     await scene.token.set_gas_money(scene.relayers[0].address, 10**16)
     await oracle_says(scene, l1_fee_wei=10**16)
     await scene.until(lambda: rig.engine._watchers[scene.network].pricing.l1_fee_wei == 10**16, "the fee to be read")

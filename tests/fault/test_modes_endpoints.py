@@ -16,6 +16,7 @@ from facilitator.metrics import RPC_DISAGREEMENTS
 from tests.fault.test_late import STRANGER, failed, in_state, use
 from tests.fixtures.base_sim import Absent, BaseSim, Call, Drop, NodeSays, NoLogs, PretendAccepted, Rewrite, Rules, Stale, base_sim_before
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, USDC, Rig
 
 RECEIPT = "eth_getTransactionReceipt"
@@ -208,8 +209,8 @@ async def test_mode_37_an_endpoint_of_another_chain_is_refused_wherever_it_stand
     evm = EvmClient(NETWORK, RpcClient([scene.sim.url, honest.url], SystemClock()))
     try:
         with pytest.raises(ConfigFault, match="serves another chain"):
-            await evm.connect(evm.deadline_in(5))
+            await evm.connect(evm.deadline_in(PATIENCE_S))
         honest.plant(Drop(method="eth_chainId"))
-        await evm.connect(evm.deadline_in(5))
+        await evm.connect(evm.deadline_in(PATIENCE_S))
     finally:
         await evm.close()

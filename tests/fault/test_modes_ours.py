@@ -15,8 +15,9 @@ from facilitator.protocol.reasons import Reason
 from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.units import UnixSeconds
 from tests.fixtures.base_sim import base_sim_before
-from tests.fixtures.house import House, client_session, eventually
+from tests.fixtures.house import BRIEF_LEASES, House, client_session, eventually
 from tests.fixtures.scene import Scene, reason
+from tests.fixtures.waiting import PATIENCE_S
 
 ETHER = 10**18
 
@@ -26,7 +27,8 @@ ETHER = 10**18
 
 async def test_mode_19_a_relayer_without_money_signs_nothing_fails_nothing_and_goes_on_once_funded(scene: Scene) -> None:
     await scene.token.set_gas_money(scene.relayers[0].address, 10**12)
-    rig = await scene.engine(deadline_s=1.0)
+    rig = await scene.engine()
+    rig.callers_wait(3.0)
     payment = scene.payment()
     with pytest.raises(OverloadFault) as raised:
         await scene.settle(rig, payment)
@@ -34,6 +36,7 @@ async def test_mode_19_a_relayer_without_money_signs_nothing_fails_nothing_and_g
     assert scene.sim.sent == []
     assert await scene.states() == []
 
+    rig.callers_wait(PATIENCE_S)
     task = scene.settle(rig, payment)
     await scene.token.set_gas_money(scene.relayers[0].address, ETHER)
 
@@ -42,18 +45,23 @@ async def test_mode_19_a_relayer_without_money_signs_nothing_fails_nothing_and_g
 
 
 async def test_mode_19_a_relayer_drained_after_signing_keeps_its_payment_until_there_is_money(scene: Scene) -> None:
-    rig = await scene.engine(deadline_s=1.5)
+    rig = await scene.engine()
     payment = scene.payment()
     task = await scene.settle_pooled(rig, payment)
     await scene.sim.pool.evict_all()
     await scene.token.set_gas_money(scene.relayers[0].address, 1)
+    account = rig.engine._dispatchers[scene.network].accounts[0]
+    await scene.until(lambda: account.balance_wei == 1, "the loss to be noticed", mine=True)
 
-    answer = await scene.answer(task)
+    await rig.time_is_up(task)
+    answer = task.result()
 
     assert (reason(answer), answer.result.tx_hash) == (Reason.SETTLEMENT_PENDING, scene.sent()[0].tx_hash)
     assert await scene.states() == ["submitted"]
+    rig.callers_wait(3.0)
     with pytest.raises(OverloadFault):
         await scene.settle(rig)
+    rig.callers_wait(PATIENCE_S)
     await scene.token.set_gas_money(scene.relayers[0].address, ETHER)
     assert reason(await scene.answer(scene.settle(rig, payment))) is None
     assert len(scene.sent()) == 1
@@ -65,7 +73,7 @@ async def test_mode_19_a_relayer_drained_after_signing_keeps_its_payment_until_t
 
 async def test_modes_21_and_22_an_owner_stopped_past_its_lease_wakes_up_and_harms_nobody(tmp_path: Path, database_url: str) -> None:
     async with (
-        House.open(tmp_path, database_url) as house,
+        House.open(tmp_path, database_url, settlement=BRIEF_LEASES) as house,
         base_sim_before(house.anvil.rpc_url) as sim,
         client_session() as session,
     ):
@@ -137,7 +145,7 @@ async def locked(scene: Scene, table: str) -> AsyncIterator[None]:
 
 
 async def test_mode_42_a_database_that_does_not_answer_refuses_before_anything_is_signed(scene: Scene) -> None:
-    rig = await scene.engine(statement_timeout_s=1.0, deadline_s=2.0)
+    rig = await scene.engine(statement_timeout_s=3.0)
     payments = [scene.payment() for _ in range(12)]
 
     async with locked(scene, "settlement"):
@@ -150,7 +158,7 @@ async def test_mode_42_a_database_that_does_not_answer_refuses_before_anything_i
 
 
 async def test_mode_42_a_slow_database_serves_some_refuses_the_rest_and_is_never_wrong(scene: Scene) -> None:
-    rig = await scene.engine(queue_max=8, deadline_s=5.0, group_max=4)
+    rig = await scene.engine(queue_max=8, group_max=4)
     await scene.rows("create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.1); return new; end $$;")
     await scene.rows("create trigger slow before insert on relayer_slot for each row execute function slow()")
     payments = [scene.payment() for _ in range(30)]

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from facilitator.store.migrate import load_migrations
 from tests.fixtures.balancer import Balancer
-from tests.fixtures.house import House
+from tests.fixtures.house import BRIEF_LEASES, House
 from tests.fixtures.rollout import DRAIN_S, assert_each_paid_once, next_release, pay_steadily, roll
 
 RATE_PER_S = 10
@@ -17,7 +17,7 @@ RATE_PER_S = 10
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
-    async with House.open(tmp_path, database_url, server={"drain_delay_s": DRAIN_S}, relayers=2) as house:
+    async with House.open(tmp_path, database_url, settlement=BRIEF_LEASES, server={"drain_delay_s": DRAIN_S}, relayers=2) as house:
         await asyncio.gather(house.serve(), house.serve())
         yield house
 

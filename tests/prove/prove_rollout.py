@@ -14,7 +14,7 @@ from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
 from facilitator.store.migrate import migrate
 from tests.fixtures.balancer import Balancer
-from tests.fixtures.house import House
+from tests.fixtures.house import BRIEF_LEASES, House
 from tests.fixtures.rollout import DRAIN_S, Load, assert_each_paid_once, next_release, pay_steadily, roll
 from tests.prove.conftest import Tell
 
@@ -66,7 +66,10 @@ async def scene(directory: Path) -> AsyncIterator[Scene]:
         database_url = await database.create_database("rollout")
         await migrate(database_url)
         server = {"drain_delay_s": DRAIN_S}
-        async with House.open(directory / "house", database_url, server=server, relayers=2) as house, Balancer.open() as balancer:
+        async with (
+            House.open(directory / "house", database_url, settlement=BRIEF_LEASES, server=server, relayers=2) as house,
+            Balancer.open() as balancer,
+        ):
             for service in (await house.serve(), await house.serve()):
                 balancer.add(service.port)
                 await balancer.takes(service.port)

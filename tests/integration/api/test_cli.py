@@ -21,6 +21,7 @@ from eth_account.signers.local import LocalAccount
 
 from facilitator.devstack.stack import Anvil, Postgres
 from tests.fixtures.service import ServeProcess, free_port
+from tests.fixtures.waiting import PATIENCE_S
 
 KEY = "0x" + "7c" * 32
 CONFIG = """
@@ -76,7 +77,7 @@ async def status_of(shell: Shell, path: str) -> int:
         return answer.status
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = PATIENCE_S) -> None:
     end = time.monotonic() + timeout_s
     while not await holds(condition):
         assert time.monotonic() < end, "it did not come to pass"

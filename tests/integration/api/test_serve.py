@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from facilitator.devstack.buyer import Buyer, facilitator_request, requirements
 from facilitator.devstack.stack import Anvil
 from tests.fixtures.hostile import HostileBody, hostile_bodies
 from tests.fixtures.service import ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 
 PAY_TO = "0x2222222222222222222222222222222222222222"
 NewBuyer = Callable[..., Awaitable[Buyer]]
@@ -48,14 +48,10 @@ async def client(service: ServeProcess) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def next_block(chain: Anvil) -> None:
-    """Return right after a block, so that the next one is a whole block time away."""
-    ask = {"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []}
-    async with aiohttp.ClientSession() as session:
-        seen: set[str] = set()
-        while len(seen) < 2:
-            async with session.post(chain.rpc_url, json=ask) as answer:
-                seen.add((await answer.json())["result"])
+async def in_pool(chain: Anvil) -> None:
+    """Return when a transaction waits for its block."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not int((await chain.node.call("txpool_status"))["pending"], 16):  # type: ignore[index]
             await asyncio.sleep(0.01)
 
 
@@ -156,7 +152,7 @@ async def test_a_caller_that_hangs_up_mid_wait_leaves_the_answer_to_the_next(
 ) -> None:
     from facilitator.devstack.token import Token  # noqa: PLC0415
 
-    chain = await start_chain(block_time_s=2)
+    chain = await start_chain(automine=False)
     token = Token.at(chain.rpc_url)
     relayer = await new_relayer(token=token)
     buyer = Buyer.numbered(4711)
@@ -167,11 +163,11 @@ async def test_a_caller_that_hangs_up_mid_wait_leaves_the_answer_to_the_next(
     try:
         body = json.dumps(request_of(buyer, 2)).encode()
         head = f"POST /settle HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer {process.api_key}\r\n"
-        await next_block(chain)
         caller = socket.create_connection(("127.0.0.1", process.port))
         caller.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await asyncio.sleep(0.3)
+        await in_pool(chain)
         caller.close()
+        await chain.node.call("evm_mine")
         async with aiohttp.ClientSession(process.base_url, headers=process.headers) as session:
             async with session.post("/settle", data=body, headers={"Content-Type": "application/json"}) as answer:
                 assert (await answer.json())["success"] is True
@@ -181,26 +177,22 @@ async def test_a_caller_that_hangs_up_mid_wait_leaves_the_answer_to_the_next(
         await asyncio.to_thread(process.terminate)
 
 
-async def test_every_hostile_body_is_refused_quickly_without_a_traceback_and_without_growth(
+async def test_every_hostile_body_is_refused_without_a_traceback_and_without_growth(
     service: ServeProcess, client: aiohttp.ClientSession
 ) -> None:
     corpus = list(hostile_bodies())
     assert len(corpus) >= 150
 
-    async def send(path: str, hostile: HostileBody) -> float:
-        started = time.perf_counter()
+    async def send(path: str, hostile: HostileBody) -> None:
         async with client.post(path, data=io.BytesIO(hostile.body), headers={"Content-Type": hostile.content_type}) as answer:
             text = await answer.text()
-        elapsed_s = time.perf_counter() - started
         assert answer.status == hostile.status, (path, hostile.name, answer.status, text)
         problem = json.loads(text)
         assert {"error", "message", "requestId"} <= problem.keys(), hostile.name
         assert problem["requestId"] == answer.headers["X-Request-Id"]
         assert "Traceback" not in text
-        return elapsed_s
 
     process = psutil.Process(service.pid)
-    slowest = 0.0
     for path in ("/verify", "/settle"):  # the first round fills caches
         for hostile in corpus:
             await send(path, hostile)
@@ -208,10 +200,9 @@ async def test_every_hostile_body_is_refused_quickly_without_a_traceback_and_wit
     for _ in range(2):
         for path in ("/verify", "/settle"):
             for hostile in corpus:
-                slowest = max(slowest, await send(path, hostile))
+                await send(path, hostile)
     grown = process.memory_info().rss - before
     assert grown < 4 * 1024 * 1024, f"{grown} bytes more after {4 * len(corpus)} hostile bodies"
-    assert slowest < 0.5, f"{slowest:.3f} s"
     assert "Traceback" not in service.logs
     assert not [event for event in service.log_events if event.get("level") == "error"]
 
@@ -235,7 +226,7 @@ async def test_sigterm_answers_the_waiting_caller_before_the_process_ends(
 ) -> None:
     from facilitator.devstack.token import Token  # noqa: PLC0415
 
-    chain = await start_chain(block_time_s=2)
+    chain = await start_chain(automine=False)
     token = Token.at(chain.rpc_url)
     relayer = await new_relayer(token=token)
     buyer = Buyer.numbered(4712)
@@ -244,14 +235,16 @@ async def test_sigterm_answers_the_waiting_caller_before_the_process_ends(
     await asyncio.to_thread(lambda: process.api_key)
     await process.astart()
     async with aiohttp.ClientSession(process.base_url, headers=process.headers) as session:
-        await next_block(chain)
         waiting = asyncio.create_task(post(session, "/settle", request_of(buyer, 2)))
-        await asyncio.sleep(0.3)
-        status = await asyncio.to_thread(process.terminate)
-        assert status == 0
+        await in_pool(chain)
+        stopping = asyncio.create_task(asyncio.to_thread(process.terminate))
+        while not stopping.done():
+            await chain.node.call("evm_mine")
+            await asyncio.wait([stopping], timeout=0.1)
+        assert stopping.result() == 0
         code, answer = await waiting
     assert code == 200
     assert answer["success"] or answer["errorReason"] == "settlement_pending"
     assert answer["transaction"].startswith("0x")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", process.port), timeout=1)
+        socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)

@@ -11,6 +11,7 @@ from facilitator.chain.rpc import NodeError, RpcCall, RpcError
 from facilitator.devstack.accounts import dev_account
 from facilitator.units import Address
 from tests.fixtures.base_sim import BaseSim, Delay, RawTransaction, Rules
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.base_sim.conftest import ETHER, GWEI, Relayer
 
 TAKEN = SendOutcome(error=None)
@@ -128,7 +129,7 @@ async def test_a_transaction_below_the_base_fee_is_parked_and_mined_when_the_fee
     assert await relayer.send(transaction) == TAKEN
     assert base_sim.pool.parked() == [transaction]
     assert await relayer.words(transaction) == "already known"
-    found = await relayer.evm.rpc.call("eth_getTransactionByHash", (transaction.tx_hash,), relayer.evm.deadline_in(5))
+    found = await relayer.evm.rpc.call("eth_getTransactionByHash", (transaction.tx_hash,), relayer.evm.deadline_in(PATIENCE_S))
     assert transaction.tx_hash.encode() in bytes(found)
     await base_sim.mine()
     assert await mined(base_sim, transaction) == [False]
@@ -171,7 +172,7 @@ async def test_a_chain_that_mines_by_the_clock_is_followed(start_sim: Callable[.
     transaction = relayer.sign(0, max_fee_wei=4 * 10**8)
 
     assert await relayer.send(transaction) == TAKEN
-    async with asyncio.timeout(20):  # empty blocks take an eighth off the base fee each
+    async with asyncio.timeout(PATIENCE_S):  # empty blocks take an eighth off the base fee each
         while not (await mined(sim, transaction))[0]:
             await asyncio.sleep(0.02)
 
@@ -234,7 +235,7 @@ async def test_what_somebody_drops_from_anvil_is_evicted(base_sim: BaseSim, rela
     for transaction in (first, second):
         await relayer.send(transaction)
     if through_the_proxy:
-        await relayer.evm.rpc.call("anvil_dropTransaction", (first.tx_hash,), relayer.evm.deadline_in(5))
+        await relayer.evm.rpc.call("anvil_dropTransaction", (first.tx_hash,), relayer.evm.deadline_in(PATIENCE_S))
     else:
         await base_sim.upstream.result("anvil_dropTransaction", first.tx_hash)
     await base_sim.mine()
@@ -249,7 +250,7 @@ async def test_all_is_forgotten_with_the_pool(base_sim: BaseSim, relayer: Relaye
     transaction = relayer.sign(0)
     for method, parameters in (("anvil_dropAllTransactions", ()), ("anvil_removePoolTransactions", (relayer.account.address,))):
         assert await relayer.send(transaction) == TAKEN
-        await relayer.evm.rpc.call(method, parameters, relayer.evm.deadline_in(5))
+        await relayer.evm.rpc.call(method, parameters, relayer.evm.deadline_in(PATIENCE_S))
         assert base_sim.pool.pending() == []
 
 
@@ -352,7 +353,7 @@ async def test_the_pool_tells_what_it_holds(base_sim: BaseSim, relayer: Relayer)
     await relayer.send(relayer.sign(0, max_fee_wei=4 * GWEI))
     await relayer.send(relayer.sign(1, max_fee_wei=2 * GWEI))
 
-    content = bytes(await relayer.evm.rpc.call("txpool_contentFrom", (relayer.address,), relayer.evm.deadline_in(5))).decode()
+    content = bytes(await relayer.evm.rpc.call("txpool_contentFrom", (relayer.address,), relayer.evm.deadline_in(PATIENCE_S))).decode()
     pending, queued = content.split('"queued"')
     assert (relayer.sign(0, max_fee_wei=4 * GWEI).tx_hash in pending, relayer.sign(1, max_fee_wei=2 * GWEI).tx_hash in queued) == (
         True,
@@ -365,7 +366,7 @@ async def test_pending_does_not_count_the_pool_unless_told(base_sim: BaseSim, re
     counts = []
     for counts_pool in (False, True):
         base_sim.rules = Rules(pending_counts_pool=counts_pool)
-        counts.append(await relayer.evm.transaction_count(Address(relayer.address), "pending", relayer.evm.deadline_in(5)))
+        counts.append(await relayer.evm.transaction_count(Address(relayer.address), "pending", relayer.evm.deadline_in(PATIENCE_S)))
 
     assert counts == [0, 1]
 
@@ -375,7 +376,7 @@ async def test_pending_does_not_count_the_pool_unless_told(base_sim: BaseSim, re
 
 async def sync(relayer: Relayer, transaction: RawTransaction, *timeout: int) -> Any:
     call = RpcCall("eth_sendRawTransactionSync", ("0x" + transaction.raw.hex(), *timeout))
-    (answer,) = await relayer.evm.rpc.batch([call], relayer.evm.deadline_in(10))
+    (answer,) = await relayer.evm.rpc.batch([call], relayer.evm.deadline_in(PATIENCE_S))
     return answer if isinstance(answer, RpcError) else bytes(answer).decode()
 
 

@@ -29,6 +29,7 @@ from facilitator.schemes.scheme import Token as ServedToken
 from facilitator.schemes.signatures import normalise
 from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Gas, Network, TxHash, UnixSeconds, Wei
 from tests.fixtures.payments import BASE_SEPOLIA, SCHEME, TOKEN, USDC, authorization, sign, typed_data
+from tests.fixtures.waiting import PATIENCE_S
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
 NewRelayer = Callable[..., Awaitable[LocalAccount]]
@@ -49,7 +50,7 @@ ANYTHING = Unbounded(chain_id=84532, assets=frozenset(), max_fee_max_wei=Wei(0))
 @pytest_asyncio.fixture
 async def evm(chain: Anvil) -> AsyncIterator[EvmClient]:
     client = EvmClient(BASE_SEPOLIA, RpcClient([chain.rpc_url], SystemClock()))
-    await client.connect(client.deadline_in(10))
+    await client.connect(client.deadline_in(PATIENCE_S))
     yield client
     await client.close()
 
@@ -67,7 +68,7 @@ async def judge(evm: EvmClient, terms: Authorization) -> Refusal | None:
     refusal = SCHEME.check_signature(terms)
     if refusal is not None:
         return refusal
-    facts = await evm.answer(SCHEME.ask(terms), evm.deadline_in(10))
+    facts = await evm.answer(SCHEME.ask(terms), evm.deadline_in(PATIENCE_S))
     now = Now(head=facts.head.timestamp, wall=SystemClock().now())
     return SCHEME.check_time(terms, now) or SCHEME.judge(terms, facts)
 
@@ -78,7 +79,7 @@ async def reason(evm: EvmClient, terms: Authorization) -> Reason | None:
 
 
 async def signed_transaction(evm: EvmClient, signer: LocalSigner, call: Call, gas: int) -> SignedTransaction:
-    fees = max_fee(next_base_fee(await evm.head(evm.deadline_in(10))), Wei(100_000), FeePolicy())
+    fees = max_fee(next_base_fee(await evm.head(evm.deadline_in(PATIENCE_S))), Wei(100_000), FeePolicy())
     return await signer.sign(
         Transaction(
             chain_id=84532,
@@ -96,15 +97,14 @@ async def settle(evm: EvmClient, new_relayer: NewRelayer, call: Call, gas: int =
     """Send a call in a transaction of its own and wait for its receipt."""
     signer = LocalSigner(bytes((await new_relayer()).key), ANYTHING)
     signed = await signed_transaction(evm, signer, call, gas)
-    outcome = await evm.send_raw(signed.raw, evm.deadline_in(10))
+    outcome = await evm.send_raw(signed.raw, evm.deadline_in(PATIENCE_S))
     assert outcome == SendOutcome(error=None)
-    for _ in range(100):
-        (receipt,) = await evm.receipts([signed.tx_hash], evm.deadline_in(10))
+    while True:
+        (receipt,) = await evm.receipts([signed.tx_hash], evm.deadline_in(PATIENCE_S))
         if receipt is not None:
             assert receipt.tx_hash == signed.tx_hash
             return receipt
         await asyncio.sleep(0.02)
-    raise AssertionError("the transaction was not mined")
 
 
 async def test_all_facts_of_a_verification_come_in_one_http_request(evm: EvmClient, new_buyer: NewBuyer) -> None:
@@ -116,10 +116,10 @@ async def test_all_facts_of_a_verification_come_in_one_http_request(evm: EvmClie
 
 async def test_without_multicall3_the_same_facts_still_come_in_one_http_request(evm: EvmClient, new_buyer: NewBuyer) -> None:
     questions = SCHEME.ask(pay(await new_buyer(amount_atomic=1)))
-    shared = await evm.answer(questions, evm.deadline_in(10))
+    shared = await evm.answer(questions, evm.deadline_in(PATIENCE_S))
     evm.multicall = False
     sent = evm.rpc.requests_sent
-    alone = await evm.answer(questions, evm.deadline_in(10))
+    alone = await evm.answer(questions, evm.deadline_in(PATIENCE_S))
     assert evm.rpc.requests_sent == sent + 1
     assert alone.replies == shared.replies
     assert not alone.replies[-1].ok
@@ -127,7 +127,7 @@ async def test_without_multicall3_the_same_facts_still_come_in_one_http_request(
 
 
 async def test_without_questions_the_head_is_the_answer(evm: EvmClient) -> None:
-    facts = await evm.answer((), evm.deadline_in(10))
+    facts = await evm.answer((), evm.deadline_in(PATIENCE_S))
     assert isinstance(facts, Facts)
     assert facts.replies == ()
     assert facts.head.timestamp > 0
@@ -138,7 +138,7 @@ async def test_answers_keep_the_order_of_their_questions(evm: EvmClient, new_buy
     buyer = Address((await new_buyer(amount_atomic=123)).address.lower())
     balance = Call(to=USDC, data=abi.balance_of(buyer))
     questions = (balance, CodeOf(address=buyer), Call(to=USDC, data=abi.DECIMALS), CodeOf(address=USDC), balance)
-    first, code, decimals, token_code, last = (await evm.answer(questions, evm.deadline_in(10))).replies
+    first, code, decimals, token_code, last = (await evm.answer(questions, evm.deadline_in(PATIENCE_S))).replies
     assert abi.read_uint(first.data) == abi.read_uint(last.data) == 123
     assert code.data == b""
     assert abi.read_uint(decimals.data) == 6
@@ -184,7 +184,7 @@ async def test_a_payer_with_a_7702_delegation_is_a_smart_wallet(evm: EvmClient, 
 async def test_an_asset_that_is_no_eip3009_token_is_told(evm: EvmClient, new_buyer: NewBuyer) -> None:
     for asset, expected in ((abi.MULTICALL3_ADDRESS, Reason.EIP3009_NOT_SUPPORTED), (PAY_TO, Reason.ASSET_NOT_DEPLOYED)):
         terms = pay(await new_buyer(), asset=asset)
-        refusal = SCHEME.judge(terms, await evm.answer(SCHEME.ask(terms), evm.deadline_in(10)))
+        refusal = SCHEME.judge(terms, await evm.answer(SCHEME.ask(terms), evm.deadline_in(PATIENCE_S)))
         assert refusal is not None
         assert refusal.reason is expected
 
@@ -195,17 +195,17 @@ async def test_a_forged_signature_would_also_revert(evm: EvmClient, new_buyer: N
         payer=forged.payer, pay_to=forged.pay_to, auth_nonce=forged.auth_nonce, amount_atomic=Atomic(2), signature=forged.signature
     )
     assert await reason(evm, terms) is Reason.SIGNATURE
-    refusal = SCHEME.judge(terms, await evm.answer(SCHEME.ask(terms), evm.deadline_in(10)))
+    refusal = SCHEME.judge(terms, await evm.answer(SCHEME.ask(terms), evm.deadline_in(PATIENCE_S)))
     assert refusal is not None
     assert refusal.reason is Reason.SIGNATURE
 
 
 async def test_a_payment_valid_only_from_now_on_passes(evm: EvmClient, new_buyer: NewBuyer) -> None:
     buyer = await new_buyer()
-    head = await evm.head(evm.deadline_in(10))
+    head = await evm.head(evm.deadline_in(PATIENCE_S))
     wall = UnixSeconds(max(SystemClock().now(), head.timestamp + 1))
     terms = pay(buyer, valid_after=UnixSeconds(head.timestamp))
-    facts = await evm.answer(SCHEME.ask(terms), evm.deadline_in(10))
+    facts = await evm.answer(SCHEME.ask(terms), evm.deadline_in(PATIENCE_S))
     assert SCHEME.check_time(terms, Now(head=facts.head.timestamp, wall=wall)) is None
     assert SCHEME.judge(terms, facts) is None
 
@@ -223,15 +223,15 @@ async def test_a_payment_goes_through_and_is_found_by_its_logs(evm: EvmClient, n
     proof = find_payment(receipt.logs, terms)
     assert isinstance(proof, PaymentProof)
     assert proof.log.tx_hash == receipt.tx_hash
-    block = await evm.block(receipt.block_number, evm.deadline_in(10))
+    block = await evm.block(receipt.block_number, evm.deadline_in(PATIENCE_S))
     assert block is not None
     assert block.block_hash == receipt.block_hash
-    assert await evm.block_by_hash(receipt.block_hash, evm.deadline_in(10)) == block
+    assert await evm.block_by_hash(receipt.block_hash, evm.deadline_in(PATIENCE_S)) == block
 
     topics = abi.payment_topics([terms.payer])
-    by_block = await evm.logs(evm.deadline_in(10), addresses=[USDC], topics=topics, block_hash=receipt.block_hash)
+    by_block = await evm.logs(evm.deadline_in(PATIENCE_S), addresses=[USDC], topics=topics, block_hash=receipt.block_hash)
     by_range = await evm.logs(
-        evm.deadline_in(10), addresses=[USDC], topics=topics, from_block=receipt.block_number, to_block=receipt.block_number
+        evm.deadline_in(PATIENCE_S), addresses=[USDC], topics=topics, from_block=receipt.block_number, to_block=receipt.block_number
     )
     assert find_payment(by_block, terms) == find_payment(by_range, terms) == proof
     assert await reason(evm, terms) is Reason.NONCE_USED
@@ -319,7 +319,7 @@ async def test_each_refusal_of_a_send_is_told_apart(start_chain: Callable[..., A
             "max_priority_fee_wei": Wei(1),
         }
         signed = await signer.sign(Transaction(**fields | changes))
-        return await own.send_raw(signed.raw, own.deadline_in(10))
+        return await own.send_raw(signed.raw, own.deadline_in(PATIENCE_S))
 
     try:
         assert await send() == SendOutcome(error=None)
@@ -341,30 +341,30 @@ async def test_each_refusal_of_a_send_is_told_apart(start_chain: Callable[..., A
 
 
 async def test_what_is_not_there_yet_is_none_and_what_a_node_refuses_is_a_fault(evm: EvmClient) -> None:
-    assert await evm.receipts([TxHash("0x" + "12" * 32)], evm.deadline_in(10)) == [None]
-    assert await evm.receipts([], evm.deadline_in(10)) == []
-    assert await evm.block(10**9, evm.deadline_in(10)) is None
-    assert await evm.block_by_hash(UNSEALED, evm.deadline_in(10)) is None
+    assert await evm.receipts([TxHash("0x" + "12" * 32)], evm.deadline_in(PATIENCE_S)) == [None]
+    assert await evm.receipts([], evm.deadline_in(PATIENCE_S)) == []
+    assert await evm.block(10**9, evm.deadline_in(PATIENCE_S)) is None
+    assert await evm.block_by_hash(UNSEALED, evm.deadline_in(PATIENCE_S)) is None
     with pytest.raises(ChainFault):
-        await evm.receipts([TxHash("0x12")], evm.deadline_in(10))
+        await evm.receipts([TxHash("0x12")], evm.deadline_in(PATIENCE_S))
 
 
 async def test_many_receipts_come_in_requests_of_the_batch_limit(chain: Anvil) -> None:
     client = EvmClient(BASE_SEPOLIA, RpcClient([chain.rpc_url], SystemClock()))
     hashes = [TxHash("0x" + number.to_bytes(32, "big").hex()) for number in range(1, 251)]
-    assert await client.receipts(hashes, client.deadline_in(10)) == [None] * 250
+    assert await client.receipts(hashes, client.deadline_in(PATIENCE_S)) == [None] * 250
     assert client.rpc.requests_sent == 3
     await client.close()
 
 
 async def test_heads_and_counts_are_read(evm: EvmClient, new_relayer: NewRelayer) -> None:
     relayer = Address((await new_relayer(wei=12_345)).address.lower())
-    assert await evm.balance(relayer, evm.deadline_in(10)) == 12_345
-    assert await evm.transaction_count(relayer, "latest", evm.deadline_in(10)) == 0
-    assert await evm.chain_id(evm.deadline_in(10)) == 84532
-    latest = await evm.head(evm.deadline_in(10))
-    safe = await evm.block_at("safe", evm.deadline_in(10))
-    finalized = await evm.block_at("finalized", evm.deadline_in(10))
+    assert await evm.balance(relayer, evm.deadline_in(PATIENCE_S)) == 12_345
+    assert await evm.transaction_count(relayer, "latest", evm.deadline_in(PATIENCE_S)) == 0
+    assert await evm.chain_id(evm.deadline_in(PATIENCE_S)) == 84532
+    latest = await evm.head(evm.deadline_in(PATIENCE_S))
+    safe = await evm.block_at("safe", evm.deadline_in(PATIENCE_S))
+    finalized = await evm.block_at("finalized", evm.deadline_in(PATIENCE_S))
     assert finalized.number <= safe.number <= latest.number
 
 
@@ -373,9 +373,9 @@ async def test_the_next_base_fee_is_what_the_chain_makes_it(start_chain: Callabl
     client = EvmClient(BASE_SEPOLIA, RpcClient([anvil.rpc_url], SystemClock()))
     try:
         for _ in range(5):
-            before = await client.head(client.deadline_in(10))
+            before = await client.head(client.deadline_in(PATIENCE_S))
             await anvil.node.call("evm_mine")
-            after = await client.head(client.deadline_in(10))
+            after = await client.head(client.deadline_in(PATIENCE_S))
             assert after.number == before.number + 1
             assert after.base_fee_wei == next_base_fee(before)
     finally:
@@ -383,7 +383,7 @@ async def test_the_next_base_fee_is_what_the_chain_makes_it(start_chain: Callabl
 
 
 async def test_the_configured_token_is_checked_against_its_contract(evm: EvmClient) -> None:
-    deadline = evm.deadline_in(10)
+    deadline = evm.deadline_in(PATIENCE_S)
     assert await evm.token_domain(TOKEN, deadline) == ()
 
     def served(address: Address = USDC, name: str = "USDC", decimals: int = 6) -> ServedToken:
@@ -401,7 +401,7 @@ async def test_the_configured_token_is_checked_against_its_contract(evm: EvmClie
 async def test_an_endpoint_of_another_chain_is_refused_at_once(chain: Anvil) -> None:
     client = EvmClient(Network("eip155:8453"), RpcClient([chain.rpc_url], SystemClock()))
     with pytest.raises(ConfigFault, match="another chain"):
-        await client.connect(client.deadline_in(10))
+        await client.connect(client.deadline_in(PATIENCE_S))
     await client.close()
 
 
@@ -409,7 +409,7 @@ async def test_a_call_may_not_burn_more_gas_than_its_share(evm: EvmClient, chain
     looper = Address("0x" + "1009" * 10)
     await chain.node.call("anvil_setCode", looper, "0x5b600056")  # JUMPDEST PUSH1 0 JUMP
     questions = (Call(to=USDC, data=abi.DECIMALS), Call(to=looper, data=b""))
-    decimals, burned = (await evm.answer(questions, evm.deadline_in(10))).replies
+    decimals, burned = (await evm.answer(questions, evm.deadline_in(PATIENCE_S))).replies
     assert abi.read_uint(decimals.data) == 6
     assert not burned.ok
 
@@ -423,7 +423,7 @@ async def test_a_look_brings_logs_receipts_and_counts_in_one_request_and_each_it
     unknown = TxHash("0x" + "ab" * 32)
     sent = evm.rpc.requests_sent
 
-    sight = await evm.see(query, [receipt.tx_hash, unknown], [terms.payer, Address("0xnone")], evm.deadline_in(10))
+    sight = await evm.see(query, [receipt.tx_hash, unknown], [terms.payer, Address("0xnone")], evm.deadline_in(PATIENCE_S))
 
     assert evm.rpc.requests_sent == sent + 1
     assert isinstance(sight.logs, tuple)
@@ -432,22 +432,22 @@ async def test_a_look_brings_logs_receipts_and_counts_in_one_request_and_each_it
     assert sight.tx_counts[0] == 0
     assert isinstance(sight.tx_counts[1], ChainFault)
     missing = LogQuery(addresses=[terms.asset], block_hash=BlockHash("0x" + "ab" * 32))
-    assert isinstance((await evm.see(missing, (), (), evm.deadline_in(10))).logs, ChainFault)
+    assert isinstance((await evm.see(missing, (), (), evm.deadline_in(PATIENCE_S))).logs, ChainFault)
 
 
 async def test_blocks_come_in_one_request_and_one_that_is_not_there_is_none(evm: EvmClient) -> None:
-    head = await evm.head(evm.deadline_in(10))
+    head = await evm.head(evm.deadline_in(PATIENCE_S))
     sent = evm.rpc.requests_sent
 
-    found = await evm.blocks([head.number, 0, head.number + 1000], evm.deadline_in(10))
+    found = await evm.blocks([head.number, 0, head.number + 1000], evm.deadline_in(PATIENCE_S))
 
     assert evm.rpc.requests_sent == sent + 1
-    assert found == [head, await evm.block(0, evm.deadline_in(10)), None]
+    assert found == [head, await evm.block(0, evm.deadline_in(PATIENCE_S)), None]
 
 
 async def test_a_call_at_a_block_that_the_node_does_not_have_is_a_fault(evm: EvmClient, new_buyer: NewBuyer) -> None:
-    terms, head = pay(await new_buyer()), await evm.head(evm.deadline_in(10))
+    terms, head = pay(await new_buyer()), await evm.head(evm.deadline_in(PATIENCE_S))
     state = Call(to=terms.asset, data=abi.authorization_state(terms.payer, terms.auth_nonce))
-    assert abi.read_bool((await evm.call_at(state, head.number, evm.deadline_in(10))).data) is False
+    assert abi.read_bool((await evm.call_at(state, head.number, evm.deadline_in(PATIENCE_S))).data) is False
     with pytest.raises(ChainFault):
-        await evm.call_at(state, head.number + 1000, evm.deadline_in(10))
+        await evm.call_at(state, head.number + 1000, evm.deadline_in(PATIENCE_S))

@@ -9,6 +9,7 @@ from facilitator.chain.heads import follow_heads
 from facilitator.devstack.stack import Anvil
 from facilitator.domain.facts import Head
 from facilitator.errors import ChainFault
+from tests.fixtures.waiting import PATIENCE_S
 
 
 async def test_each_block_is_heard_once_until_the_connection_is_lost(start_chain: Callable[..., Awaitable[Anvil]]) -> None:
@@ -21,7 +22,7 @@ async def test_each_block_is_heard_once_until_the_connection_is_lost(start_chain
         came.set()
 
     following = asyncio.create_task(follow_heads(anvil.rpc_url.replace("http", "ws"), heard))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not heads:
             await anvil.node.call("evm_mine")
             await asyncio.wait([asyncio.create_task(came.wait())], timeout=0.1)

@@ -17,6 +17,7 @@ from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import Reason
 from facilitator.units import Address, Atomic, AuthNonce
 from tests.fixtures.payments import BASE_SEPOLIA, SCHEME, USDC, authorization, sign
+from tests.fixtures.waiting import PATIENCE_S
 
 NewBuyer = Callable[..., Awaitable[Buyer]]
 SELLER = Address(dev_account("seller", 8).address.lower())
@@ -26,7 +27,7 @@ LOOP = "0x5b600056"  # JUMPDEST PUSH1 0 JUMP: whatever is called on it, isValidS
 @pytest_asyncio.fixture
 async def evm(chain: Anvil) -> AsyncIterator[EvmClient]:
     client = EvmClient(BASE_SEPOLIA, RpcClient([chain.rpc_url], SystemClock()))
-    await client.connect(client.deadline_in(10))
+    await client.connect(client.deadline_in(PATIENCE_S))
     yield client
     await client.close()
 
@@ -45,7 +46,7 @@ def pay(buyer: Buyer, number: int = 0, pay_to: Address = SELLER, amount_atomic: 
 async def verdict(evm: EvmClient, answers: SharedAnswers, terms: Authorization) -> Reason | None:
     """What verification says of a payment: None when it is valid."""
     assert SCHEME.check_signature(terms) is None
-    refusal = SCHEME.judge(terms, await answers.answer(SCHEME.ask(terms), evm.deadline_in(20)))
+    refusal = SCHEME.judge(terms, await answers.answer(SCHEME.ask(terms), evm.deadline_in(PATIENCE_S)))
     return None if refusal is None else refusal.reason
 
 
@@ -105,7 +106,7 @@ async def test_without_multicall3_callers_share_a_request_too(evm: EvmClient, ne
 
 async def test_an_account_that_several_ask_about_is_looked_up_once(evm: EvmClient, new_buyer: NewBuyer) -> None:
     plain = CodeOf(address=Address((await new_buyer()).address.lower()))
-    answers, deadline = SharedAnswers(evm), evm.deadline_in(10)
+    answers, deadline = SharedAnswers(evm), evm.deadline_in(PATIENCE_S)
     first, second = await asyncio.gather(answers.answer((plain,), deadline), answers.answer((plain, CodeOf(address=USDC)), deadline))
     assert first.replies == (second.replies[0],)
     assert len(second.replies[1].data) > 100

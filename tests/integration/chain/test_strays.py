@@ -18,6 +18,7 @@ from facilitator.units import Gas, Wei
 from tests.fixtures.base_sim import BaseSim, Call, NodeSays, Rewrite
 from tests.fixtures.base_sim.fixtures import StartSim, start_sim
 from tests.fixtures.payments import BASE_SEPOLIA
+from tests.fixtures.waiting import PATIENCE_S
 
 __all__ = ["start_sim"]
 SIGNER = LocalSigner(bytes(dev_account("stray", 1).key), SigningPolicy(chain_id=84532, assets=frozenset(), max_fee_max_wei=Wei(10**13)))
@@ -48,7 +49,7 @@ async def send(evm: EvmClient, tx_nonce: int) -> SignedTransaction:
         max_priority_fee_wei=Wei(10**9),
     )
     signed = await SIGNER.sign(transaction)
-    assert (await evm.send_raw(signed.raw, evm.deadline_in(5))).in_pool
+    assert (await evm.send_raw(signed.raw, evm.deadline_in(PATIENCE_S))).in_pool
     return signed
 
 
@@ -57,9 +58,9 @@ async def test_each_used_tx_nonce_leads_to_its_transaction_wherever_it_was_mined
     await sim.mine(7)
     sent.append(await send(evm, 2))
     await sim.mine(3)
-    head = await evm.head(evm.deadline_in(5))
+    head = await evm.head(evm.deadline_in(PATIENCE_S))
 
-    found = [await mined(evm, SIGNER.address, tx_nonce, head.number, evm.deadline_in(5)) for tx_nonce in range(3)]
+    found = [await mined(evm, SIGNER.address, tx_nonce, head.number, evm.deadline_in(PATIENCE_S)) for tx_nonce in range(3)]
 
     assert [stray.signed if stray else None for stray in found] == sent
     assert [stray.gas if stray else None for stray in found] == [50_000] * 3
@@ -67,11 +68,11 @@ async def test_each_used_tx_nonce_leads_to_its_transaction_wherever_it_was_mined
 
 async def test_the_pool_is_searched_by_sender_and_a_node_that_has_no_such_method_finds_nothing(evm: EvmClient, sim: BaseSim) -> None:
     sent = {tx_nonce: await send(evm, tx_nonce) for tx_nonce in (0, 1, 3)}
-    found = await pooled(evm, SIGNER.address, evm.deadline_in(5))
+    found = await pooled(evm, SIGNER.address, evm.deadline_in(PATIENCE_S))
     assert {tx_nonce: stray.signed for tx_nonce, stray in found.items()} == sent
 
     sim.plant(NodeSays(-32601, "Method not found", method="txpool_contentFrom"))
-    assert await pooled(evm, SIGNER.address, evm.deadline_in(5)) == {}
+    assert await pooled(evm, SIGNER.address, evm.deadline_in(PATIENCE_S)) == {}
 
 
 @pytest.mark.parametrize("field", ["r", "gas", "input", "hash", "v"])
@@ -84,11 +85,11 @@ async def test_what_the_key_did_not_sign_is_not_believed(evm: EvmClient, sim: Ba
         return {"pending": {"0": wire | {field: other}}, "queued": {}}
 
     sim.plant(Rewrite(forged, method="txpool_contentFrom"))
-    assert await pooled(evm, SIGNER.address, evm.deadline_in(5)) == {}
+    assert await pooled(evm, SIGNER.address, evm.deadline_in(PATIENCE_S)) == {}
 
 
 async def test_a_history_that_cannot_be_read_is_no_transaction(evm: EvmClient, sim: BaseSim) -> None:
     await send(evm, 0)
     await sim.mine(2)
     sim.plant(NodeSays(-32000, "missing trie node", method="eth_getTransactionCount"))
-    assert await mined(evm, SIGNER.address, 0, 2, evm.deadline_in(5)) is None
+    assert await mined(evm, SIGNER.address, 0, 2, evm.deadline_in(PATIENCE_S)) is None

@@ -20,6 +20,7 @@ from facilitator.units import Address, Atomic, AuthNonce, UnixSeconds
 from tests.fixtures.base_sim import BaseSim, NodeSays, Rewrite
 from tests.fixtures.base_sim.fixtures import StartSim, start_sim
 from tests.fixtures.payments import BASE_SEPOLIA, SCHEME, authorization, sign
+from tests.fixtures.waiting import PATIENCE_S
 
 __all__ = ["start_sim"]
 NewBuyer = Callable[..., Awaitable[Buyer]]
@@ -49,7 +50,7 @@ def pay(buyer: Buyer, number: int = 0, pay_to: Address = SELLER, amount_atomic: 
 
 async def tried(evm: EvmClient, *payments: Authorization) -> list[Reply]:
     """Each caller's one reply, all asked in one request."""
-    answers = await evm.answer_each([(SCHEME.trial(terms),) for terms in payments], evm.deadline_in(10))
+    answers = await evm.answer_each([(SCHEME.trial(terms),) for terms in payments], evm.deadline_in(PATIENCE_S))
     return [answer.replies[0] for answer in answers if not isinstance(answer, ChainFault)]
 
 
@@ -146,7 +147,7 @@ async def test_an_endpoint_in_passing_trouble_gives_faults_and_is_asked_together
     terms = pay(await new_buyer())
     try:
         sim.plant(NodeSays(code=-32005, message="rate limit exceeded", method="eth_call", times=1))
-        [answer] = await evm.answer_each([(SCHEME.trial(terms),)], evm.deadline_in(10))
+        [answer] = await evm.answer_each([(SCHEME.trial(terms),)], evm.deadline_in(PATIENCE_S))
         assert isinstance(answer, ChainFault)
         assert answer.kind == "rate_limited"
         assert await tried(evm, terms) == [YES]
@@ -159,7 +160,7 @@ async def test_trials_and_questions_share_a_request(evm: EvmClient, new_buyer: N
     terms, poor = pay(await new_buyer()), pay(await new_buyer(amount_atomic=1))
     sent = evm.rpc.requests_sent
     yes, no, why = await evm.answer_each(
-        [(SCHEME.trial(terms),), (SCHEME.trial(poor),), (SCHEME.trial(poor), *SCHEME.ask(poor))], evm.deadline_in(10)
+        [(SCHEME.trial(terms),), (SCHEME.trial(poor),), (SCHEME.trial(poor), *SCHEME.ask(poor))], evm.deadline_in(PATIENCE_S)
     )
     assert evm.rpc.requests_sent == sent + 1
     for answer, expected in ((yes, YES), (no, NO), (why, NO)):

@@ -18,8 +18,8 @@ import pytest
 from facilitator.devstack.children import Account, StackFault, StateDirectory, launched
 from facilitator.devstack.node import Node
 from facilitator.devstack.stack import Postgres, Stack
+from tests.fixtures.waiting import PATIENCE_S
 
-PATIENCE_S = 20
 NOBODY = 65534
 ROOT = os.geteuid() == 0
 # What a user of the stack is like: starts it, says what runs, stays until it is told to stop by a line on standard input.

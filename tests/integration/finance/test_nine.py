@@ -16,6 +16,7 @@ from facilitator.finance.examination import Examiner, examine, explain
 from facilitator.finance.settings import Settings
 from facilitator.store import discrepancies
 from tests.fixtures.service import BASE_SEPOLIA, ServeFailed, ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, USDC
 from tests.integration.settlement.test_outcomes import Bench, bench
 
@@ -42,7 +43,7 @@ class Ledger:
         task, payment, _ = await self.bench.start_settling()
         await self.bench.execute_elsewhere(payment)
         await self.bench.mine_until_done(task)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while {row["state"] for row in await self.bench.rig.fetch("select state from settlement")} - _ENDED:
                 await self.bench.call("evm_mine")
                 await asyncio.sleep(0.1)
@@ -57,7 +58,7 @@ class Ledger:
     async def look(self) -> list[str]:
         """The classes that a look at the whole chain finds and nobody has explained."""
         evm = self.bench.rig.evm
-        head = await evm.head(evm.deadline_in(5.0))
+        head = await evm.head(evm.deadline_in(PATIENCE_S))
         await examine(self.bench.rig.db, evm, NETWORK, [USDC.address], 0, head.number)
         return sorted(found.class_ for found in await discrepancies.list_all(self.bench.rig.db, NETWORK))
 
@@ -171,7 +172,7 @@ async def test_the_continuous_look_takes_each_final_block_once_and_lets_go_of_wh
     await examiner.look()
     await examiner.look()
     runs = await ledger.connection.fetch("select from_block, to_block from reconciliation_run where background order by run_id")
-    final = await ledger.bench.rig.evm.block_at("finalized", ledger.bench.rig.evm.deadline_in(5.0))
+    final = await ledger.bench.rig.evm.block_at("finalized", ledger.bench.rig.evm.deadline_in(PATIENCE_S))
     first = await ledger.connection.fetchval("select min(admitted_block) from settlement")
     assert [tuple(run) for run in runs] == [(max(first, 1), final.number)]
     assert [found.class_ for found in await discrepancies.list_all(ledger.bench.rig.db)] == ["R3", "R4"]

@@ -16,6 +16,7 @@ from facilitator.errors import ChainFault, ConfigFault
 from facilitator.finance.reconciliation import Kind, Report, reconcile
 from facilitator.units import Address
 from tests.fixtures.oracle import assert_ledger_is_chain
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, USDC, Rig, decoded
 
 PAY_TO = "0x2222222222222222222222222222222222222222"
@@ -48,7 +49,7 @@ class Books:
     async def report(self, from_block: int = 0, to_block: int | None = None, evm: EvmClient | None = None) -> Report:
         evm = evm or self.rig.evm
         if to_block is None:
-            to_block = (await evm.head(evm.deadline_in(5.0))).number
+            to_block = (await evm.head(evm.deadline_in(PATIENCE_S))).number
         return await reconcile(self.rig.db, evm, NETWORK, [USDC.address], from_block, to_block)
 
     async def kinds(self) -> list[Kind]:
@@ -134,7 +135,7 @@ async def test_a_success_whose_payment_left_the_chain_is_seen(
     token = Token.at(own.rpc_url)
     rig = await start_engine(rpc_url=own.rpc_url, relayers=[await new_relayer(token=token)], finality_poll_s=600.0)
     books = Books(rig, own.rpc_url, await new_buyer(token=token))
-    await rig.evm.connect(rig.evm.deadline_in(5.0))
+    await rig.evm.connect(rig.evm.deadline_in(PATIENCE_S))
     before = await own.node.call("evm_snapshot")
     await books.pay(1)
     assert await books.kinds() == []
@@ -189,7 +190,7 @@ async def test_pages_hold_every_row(books: Books, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_block_of_the_future_is_a_fault_and_no_absence(books: Books) -> None:
-    head = await books.rig.evm.head(books.rig.evm.deadline_in(5.0))
+    head = await books.rig.evm.head(books.rig.evm.deadline_in(PATIENCE_S))
     with pytest.raises(ChainFault, match="has no block"):
         await books.report(0, head.number + 1_000)
     with pytest.raises(ConfigFault, match="from_block"):
@@ -198,7 +199,7 @@ async def test_a_block_of_the_future_is_a_fault_and_no_absence(books: Books) -> 
 
 async def test_another_asset_is_another_matter(books: Books) -> None:
     await books.pay(1)
-    head = await books.rig.evm.head(books.rig.evm.deadline_in(5.0))
+    head = await books.rig.evm.head(books.rig.evm.deadline_in(PATIENCE_S))
     report = await reconcile(books.rig.db, books.rig.evm, NETWORK, [Address(OTHER)], 0, head.number)
     assert {difference.kind for difference in report.differences} == {Kind.NOT_ON_CHAIN, Kind.ANSWERED_UNPAID}
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from facilitator.protocol.codec import decode_request
 from facilitator.protocol.messages import Payment
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry, Token
-from facilitator.settlement.admission import Caller
+from facilitator.settlement.admission import Caller, SettleAnswer
 from facilitator.settlement.engine import Engine
 from facilitator.settlement.network import HeadClock, ServedNetwork
 from facilitator.settlement.screening import Screen
@@ -30,11 +31,21 @@ from facilitator.store.db import Db
 from facilitator.store.tenants import Tenant
 from facilitator.units import Address, Network, Wei
 from tests.fixtures.base_sim.fixtures import start_sim
+from tests.fixtures.waiting import PATIENCE_S
 
 __all__ = ["start_sim"]
 NETWORK = Network("eip155:84532")
 USDC = Token(network=NETWORK, address=Address(BASE_SEPOLIA_USDC.lower()), name="USDC", version="2", decimals=6)
-FAST = {"lease_ttl_s": 2.0, "lease_renew_s": 0.3, "lease_trust_s": 1.5, "poll_s": 0.05, "queue_poll_s": 0.2, "answer_doubt_s": 1.0}
+PATIENT = {
+    "deadline_s": PATIENCE_S,
+    "verify_deadline_s": PATIENCE_S,
+    "queue_wait_max_s": 600.0,
+    "max_head_age_s": 600,
+    "lease_ttl_s": 120.0,
+    "lease_trust_s": 90.0,
+}
+"""Settings under which no busy machine is taken for a halted chain, a dead owner, or a queue that does not move."""
+FAST = {**PATIENT, "lease_renew_s": 0.3, "poll_s": 0.05, "queue_poll_s": 0.2, "answer_doubt_s": 1.0}
 
 
 class Rig:
@@ -50,10 +61,43 @@ class Rig:
         """Somebody who asks for that tenant, which has these rules of its own."""
         return Caller(tenant=Tenant(tenant_id=tenant_id, **rules), request_id="test")
 
+    async def time_is_up(self, *waiting: asyncio.Task[Any]) -> None:
+        """These callers, whose settlements are on record, wait no longer: return when they were told how things stand."""
+        admitter = self.engine._admitter
+        admitter.hurry()
+        self.engine._board.wake_all()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.wait(waiting)
+        finally:
+            admitter._hurry.clear()
+
+    def callers_wait(self, deadline_s: float) -> None:
+        """Whoever comes from here on waits for so long."""
+        self.engine._admitter._settings = replace(self.settings, deadline_s=deadline_s)
+
+    async def die(self) -> None:
+        """It gives nothing back; its leases and its heartbeat are over, as they would be after `lease_ttl_s`."""
+        assert self.engine._loops is not None
+        self.engine._loops.cancel()
+        await asyncio.wait([self.engine._loops])
+        await self.fetch("update relayer set lease_until = now() where owner = $1", self.engine.replica_id)
+        await self.fetch("update replica set seen_at = '-infinity' where replica_id = $1", self.engine.replica_id)
+
     async def fetch(self, sql: str, *arguments: object) -> list[Any]:
         """Rows of a plain statement."""
         async with self.db.session() as session:
             return list(await session._connection.fetch(sql, *arguments))
+
+
+async def given_up(rig: Rig, payment: Payment, tenant: str = "acme", **how: Any) -> SettleAnswer:
+    """Settle through an engine that has no relayer, until the time is up. Raises what `settle` raises."""
+    task = asyncio.create_task(rig.engine.settle(rig.caller(tenant, **how.pop("rules", {})), payment, how.get("key")))
+    async with asyncio.timeout(PATIENCE_S):
+        while not task.done() and not rig.engine._board._seats:
+            await asyncio.sleep(0.01)
+    await rig.time_is_up(task)
+    return await task
 
 
 def decoded(payment: dict[str, Any], terms: dict[str, Any]) -> Payment:
@@ -81,7 +125,7 @@ async def start_engine(
             canary: PrivateKey | None = None,
             **changes: Any,
         ) -> Rig:
-            settings = Settings(**{**FAST, "deadline_s": 10.0, **changes})
+            settings = Settings(**{**FAST, **changes})
             clock = SystemClock()
             db = await Db.connect(database_url)
             stack.push_async_callback(db.close)
@@ -101,7 +145,7 @@ async def start_engine(
             await engine.start()
             stack.push_async_callback(engine.stop, 3.0)
             if ready and signers:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE_S):
                     while not all(account.ready for account in engine._dispatchers[NETWORK].accounts):
                         await clock.sleep(0.01)
             return Rig(engine, db, evm, settings)

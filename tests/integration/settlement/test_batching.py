@@ -13,6 +13,7 @@ from facilitator.protocol.reasons import Reason
 from facilitator.settlement.admission import Caller
 from facilitator.store.tenants import Tenant
 from tests.fixtures.oracle import assert_ledger_is_chain
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
@@ -49,7 +50,7 @@ async def test_a_relayer_whose_money_pays_for_no_batch_sends_what_it_can_and_kee
     start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: Callable[..., Awaitable[Any]], chain: Anvil, database_url: str
 ) -> None:
     relayers = [await new_relayer(), await new_relayer()]
-    rig, buyer = await start_engine(relayers=relayers, deadline_s=5.0, balance_poll_s=3600.0), await new_buyer()
+    rig, buyer = await start_engine(relayers=relayers, balance_poll_s=3600.0), await new_buyer()
     dispatcher = rig.engine._dispatchers[NETWORK]
     dispatcher.accounts[0].balance_wei = int(2.5 * dispatcher._most_wei(1))
     asked = terms(amount_atomic=100)
@@ -102,7 +103,7 @@ async def test_a_bug_while_planning_pays_nobody_who_was_told_of_it(
     monkeypatch.setattr(dispatcher, "_payable_together", broken)
     async with dispatcher._writing:  # all three form one group, of which one has room
         settling = [asyncio.create_task(rig.engine.settle(alone, payment, None)) for payment in payments]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while len(dispatcher._queue) < 3:
                 await asyncio.sleep(0.01)
     outcomes = await asyncio.gather(*settling, return_exceptions=True)
@@ -121,11 +122,11 @@ async def test_an_item_that_fails_on_chain_is_tried_again_alone_while_the_others
     token = Token.at(anvil.rpc_url)
     relayer = await new_relayer(token=token)
     buyers: list[Buyer] = [await new_buyer(token=token) for _ in range(8)]
-    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], batch_min=1, deadline_s=15.0)
+    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], batch_min=1)
     asked = terms(amount_atomic=100)
     payments = [decoded(buyer.pay(2, asked), asked) for buyer in buyers]
     settling = [asyncio.create_task(rig.engine.settle(rig.caller(), payment, None)) for payment in payments]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(await rig.fetch("select from slot_item")) < 8:
             await asyncio.sleep(0.01)
     # The last buyer's balance leaves and comes back: its item fails in the batch, and would pay afterwards.
@@ -134,7 +135,7 @@ async def test_an_item_that_fails_on_chain_is_tried_again_alone_while_the_others
     await anvil.node.call("anvil_setStorageAt", BASE_SEPOLIA_USDC, balance_slot, "0x" + "00" * 32)
     await anvil.node.call("evm_mine")
     await anvil.node.call("anvil_setStorageAt", BASE_SEPOLIA_USDC, balance_slot, before)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while not all(task.done() for task in settling):
             await anvil.node.call("evm_mine")
             await asyncio.wait(settling, timeout=0.1)

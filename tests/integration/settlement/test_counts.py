@@ -8,6 +8,7 @@ import pytest
 
 from facilitator.chain.rpc import RpcCall, RpcClient
 from facilitator.store.db import Session
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import Rig, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
@@ -93,7 +94,7 @@ async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engin
 
     assert answer.ticket is not None
     await rig.engine.undelivered(answer.ticket)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while (await rig.fetch("select answer_state from settlement"))[0]["answer_state"] != "free":
             await asyncio.sleep(0.01)
 
@@ -106,7 +107,7 @@ async def test_leases_of_all_relayers_are_renewed_in_one_statement(
     rig = await start_engine(**QUIET | {"lease_renew_s": 0.2}, relayers=[await new_relayer() for _ in range(4)])
     counter = Counter(monkeypatch)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while counter.sql.count("renew_leases") < 3:
             await asyncio.sleep(0.02)
 
@@ -129,10 +130,10 @@ async def test_a_relayer_whose_row_is_being_written_keeps_no_other_lease_waiting
     async with rig.db.transaction() as session:
         await session._connection.execute("select from relayer where address = $1 for update", busy)
         before = await leases()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (now := await leases()) and any(now[other] <= before[other] for other in others):
                 await asyncio.sleep(0.02)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await leases())[busy] <= before[busy]:
             await asyncio.sleep(0.02)
     assert {row["epoch"] for row in await rig.fetch("select epoch from relayer")} == {1}

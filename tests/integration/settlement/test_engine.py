@@ -6,8 +6,10 @@ from typing import Any
 
 from facilitator.devstack.buyer import Buyer, requirements
 from facilitator.devstack.token import Token
+from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.admission import SettleAnswer
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import Rig, decoded
 
 PAY_TO = "0x2222222222222222222222222222222222222222"
@@ -21,6 +23,14 @@ def terms(version: Any = 2, amount_atomic: int = 10_000, pay_to: str = PAY_TO) -
 
 def reason(answer: SettleAnswer) -> Reason | None:
     return answer.result.refusal.reason if answer.result.refusal else None
+
+
+async def told(rig: Rig, payment: Payment, *, tenant: str = "acme", key: str | None = None) -> SettleAnswer:
+    """Settle as a caller who receives what is answered."""
+    answer = await rig.engine.settle(rig.caller(tenant), payment, key)
+    if answer.ticket:
+        await rig.engine.delivered(answer.ticket)
+    return answer
 
 
 async def test_a_payment_settles_and_its_row_proof_and_entries_agree(start_engine: StartEngine, new_buyer: NewBuyer, token: Token) -> None:
@@ -46,17 +56,11 @@ async def test_a_payment_settles_and_its_row_proof_and_entries_agree(start_engin
 
 
 async def test_fifty_at_once_are_one_transfer_one_success_and_forty_nine_duplicates(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    rig, buyer = await start_engine(deadline_s=3.0), await new_buyer()
+    rig, buyer = await start_engine(), await new_buyer()
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
 
-    async def settle() -> SettleAnswer:
-        answer = await rig.engine.settle(rig.caller(), payment, None)
-        if answer.ticket:
-            await rig.engine.delivered(answer.ticket)
-        return answer
-
-    answers = await asyncio.gather(*(settle() for _ in range(50)))
+    answers = await asyncio.gather(*(told(rig, payment) for _ in range(50)))
 
     assert sorted(str(reason(answer)) for answer in answers) == sorted(["None"] + [str(Reason.DUPLICATE_SETTLEMENT)] * 49)
     assert len({answer.result.tx_hash for answer in answers}) == 1
@@ -77,22 +81,22 @@ async def test_fifty_callers_with_one_idempotency_key_hear_the_same_success(star
 
 
 async def test_fifty_callers_with_fifty_keys_hear_one_success(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    rig, buyer = await start_engine(deadline_s=2.0), await new_buyer()
+    rig, buyer = await start_engine(), await new_buyer()
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
 
-    answers = await asyncio.gather(*(rig.engine.settle(rig.caller(), payment, f"key-{index}") for index in range(50)))
+    answers = await asyncio.gather(*(told(rig, payment, key=f"key-{index}") for index in range(50)))
 
     assert [reason(answer) for answer in answers].count(None) == 1
     assert {reason(answer) for answer in answers} == {None, Reason.DUPLICATE_SETTLEMENT}
 
 
 async def test_two_tenants_at_once_are_one_success(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    rig, buyer = await start_engine(deadline_s=2.0), await new_buyer()
+    rig, buyer = await start_engine(), await new_buyer()
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
 
-    answers = await asyncio.gather(*(rig.engine.settle(rig.caller(("acme", "globex")[index % 2]), payment, None) for index in range(50)))
+    answers = await asyncio.gather(*(told(rig, payment, tenant=("acme", "globex")[index % 2]) for index in range(50)))
 
     assert [reason(answer) for answer in answers].count(None) == 1
     assert len(await rig.fetch("select from relayer_transaction")) == 1
@@ -114,45 +118,52 @@ async def test_an_undelivered_success_goes_to_the_next_caller(start_engine: Star
 async def test_a_caller_that_goes_away_mid_wait_leaves_the_truth_to_the_next(
     start_engine: StartEngine, new_buyer: NewBuyer, start_chain: Callable[..., Awaitable[Any]]
 ) -> None:
-    slow = await start_chain(block_time_s=1)
-    await_token = Token.at(slow.rpc_url)
+    slow = await start_chain(automine=False)
+    slow_token = Token.at(slow.rpc_url)
     rig = await start_engine(rpc_url=slow.rpc_url, ready=False)
     relayer = rig.engine.supported().signers["eip155:*"][0]
-    await await_token.set_gas_money(relayer, 10**18)
-    buyer = await new_buyer(token=await_token)
+    await slow_token.set_gas_money(relayer, 10**18)
+    buyer = await new_buyer(token=slow_token)
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
     holder = asyncio.create_task(rig.engine.settle(rig.caller(), payment, None))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not await rig.fetch("select from settlement"):
             await asyncio.sleep(0.01)
     holder.cancel()
     await asyncio.wait([holder])
 
-    answer = await rig.engine.settle(rig.caller(), payment, None)
+    following = asyncio.create_task(told(rig, payment))
+    while not following.done():
+        await slow.node.call("evm_mine")
+        await asyncio.wait([following], timeout=0.1)
 
-    assert reason(answer) is None
+    assert reason(following.result()) is None
     assert reason(await rig.engine.settle(rig.caller(), payment, None)) is Reason.DUPLICATE_SETTLEMENT
 
 
 async def test_past_the_deadline_the_caller_hears_pending_with_the_hash_and_the_repeat_hears_the_truth(
     start_engine: StartEngine, new_buyer: NewBuyer, start_chain: Callable[..., Awaitable[Any]]
 ) -> None:
-    slow = await start_chain(block_time_s=2)
+    slow = await start_chain(automine=False)
     slow_token = Token.at(slow.rpc_url)
-    rig = await start_engine(rpc_url=slow.rpc_url, ready=False, deadline_s=0.5)
+    rig = await start_engine(rpc_url=slow.rpc_url, ready=False)
     await slow_token.set_gas_money(rig.engine.supported().signers["eip155:*"][0], 10**18)
     buyer = await new_buyer(token=slow_token)
     asked = terms()
     payment = decoded(buyer.pay(2, asked), asked)
-    async with asyncio.timeout(20):
-        while True:
-            first = await rig.engine.settle(rig.caller(), payment, None)
-            if reason(first) is not Reason.SETTLEMENT_PENDING:
-                break
-            pending = first
-    assert reason(first) is None
-    assert pending.result.tx_hash == first.result.tx_hash
+    first = asyncio.create_task(rig.engine.settle(rig.caller(), payment, None))
+    async with asyncio.timeout(PATIENCE_S):
+        while not await rig.fetch("select from settlement where state = 'submitted'"):
+            await asyncio.sleep(0.01)
+    await rig.time_is_up(first)
+    pending = first.result()
+    again = asyncio.create_task(rig.engine.settle(rig.caller(), payment, None))
+    while not again.done():
+        await slow.node.call("evm_mine")
+        await asyncio.wait([again], timeout=0.1)
+    assert (reason(pending), reason(again.result())) == (Reason.SETTLEMENT_PENDING, None)
+    assert pending.result.tx_hash == again.result().result.tx_hash is not None
 
 
 async def test_settlements_on_one_relayer_do_not_wait_for_each_others_receipts(start_engine: StartEngine, new_buyer: NewBuyer) -> None:

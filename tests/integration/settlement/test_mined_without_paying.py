@@ -9,6 +9,7 @@ from facilitator.devstack.node import Node
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import PAUSER, Token, calldata
 from facilitator.protocol.reasons import Reason
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import Rig, decoded
 
 PAY_TO = "0x2222222222222222222222222222222222222222"
@@ -36,7 +37,7 @@ async def test_a_payment_that_reverted_and_could_be_made_again_is_failed_with_it
     # One block, in this order: the token is paused, our transaction reverts, the token goes on.
     await put_in_pool(node, token, "pause()")
     settling = asyncio.create_task(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not await rig.fetch("select 1 from relayer_transaction") or (await pool_size(node)) < 2:
             await asyncio.sleep(0.01)
     await put_in_pool(node, token, "unpause()")

@@ -14,6 +14,7 @@ from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, trans
 from facilitator.domain.abi import AUTHORIZATION_USED_TOPIC
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.admission import SettleAnswer
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import Rig, decoded
 from tests.integration.settlement.test_engine import PAY_TO, NewBuyer, StartEngine, reason, terms
 
@@ -40,7 +41,7 @@ class Bench:
         return task, payment, message
 
     async def pooled(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while int((await self.call("txpool_status"))["pending"], 16) < count:
                 await asyncio.sleep(0.01)
 
@@ -71,7 +72,7 @@ class Bench:
         await transact(self.anvil.node, self.stranger, BASE_SEPOLIA_USDC, data)
 
     async def mine_until_done(self, task: asyncio.Task[SettleAnswer]) -> SettleAnswer:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not task.done():
                 await self.call("evm_mine")
                 await asyncio.wait([task], timeout=0.1)
@@ -90,9 +91,7 @@ async def bench(start_chain: Callable[..., Awaitable[Anvil]], start_engine: Star
     await token.set_gas_money(relayer.address, 10**19)
     await token.set_gas_money(dev_account("stranger").address, 10**19)
     buyer = await new_buyer(token=token)
-    rig = await start_engine(
-        rpc_url=anvil.rpc_url, relayers=[relayer], resend_s=0.2, bump_blocks=1000, finality_poll_s=0.2, deadline_s=15.0
-    )
+    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], resend_s=0.2, bump_blocks=1000, finality_poll_s=0.2)
     return Bench(anvil, token, rig, buyer)
 
 
@@ -155,7 +154,7 @@ async def test_a_balance_that_moved_away_fails_with_the_reason_and_may_be_tried_
     assert await bench.state() == "failed"
 
     await bench.token.fund([bench.buyer.address], amount_atomic=10_000_000)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await bench.rig.fetch("select state from relayer_slot"))[0]["state"] != "finalized":
             await bench.call("evm_mine")
             await asyncio.sleep(0.05)
@@ -184,12 +183,12 @@ async def test_a_tx_nonce_used_by_somebody_else_quarantines_the_relayer_and_requ
     await bench.call("anvil_dropAllTransactions")
     relayer = bench.rig.engine.supported().signers["eip155:*"][0]
     await bench.call("anvil_setNonce", relayer, "0x1")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while not await bench.rig.fetch("select from incident where kind = 'relayer_used_elsewhere'"):
             await bench.call("evm_mine")
             await asyncio.sleep(0.05)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await bench.state() != "queued":
             await asyncio.sleep(0.02)
     [row] = await bench.rig.fetch("select status from relayer")
@@ -201,7 +200,7 @@ async def test_a_tx_nonce_used_by_somebody_else_quarantines_the_relayer_and_requ
 async def test_final_blocks_post_the_entry(bench: Bench) -> None:
     task, _, _ = await bench.start_settling()
     assert reason(await bench.mine_until_done(task)) is None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await bench.state() != "finalized":
             await bench.call("evm_mine")
             await asyncio.sleep(0.05)
@@ -219,7 +218,7 @@ async def test_a_reorganised_payment_is_opened_again_and_sent_again(bench: Bench
     before = await bench.token.balance_of(PAY_TO)
     await bench.call("anvil_reorg", depth + int(await bench.call("eth_blockNumber"), 16) - await included_in(bench), [])
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not await bench.rig.fetch("select from incident where kind = 'reorganised'"):
             await bench.call("evm_mine")
             await asyncio.sleep(0.1)

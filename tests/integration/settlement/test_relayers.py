@@ -13,6 +13,7 @@ from facilitator.devstack.token import Token
 from facilitator.errors import OverloadFault
 from tests.fixtures.base_sim import Rules
 from tests.fixtures.oracle import assert_ledger_is_chain
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, Rig, decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
@@ -25,7 +26,7 @@ def held(rig: Rig) -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -69,12 +70,14 @@ async def test_without_gas_money_nothing_is_signed_and_funding_is_noticed(
     start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, token: Token
 ) -> None:
     relayer = await new_relayer(wei=1)
-    rig = await start_engine(relayers=[relayer], deadline_s=1.0, balance_poll_s=0.1)
+    rig = await start_engine(relayers=[relayer], balance_poll_s=0.1)
+    rig.callers_wait(3.0)
     buyer, asked = await new_buyer(), terms()
     payment = decoded(buyer.pay(2, asked), asked)
     with pytest.raises(OverloadFault):
         await rig.engine.settle(rig.caller(), payment, None)
     assert await rig.fetch("select from settlement") == []
+    rig.callers_wait(PATIENCE_S)
 
     await token.set_gas_money(relayer.address, 10**18)
     await until(lambda: (rig.engine._dispatchers[NETWORK].accounts[0].balance_wei or 0) > 1)
@@ -93,7 +96,7 @@ async def test_a_transaction_that_misses_blocks_is_outbid_and_both_bids_stand_on
     sim = await start_sim(node_url=anvil.rpc_url, rules=Rules())
     token = Token.at(anvil.rpc_url)
     relayer, buyer = await new_relayer(token=token), await new_buyer(token=token)
-    rig = await start_engine(rpc_url=sim.url, relayers=[relayer], resend_s=0.1, bump_blocks=2, deadline_s=15.0)
+    rig = await start_engine(rpc_url=sim.url, relayers=[relayer], resend_s=0.1, bump_blocks=2)
 
     async def stored(tx_hash: str) -> None:
         assert await rig.fetch("select from relayer_transaction where tx_hash = $1", tx_hash)
@@ -102,7 +105,7 @@ async def test_a_transaction_that_misses_blocks_is_outbid_and_both_bids_stand_on
     sim.pool.hold = lambda _: True  # the builder takes nothing of ours
     asked = terms()
     task = asyncio.create_task(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None))
-    async with asyncio.timeout(12):
+    async with asyncio.timeout(PATIENCE_S):
         while len(await rig.fetch("select from relayer_transaction")) < 2:
             await sim.mine()
             await asyncio.sleep(0.05)
@@ -127,7 +130,7 @@ async def test_a_halted_chain_takes_no_new_work_and_resumes(
     anvil = await start_chain(automine=False)
     token = Token.at(anvil.rpc_url)
     relayer, buyer = await new_relayer(token=token), await new_buyer(token=token)
-    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], max_head_age_s=1, deadline_s=10.0)
+    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], max_head_age_s=1)
     asked = terms()
     waiting = asyncio.create_task(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None))
     await until(rig.engine._watchers[NETWORK].halted)
@@ -136,7 +139,7 @@ async def test_a_halted_chain_takes_no_new_work_and_resumes(
         await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
     assert raised.value.kind == "chain_halted"
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not waiting.done():
             await anvil.node.call("evm_mine")
             await asyncio.wait([waiting], timeout=0.1)
@@ -149,10 +152,9 @@ async def test_new_heads_by_subscription_settle_without_waiting_for_a_poll(
     anvil = await start_chain()
     token = Token.at(anvil.rpc_url)
     relayer, buyer = await new_relayer(token=token), await new_buyer(token=token)
-    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], poll_s=8.0, ws_url=anvil.rpc_url.replace("http", "ws"))
+    rig = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], poll_s=3600.0, ws_url=anvil.rpc_url.replace("http", "ws"))
     await anvil.node.call("evm_mine")
     await until(lambda: rig.engine._networks[NETWORK].head.pushed)
     asked = terms()
-    async with asyncio.timeout(4):  # far below a poll
-        answer = await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
+    answer = await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
     assert reason(answer) is None

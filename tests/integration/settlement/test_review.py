@@ -13,11 +13,13 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, calldata, transact
 from facilitator.errors import OverloadFault, StoreFault
 from facilitator.protocol.reasons import Reason
+from facilitator.settlement import dispatcher
 from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.store import settlements
 from facilitator.store.settlements import Answer
-from tests.integration.settlement.conftest import NETWORK, Rig, decoded
-from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
+from tests.fixtures.waiting import PATIENCE_S
+from tests.integration.settlement.conftest import NETWORK, Rig, decoded, given_up
+from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms, told
 from tests.integration.settlement.test_outcomes import Bench, bench
 
 __all__ = ["bench"]
@@ -25,7 +27,7 @@ __all__ = ["bench"]
 StartChain = Callable[..., Awaitable[Anvil]]
 
 
-async def until(rig: Rig, sql: str, expected: object, *, mine: Bench | None = None, within_s: float = 10.0) -> None:
+async def until(rig: Rig, sql: str, expected: object, *, mine: Bench | None = None, within_s: float = PATIENCE_S) -> None:
     """Wait until the first column of the only row is what is expected."""
     found: object = None
     try:
@@ -98,9 +100,10 @@ async def test_a_used_authorization_whose_log_is_not_to_be_seen_is_not_queued_ag
 
     with monkeypatch.context() as patched:
         patched.setattr(bench.rig.evm, "logs", none)
-        for _ in range(30):
+        looks = bench.rig.evm.rpc.requests_sent
+        while bench.rig.evm.rpc.requests_sent < looks + 100:  # it looks, again and again
             await bench.call("evm_mine")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
         assert await bench.state() == "submitted"
         assert await bench.rig.fetch("select status from relayer") == [("active",)]
 
@@ -119,7 +122,7 @@ async def test_every_slot_that_a_stranger_used_up_is_resolved_though_the_relayer
     await bench.call("anvil_dropAllTransactions")
     await bench.call("anvil_setNonce", bench.rig.engine.supported().signers["eip155:*"][0], "0x3")
 
-    await until(bench.rig, "select count(*) from relayer_slot where state = 'consumed_externally'", 3, mine=bench, within_s=15.0)
+    await until(bench.rig, "select count(*) from relayer_slot where state = 'consumed_externally'", 3, mine=bench)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -147,7 +150,7 @@ async def test_what_a_reorganised_block_ended_otherwise_is_open_again_and_counts
     depth = int(await bench.call("eth_blockNumber"), 16) - min(int(row[0]), int(foreign[0])) + 1
     await bench.call("anvil_reorg", depth, [])
 
-    await until(bench.rig, "select state from settlement", "included", mine=bench, within_s=15.0)
+    await until(bench.rig, "select state from settlement", "included", mine=bench)
     phases = [row["phase"] for row in await bench.rig.fetch("select phase from journal_entry where book = 'register' order by entry_id")]
     assert phases == ["pending", "voided", "pending"]
 
@@ -155,12 +158,19 @@ async def test_what_a_reorganised_block_ended_otherwise_is_open_again_and_counts
 # --- the way out ---
 
 
-async def test_a_deadline_during_the_write_ahead_never_says_that_nothing_was_signed(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    rig, buyer, asked = await start_engine(deadline_s=1.0), await new_buyer(), terms()
+async def test_a_deadline_during_the_write_ahead_never_says_that_nothing_was_signed(
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, buyer, asked = await start_engine(deadline_s=2.0), await new_buyer(), terms()
+    monkeypatch.setattr(dispatcher, "_RECORD_S", PATIENCE_S)
+    clock = rig.engine._clock
     async with rig.db.transaction() as blocker:
         await blocker._connection.execute("select from relayer for update")
         task = asyncio.create_task(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None))
-        await asyncio.sleep(1.6)
+        over = clock.monotonic() + rig.settings.deadline_s
+        while clock.monotonic() <= over:
+            await asyncio.sleep(0.05)
+        assert not task.done()
 
     answer = await task
 
@@ -171,7 +181,7 @@ async def test_a_deadline_during_the_write_ahead_never_says_that_nothing_was_sig
 async def test_a_queued_payment_that_the_chain_does_not_tell_about_keeps_nobody_else_waiting(
     start_engine: StartEngine, new_buyer: NewBuyer, chain: Anvil, token: Token
 ) -> None:
-    front = await start_engine(relayers=[], deadline_s=15.0)
+    front = await start_engine(relayers=[])
     asked = terms()
     stuck, honest = [(buyer, buyer.pay(2, asked)) for buyer in (await new_buyer(), await new_buyer())]
     tasks = []
@@ -200,20 +210,21 @@ async def test_a_queued_payment_that_the_chain_does_not_tell_about_keeps_nobody_
 
     await start_engine(slots_max=1)
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(PATIENCE_S):
         assert reason(await tasks[1]) is None
+    assert not tasks[0].done()
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
 
 
 async def test_what_was_admitted_again_since_it_was_judged_is_not_claimed(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    front = await start_engine(relayers=[], deadline_s=0.3)
+    front = await start_engine(relayers=[])
     buyer, asked = await new_buyer(), terms()
     task = asyncio.create_task(front.engine.settle(front.caller(), decoded(buyer.pay(2, asked), asked), None))
     await until(front, "select state from settlement", "queued")
     judged = await settlements.list_queued(front.db, NETWORK, 10)
-    await asyncio.wait([task])  # withdrawn
-    assert task.exception() is not None
+    await front.time_is_up(task)
+    assert isinstance(task.exception(), OverloadFault)  # withdrawn
     again = asyncio.create_task(
         front.engine.settle(front.caller("globex"), decoded(buyer.pay(2, asked, auth_nonce=judged[0].auth_nonce), asked), None)
     )
@@ -234,8 +245,8 @@ async def test_who_waits_in_postgres_is_served_while_this_replica_has_plenty_of_
     token = Token.at(anvil.rpc_url)
     relayer = dev_account("relayer", 1)
     await token.set_gas_money(relayer.address, 10**19)
-    owner = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], slots_soft=2, slots_max=2, batching="off", deadline_s=12.0)
-    front = await start_engine(rpc_url=anvil.rpc_url, relayers=[], deadline_s=8.0)
+    owner = await start_engine(rpc_url=anvil.rpc_url, relayers=[relayer], slots_soft=2, slots_max=2, batching="off")
+    front = await start_engine(rpc_url=anvil.rpc_url, relayers=[])
     buyer, asked = await new_buyer(token=token), terms(amount_atomic=100)
     own = [asyncio.create_task(owner.engine.settle(owner.caller(), decoded(buyer.pay(2, asked), asked), None)) for _ in range(40)]
     await until(owner, "select count(*) > 0 from settlement", True)
@@ -295,7 +306,7 @@ async def test_a_write_ahead_that_was_not_done_is_done_again(
 async def test_a_claim_of_the_answer_slot_whose_answer_was_lost_keeps_the_truth_from_nobody(
     start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig, buyer, asked = await start_engine(deadline_s=3.0), await new_buyer(), terms()
+    rig, buyer, asked = await start_engine(), await new_buyer(), terms()
     payment = decoded(buyer.pay(2, asked), asked)
     first = await rig.engine.settle(rig.caller(), payment, None)
     assert first.ticket is not None
@@ -303,18 +314,18 @@ async def test_a_claim_of_the_answer_slot_whose_answer_was_lost_keeps_the_truth_
     Doubt(monkeypatch, "take_answer", done=True)
 
     assert reason(await rig.engine.settle(rig.caller(), payment, None)) is Reason.SETTLEMENT_PENDING
-    assert reason(await rig.engine.settle(rig.caller(), payment, None)) is None
+    assert reason(await told(rig, payment)) is None
     assert reason(await rig.engine.settle(rig.caller(), payment, None)) is Reason.DUPLICATE_SETTLEMENT
 
 
 async def test_a_withdrawal_in_doubt_is_said_to_be_and_is_made_good(
     start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+    front, buyer, asked = await start_engine(relayers=[]), await new_buyer(), terms()
     Doubt(monkeypatch, "withdraw", done=False)
 
     with pytest.raises(InDoubtFault):
-        await front.engine.settle(front.caller(), decoded(buyer.pay(2, asked), asked), None)
+        await given_up(front, decoded(buyer.pay(2, asked), asked))
 
     await until(front, "select state from settlement", "withdrawn")
 
@@ -322,19 +333,23 @@ async def test_a_withdrawal_in_doubt_is_said_to_be_and_is_made_good(
 async def test_who_is_admitted_again_does_not_hear_what_the_earlier_admission_came_to(
     start_engine: StartEngine, new_buyer: NewBuyer
 ) -> None:
-    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+    front, buyer, asked = await start_engine(relayers=[]), await new_buyer(), terms()
     payment = decoded(buyer.pay(2, asked), asked)
     with pytest.raises(OverloadFault):
-        await front.engine.settle(front.caller(), payment, None)
+        await given_up(front, payment)
     [row] = await front.fetch("select settlement_id from settlement")
 
     with front.engine._board.seat(row["settlement_id"]) as seat:  # somebody who waited for the earlier one has not left yet
         seat.answer = Answer(success=False, reason="INSUFFICIENT_BALANCE")
-        with pytest.raises(OverloadFault):
-            await front.engine.settle(front.caller(), payment, None)
+        again = asyncio.create_task(front.engine.settle(front.caller(), payment, None))
+        await until(front, "select state from settlement", "queued")
+        await front.time_is_up(again)
+        assert isinstance(again.exception(), OverloadFault)
 
 
-async def test_a_success_that_was_reorganised_away_untold_is_told_once_it_is_true_again(bench: Bench) -> None:
+async def test_a_success_that_was_reorganised_away_untold_is_told_once_it_is_true_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(4):
         await bench.call("evm_mine")
     task, _, message = await bench.start_settling()
@@ -346,24 +361,33 @@ async def test_a_success_that_was_reorganised_away_untold_is_told_once_it_is_tru
     await until(bench.rig, "select state from settlement", "submitted")
 
     again = asyncio.create_task(bench.rig.engine.settle(bench.rig.caller(), message, None))
-    done, _ = await asyncio.wait([again], timeout=2.5)
+    looks, records = 0, settlements.records
 
-    assert not done
+    async def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await records(*arguments)
+
+    monkeypatch.setattr(settlements, "records", counted)
+    async with asyncio.timeout(PATIENCE_S):
+        while looks < 3:
+            await asyncio.sleep(0.01)
+    assert not again.done()
     assert reason(await bench.mine_until_done(again)) is None
 
 
 async def test_a_withdrawn_payment_keeps_no_idempotency_key(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
-    front, buyer, asked = await start_engine(relayers=[], deadline_s=0.3), await new_buyer(), terms()
+    front, buyer, asked = await start_engine(relayers=[]), await new_buyer(), terms()
 
     for _ in range(2):  # signed afresh, as a buyer does when the first is about to expire
         with pytest.raises(OverloadFault):
-            await front.engine.settle(front.caller(), decoded(buyer.pay(2, asked), asked), "order-7")
+            await given_up(front, decoded(buyer.pay(2, asked), asked), key="order-7")
 
 
 async def test_a_failure_is_told_again_to_its_own_idempotency_key_though_it_might_be_paid_now(
     start_engine: StartEngine, new_buyer: NewBuyer, chain: Anvil, token: Token
 ) -> None:
-    front = await start_engine(relayers=[], deadline_s=10.0)
+    front = await start_engine(relayers=[])
     buyer, asked = await new_buyer(), terms()
     payment = decoded(buyer.pay(2, asked), asked)
     first = asyncio.create_task(front.engine.settle(front.caller(), payment, "order-8"))

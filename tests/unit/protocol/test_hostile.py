@@ -1,4 +1,4 @@
-"""Every hostile body is told to be malformed, within 50 ms."""
+"""Every hostile body is told to be malformed, within 50 ms of processor time."""
 
 import time
 
@@ -23,10 +23,10 @@ def test_the_corpus_is_large_and_its_names_are_unique() -> None:
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name)
 def test_a_hostile_body_is_malformed_within_50_ms(hostile: HostileBody) -> None:
     durations_s = []
-    for _ in range(3):  # the best of three: the machine may be busy, the code may not
-        started = time.perf_counter()
+    for _ in range(3):  # the best of three: caches may be cold, the code may not be slow
+        started = time.thread_time()
         verdict = judge(hostile)
-        durations_s.append(time.perf_counter() - started)
+        durations_s.append(time.thread_time() - started)
         assert isinstance(verdict, Malformed)
         assert STATUS[verdict.fault] == hostile.status
         assert len(verdict.message) < 1000

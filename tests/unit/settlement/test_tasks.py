@@ -9,6 +9,7 @@ import structlog
 from facilitator.clock import SystemClock
 from facilitator.errors import Fault
 from facilitator.settlement.tasks import Background, keep_running, set_within
+from tests.fixtures.waiting import PATIENCE_S
 
 
 class ManualClock(SystemClock):
@@ -58,8 +59,8 @@ async def test_a_loop_that_worked_between_two_faults_hardly_pauses() -> None:
 async def test_an_event_ends_the_wait_and_is_cleared() -> None:
     event = asyncio.Event()
     event.set()
-    async with asyncio.timeout(5):
-        await set_within(event, 60.0)
+    async with asyncio.timeout(PATIENCE_S):
+        await set_within(event, 60 * PATIENCE_S)
     assert not event.is_set()
     await set_within(event, 0.01)
 
