@@ -79,6 +79,8 @@ class App:
             deliveries=Deliveries(self.clock, config.server.delivery_timeout_s),
             supported=self._supported,
             gates=self._gates,
+            finance=config.finance,
+            decimals={(token.network, token.address): token.decimals for token in config.tokens},
         )
         self.server: Final = Server(self.desk, self.access, config.server.listen, routes_for(config.server.listen))
         self.metrics_server: Final = (

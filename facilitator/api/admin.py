@@ -6,7 +6,7 @@ A new key is in the answer that made it, once, and nowhere else.
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -14,16 +14,13 @@ from msgspec import UNSET, UnsetType
 
 from facilitator.api.desk import Desk, Grant, HttpProblem, json_response
 from facilitator.api.tokens import parse_public_key
-from facilitator.api.x402 import read_body
+from facilitator.api.x402 import read_json
 from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.domain.limits import Limits, patched
-from facilitator.protocol import codec
-from facilitator.protocol.strict_json import HostileError, load
 from facilitator.store import administration, tenants
 from facilitator.store.administration import NotPossible, Rules
 from facilitator.store.tenants import ApiKey, Scope, Tenant, TenantRecord
 
-_Body = TypeVar("_Body", bound=msgspec.Struct)
 _RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level", "accept_unscreened")
 
 
@@ -64,7 +61,7 @@ async def list_tenants(desk: Desk, _request: web.Request, _grant: Grant) -> web.
 
 async def create_tenant(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /admin/tenants: one more, without keys yet."""
-    asked = await _read(desk, request, NewTenant)
+    asked = await read_json(desk, request, NewTenant)
     if asked.disabled is True:
         raise _invalid("disabled: a new tenant is not disabled")
     try:
@@ -72,7 +69,7 @@ async def create_tenant(desk: Desk, request: web.Request, grant: Grant) -> web.S
         tenant = Tenant(tenant_id=tenants.parse_tenant_id(asked.id), limits=limits, **_rules(asked))
     except ValueError as error:
         raise _invalid(str(error)) from None
-    row = await administration.create_tenant(desk.need_db(), _actor(grant), tenant)
+    row = await administration.create_tenant(desk.need_db(), grant.actor, tenant)
     if row is None:
         raise HttpProblem(
             409, "exists", f"there is a tenant {tenant.tenant_id} already: PATCH /admin/tenants/{tenant.tenant_id} changes it"
@@ -82,11 +79,11 @@ async def create_tenant(desk: Desk, request: web.Request, grant: Grant) -> web.S
 
 async def change_tenant(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """PATCH /admin/tenants/{id}: rules, limits, disabled or not; other processes notice within `access.refresh_s`."""
-    asked = await _read(desk, request, TenantChange)
+    asked = await read_json(desk, request, TenantChange)
     try:
         row = await administration.change_tenant(
             desk.need_db(),
-            _actor(grant),
+            grant.actor,
             request.match_info["id"],
             _rules(asked),
             limits=None if asked.limits is UNSET else asked.limits,
@@ -109,7 +106,7 @@ async def list_keys(desk: Desk, request: web.Request, _grant: Grant) -> web.Stre
 
 async def create_key(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /admin/keys: the answer is the only copy of the key."""
-    asked = await _read(desk, request, NewApiKey)
+    asked = await read_json(desk, request, NewApiKey)
     if asked.expires is not None and asked.expires.timestamp() <= desk.clock.now():
         raise _invalid("expires: this time is past")
     try:
@@ -118,7 +115,7 @@ async def create_key(desk: Desk, request: web.Request, grant: Grant) -> web.Stre
         raise _invalid(f"publicKey: {error}") from None
     scopes = list(dict.fromkeys(asked.scopes))
     try:
-        row = await administration.create_key(desk.need_db(), _actor(grant), new, asked.tenant, scopes, asked.expires)
+        row = await administration.create_key(desk.need_db(), grant.actor, new, asked.tenant, scopes, asked.expires)
     except NotPossible as reason:
         raise HttpProblem(404, "not_found", str(reason)) from None
     return json_response({"key": new.text, **key_facts(row)}, 201)
@@ -126,7 +123,7 @@ async def create_key(desk: Desk, request: web.Request, grant: Grant) -> web.Stre
 
 async def revoke_key(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """DELETE /admin/keys/{id}: ends it; it stays on record. Idempotent."""
-    row = await administration.revoke_key(desk.need_db(), _actor(grant), request.match_info["id"])
+    row = await administration.revoke_key(desk.need_db(), grant.actor, request.match_info["id"])
     if row is None:
         raise HttpProblem(404, "not_found", "there is no such key")
     return json_response(key_facts(row))
@@ -168,20 +165,6 @@ def _time(moment: datetime | None) -> str | None:
 
 def _rules(asked: TenantChange) -> Rules:
     return cast("Rules", {name: getattr(asked, name) for name in _RULES if getattr(asked, name) is not UNSET})
-
-
-def _actor(grant: Grant) -> str:
-    return "open" if grant.key_id is None else f"key {grant.key_id}"
-
-
-async def _read(desk: Desk, request: web.Request, form: type[_Body]) -> _Body:
-    """The body. Raises HttpProblem 400, 408, 413 or 415."""
-    if codec.check_content_type(request.headers.get("Content-Type")) is not None:
-        raise HttpProblem(415, "unsupported_media_type", "expected Content-Type application/json")
-    try:
-        return msgspec.convert(load(await read_body(desk, request)), type=form)
-    except (HostileError, msgspec.ValidationError) as error:
-        raise _invalid(str(error)) from None
 
 
 def _invalid(message: str) -> HttpProblem:

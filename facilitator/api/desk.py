@@ -11,10 +11,12 @@ from facilitator.api.settings import Settings
 from facilitator.clock import Clock, Timeouts
 from facilitator.domain.limits import Breach
 from facilitator.errors import StoreFault
+from facilitator.finance.settings import Settings as FinanceSettings
 from facilitator.protocol.messages import Supported
 from facilitator.settlement.engine import Engine
 from facilitator.store.db import Db
 from facilitator.store.tenants import Scope, Tenant
+from facilitator.units import Address, Network
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The id of the request in hand: taken from `X-Request-Id` or made."""
@@ -58,6 +60,11 @@ class Grant:
     """None in mode `open`."""
 
     @property
+    def actor(self) -> str:
+        """Who asks, as the audit trail has it."""
+        return "open" if self.key_id is None else f"key {self.key_id}"
+
+    @property
     def sees_all(self) -> bool:
         """Whether other tenants' settlements are visible."""
         return not self.scopes.isdisjoint({"finance", "admin"})
@@ -74,6 +81,9 @@ class Desk:
     """What is served, from configuration; needs neither database nor chain."""
     gates: Callable[[], Mapping[str, bool]]
     """Readiness, gate by gate."""
+    finance: FinanceSettings = field(default_factory=FinanceSettings)
+    decimals: Mapping[tuple[Network, Address], int] = field(default_factory=dict)
+    """Of every token that is served."""
     engine: Engine | None = None
     db: Db | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator import tracing
-from facilitator.api import admin, openapi, settlements, x402
+from facilitator.api import admin, finance, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.connections import LINGER_S, Connection, Connections
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
@@ -76,6 +76,38 @@ ROUTES: Final = (
     Route(method="GET", path="/settlements", handler=settlements.page, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/lookup", handler=settlements.lookup, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/{id}", handler=settlements.get, scopes=("read", "finance")),
+    *(
+        Route(
+            method=method,
+            path=path,
+            handler=handler,
+            scopes=("finance",),
+            own_deadline=path in {"/finance/settlements/file", "/finance/report"},
+        )
+        for method, path, handler in (
+            ("GET", "/finance/overview", finance.overview),
+            ("GET", "/finance/settlements", finance.list_settlements),
+            ("GET", "/finance/settlements/totals", finance.settlement_totals),
+            ("GET", "/finance/settlements/file", finance.download_settlements),
+            ("GET", "/finance/settlements/{id}", finance.get_settlement),
+            ("GET", "/finance/report", finance.download_report),
+            ("GET", "/finance/discrepancies", finance.list_discrepancies),
+            ("GET", "/finance/discrepancies/{id}", finance.get_discrepancy),
+            ("POST", "/finance/discrepancies/{id}/explain", finance.explain_discrepancy),
+            ("GET", "/finance/days", finance.list_days),
+            ("POST", "/finance/days/{day}/close", finance.close_day),
+            ("POST", "/finance/days/{day}/reopen", finance.ask_reopening),
+            ("POST", "/finance/days/{day}/reopen/confirm", finance.confirm_reopening),
+            ("GET", "/finance/relayers", finance.list_relayers),
+            ("GET", "/finance/gas", finance.list_gas),
+            ("GET", "/finance/tenants", finance.list_tenants),
+            ("GET", "/finance/invoices", finance.list_invoices),
+            ("GET", "/finance/invoices/{id}", finance.get_invoice),
+            ("GET", "/finance/balances", finance.list_balances),
+            ("GET", "/finance/statement", finance.get_statement),
+        )
+    ),
+    Route(method="GET", path="/finance/audit", handler=finance.list_events, scopes=("admin",)),
     Route(method="GET", path="/admin/tenants", handler=admin.list_tenants, scopes=("admin",)),
     Route(method="POST", path="/admin/tenants", handler=admin.create_tenant, scopes=("admin",)),
     Route(method="PATCH", path="/admin/tenants/{id}", handler=admin.change_tenant, scopes=("admin",)),

@@ -6,8 +6,9 @@ written here, so that its delivery can be watched.
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from facilitator import tracing
@@ -18,10 +19,12 @@ from facilitator.protocol import codec
 from facilitator.protocol.codec import Malformed, Refused
 from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
 from facilitator.protocol.reasons import Refusal
+from facilitator.protocol.strict_json import HostileError, load
 from facilitator.settlement.admission import Caller, IdempotencyConflict, LimitReached
 from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.telemetry import annotate
 
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _STATUS: Final = {"body": 400, "too_large": 413, "media_type": 415}
 _ERROR: Final = {"body": "invalid_request", "too_large": "body_too_large", "media_type": "unsupported_media_type"}
@@ -135,6 +138,16 @@ async def read_body(desk: Desk, request: web.Request) -> bytes:
 
 def _too_large(limit: int) -> HttpProblem:
     return HttpProblem(413, "body_too_large", f"expected a body of at most {limit} bytes", {"Connection": "close"})
+
+
+async def read_json(desk: Desk, request: web.Request, form: type[_Body]) -> _Body:
+    """The body as a struct. Raises HttpProblem 400, 408, 413 or 415."""
+    if codec.check_content_type(request.headers.get("Content-Type")) is not None:
+        raise HttpProblem(415, "unsupported_media_type", "expected Content-Type application/json")
+    try:
+        return msgspec.convert(load(await read_body(desk, request)), type=form)
+    except (HostileError, msgspec.ValidationError) as error:
+        raise HttpProblem(400, "invalid_request", str(error)) from None
 
 
 def _idempotency_key(request: web.Request) -> str | None:

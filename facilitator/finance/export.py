@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from typing import Any, Final
 from facilitator.domain.periods import Period
 from facilitator.finance.detail import COLUMNS, REPORT_VERSION, category, cells
 from facilitator.finance.pricing import Pricer
-from facilitator.finance.tables import FORMATS, time_text
+from facilitator.finance.tables import FORMATS, TEXTS, time_text
 from facilitator.store import books, seals
 from facilitator.store.books import Completeness
 from facilitator.store.db import Db
@@ -87,6 +87,16 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
         }
     manifest_path(path).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return manifest
+
+
+async def settlement_report(db: Db, asked: Asked) -> AsyncIterator[str]:
+    """The same rows as text, part by part, in the bytes of the file: `asked.format` is one of `TEXTS`. Raises StoreFault."""
+    head, spell = TEXTS[asked.format](COLUMNS)
+    yield head
+    async with db.snapshot() as session:
+        pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
+        async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
+            yield spell(cells(line, pricer.price(line), asked.zone, asked.decimals))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from facilitator.errors import ConfigFault
 from facilitator.finance.detail import Cell, Column
 
 AddRow = Callable[[Sequence[Cell]], None]
+Spell = Callable[[Sequence[Cell]], str]
 Opener = Callable[[Path, Sequence[Column]], AbstractContextManager[AddRow]]
 SHEET_ROWS_MAX: Final = 1_048_576
 """Rows of one XLSX sheet, the header among them; more go to a further sheet."""
@@ -34,10 +36,18 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-@contextmanager
-def _csv(path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
-    """RFC 4180, UTF-8, with a header."""
+class _Echo:
+    """A file for `csv.writer` that hands every line back."""
+
+    def write(self, line: str) -> str:
+        """The line."""
+        return line
+
+
+def csv_lines(columns: Sequence[Column]) -> tuple[str, Spell]:
+    """RFC 4180: the header, and what makes a line of a row."""
     kinds = [column.kind for column in columns]
+    writer: Any = csv.writer(_Echo())
 
     def spell(cell: Cell, kind: str) -> str | int | None:
         if isinstance(cell, datetime):
@@ -46,22 +56,38 @@ def _csv(path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
             return "'" + cell
         return cell
 
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([column.name for column in columns])
-        yield lambda row: writer.writerow([spell(cell, kind) for cell, kind in zip(row, kinds, strict=True)])
+    def line(row: Sequence[Cell]) -> str:
+        text: str = writer.writerow([spell(cell, kind) for cell, kind in zip(row, kinds, strict=True)])
+        return text
+
+    head: str = writer.writerow([column.name for column in columns])
+    return head, line
+
+
+def json_lines(columns: Sequence[Column]) -> tuple[str, Spell]:
+    """One object a line; counts are numbers, integers and decimals strings, what is not known is null. There is no header."""
+    names = [column.name for column in columns]
+
+    def line(row: Sequence[Cell]) -> str:
+        plain = [time_text(cell) if isinstance(cell, datetime) else cell for cell in row]
+        return json.dumps(dict(zip(names, plain, strict=True)), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    return "", line
+
+
+TEXTS: Final[Mapping[str, Callable[[Sequence[Column]], tuple[str, Spell]]]] = {"csv": csv_lines, "jsonl": json_lines}
+"""Formats that can be sent as they are made."""
 
 
 @contextmanager
-def _jsonl(path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
-    """One object a line; counts are numbers, integers and decimals strings, what is not known is null."""
-    names = [column.name for column in columns]
-
-    with path.open("w", encoding="utf-8") as file:
+def _text(form: str, path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
+    """UTF-8, line by line."""
+    head, line = TEXTS[form](columns)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(head)
 
         def add(row: Sequence[Cell]) -> None:
-            plain = [time_text(cell) if isinstance(cell, datetime) else cell for cell in row]
-            file.write(json.dumps(dict(zip(names, plain, strict=True)), ensure_ascii=False, separators=(",", ":")) + "\n")
+            file.write(line(row))
 
         yield add
 
@@ -155,5 +181,10 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[AddRow]:
         write()
 
 
-FORMATS: Final[Mapping[str, Opener]] = {"csv": _csv, "jsonl": _jsonl, "xlsx": _xlsx, "parquet": _parquet}
+FORMATS: Final[Mapping[str, Opener]] = {
+    "csv": partial(_text, "csv"),
+    "jsonl": partial(_text, "jsonl"),
+    "xlsx": _xlsx,
+    "parquet": _parquet,
+}
 """By the word of `--format`. Each raises ConfigFault when the extra that it needs is not installed."""

@@ -4,15 +4,18 @@ Every function reads the ledger and returns rows; nothing here writes, prices or
 place, `parse_filter`, so that a URL means the same wherever it is sent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, TypeVar
 from uuid import UUID
 
+from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import Period, day_start, local_date, parse_instant
 from facilitator.domain.states import State
+from facilitator.finance.detail import Cell, Column
 from facilitator.finance.export import complete_through
+from facilitator.finance.tables import TEXTS
 from facilitator.protocol import v1
 from facilitator.store import books, seals, survey, views
 from facilitator.store import days as book_days
@@ -34,7 +37,7 @@ from facilitator.store.views import (
     SettlementRow,
     StateTotal,
 )
-from facilitator.units import Network, TxHash, Zone, parse_address, parse_bytes32, parse_network, parse_uint256, parse_zone
+from facilitator.units import Address, Network, TxHash, Zone, parse_address, parse_bytes32, parse_network, parse_uint256, parse_zone
 
 FILTERS: Final = ("from", "to", "tz", "state", "tenant", "network", "asset", "payer", "pay_to", "tx", "amount_min", "amount_max")
 """Names in a URL."""
@@ -100,6 +103,72 @@ async def settlements(db: Db, chosen: Filter, cursor: str | None, limit: int) ->
 async def totals(db: Db, chosen: Filter) -> list[StateTotal]:
     """What the whole filter comes to, by network, asset and state."""
     return await views.totals(db, chosen)
+
+
+LIST_COLUMNS: Final = tuple(
+    Column(*column)
+    for column in (
+        ("settlement_id", "text"),
+        ("tenant", "text"),
+        ("request_id", "text"),
+        ("scheme", "text"),
+        ("network", "text"),
+        ("asset", "text"),
+        ("asset_decimals", "count"),
+        ("payer", "text"),
+        ("pay_to", "text"),
+        ("amount_atomic", "integer"),
+        ("amount", "decimal"),
+        ("auth_nonce", "text"),
+        ("resource", "text"),
+        ("state", "text"),
+        ("reason", "text"),
+        ("requested_at_utc", "time"),
+        ("resolved_at_utc", "time"),
+        ("tx_hash", "text"),
+        ("log_index", "count"),
+        ("block_number", "count"),
+        ("block_hash", "text"),
+        ("total_fee_wei", "integer"),
+    )
+)
+"""Of a list of settlements as a file. The settlement detail report is another: it has what ended in a period, priced."""
+
+
+async def settlement_list(db: Db, chosen: Filter, form: str, decimals: Mapping[tuple[Network, Address], int]) -> AsyncIterator[str]:
+    """Precisely the settlements of a filter as text, part by part; `form` is one of `TEXTS`."""
+    head, spell = TEXTS[form](LIST_COLUMNS)
+    yield head
+    async with db.snapshot() as session:
+        async for row in views.stream_settlements(session, chosen):
+            yield spell(_cells(row, decimals.get((row.network, row.asset))))
+
+
+def _cells(row: SettlementRow, places: int | None) -> list[Cell]:
+    return [
+        str(row.settlement_id),
+        row.tenant_id,
+        row.request_id,
+        row.scheme,
+        row.network,
+        row.asset,
+        places,
+        row.payer,
+        row.pay_to,
+        str(row.amount_atomic),
+        None if places is None else decimal_text(row.amount_atomic, places),
+        row.auth_nonce,
+        row.resource,
+        row.state,
+        row.reason,
+        row.queued_at,
+        row.resolved_at,
+        row.tx_hash,
+        row.log_index,
+        row.block_number,
+        row.block_hash,
+        None if row.cost_wei is None else str(row.cost_wei),
+    ]
 
 
 def cursor_text(row: SettlementRow) -> str:

@@ -1,5 +1,6 @@
 """What the finance API and the console read. One function per query; reads only, and never a signature or a stored answer."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
@@ -217,6 +218,11 @@ async def settlements(db: Db, chosen: Filter, after: Cursor | None, limit: int) 
     """Settlements of a filter, newest first."""
     mark = (None, None) if after is None else (after.queued_at, after.settlement_id)
     return await db.many(SettlementRow, QUERIES["view_settlements"], *chosen.arguments, *mark, limit)
+
+
+def stream_settlements(session: Session, chosen: Filter) -> AsyncIterator[SettlementRow]:
+    """All of them, newest first, in constant memory."""
+    return session.stream(SettlementRow, QUERIES["view_settlements"], *chosen.arguments, None, None, None)
 
 
 async def totals(db: Db, chosen: Filter) -> list[StateTotal]:

@@ -4,23 +4,14 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
-from facilitator.api.access import Access
-from facilitator.api.delivery import Deliveries
-from facilitator.api.desk import Desk
 from facilitator.api.openapi import DOCUMENT
-from facilitator.api.server import Server, routes_for
-from facilitator.api.settings import AccessSettings, Settings
-from facilitator.clock import SystemClock
 from facilitator.domain.limits import RATED_ROUTES
-from facilitator.protocol.messages import Supported
 from facilitator.store import administration, tenants
-from facilitator.store.db import Db, Query
-from facilitator.store.tenants import SCOPES, Scope
-from facilitator.units import Listen
+from facilitator.store.tenants import SCOPES
+from tests.fixtures.office import Office, open_office
 
 OPERATIONS: dict[str, dict[str, Any]] = cast("Any", DOCUMENT["paths"])
 TABLE = [
@@ -29,56 +20,16 @@ TABLE = [
 ID = "00000000-0000-4000-8000-000000000000"
 
 
-class Office:
-    """A service without an engine, and a key for each set of scopes."""
-
-    def __init__(self, db: Db) -> None:
-        clock = SystemClock()
-        self.db = db
-        self.access = Access(AccessSettings(), clock)
-        self.access.connect(db)
-        desk = Desk(
-            settings=Settings(listen=Listen("127.0.0.1", 0)),
-            clock=clock,
-            deliveries=Deliveries(clock, 1.0),
-            supported=lambda: Supported(kinds=(), extensions=(), signers={}),
-            gates=dict,
-            db=db,
-        )
-        self.server = Server(desk, self.access, desk.settings.listen, routes_for(desk.settings.listen))
-        self.keys: dict[Scope, tenants.NewKey] = {}
-
-    async def ask(self, method: str, path: str, body: object = None, scope: Scope | None = "admin") -> tuple[int, Any]:
-        """Status and answer."""
-        headers = {} if scope is None else {"Authorization": f"Bearer {self.keys[scope].text}"}
-        url = f"http://127.0.0.1:{self.server.port}{path}"
-        async with aiohttp.ClientSession() as session, session.request(method, url, json=body, headers=headers) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if answer.content_type == "application/json" else text
-
-    async def trail(self) -> list[tuple[str, str, Any]]:
-        """Kind, actor and detail of every event."""
-        query = Query(name="trail", kind="many", sql="select kind, actor, detail from audit_event order by event_id")
-        return await self.db.many(lambda kind, actor, detail: (kind, actor, json.loads(detail)), query)  # type: ignore[arg-type]
-
-
 @pytest_asyncio.fixture
 async def office(database_url: str) -> AsyncIterator[Office]:
-    db = await Db.connect(database_url, connections_max=4)
-    office = Office(db)
-    for scope in SCOPES:
-        office.keys[scope] = tenants.generate_key()
-        await administration.create_key(db, "cli me", office.keys[scope], "house", (scope,), None, make_tenant=True)
-    await office.server.start()
-    yield office
-    await office.server.stop()
-    await db.close()
+    async with open_office(database_url) as office:
+        yield office
 
 
 async def test_every_route_opens_to_its_scopes_and_to_no_other(office: Office) -> None:
     """From the API's own description: 401 without a key, 403 without the scope; what opens fails later for want of a body."""
     for method, path, scopes in TABLE:
-        where = path.replace("{id}", ID)
+        where = path.replace("{id}", ID).replace("{day}", "2025-11-01")
         status, _ = await office.ask(method, where, scope=None)
         assert (status == 401) == bool(scopes), (method, path, status)
         for scope in SCOPES:
@@ -88,9 +39,9 @@ async def test_every_route_opens_to_its_scopes_and_to_no_other(office: Office) -
             assert (status == 403) == (not opens), (method, path, scope, status, told)
 
 
-def test_every_route_of_tenants_may_have_a_rate_and_administration_has_none() -> None:
+def test_every_route_of_tenants_may_have_a_rate_and_administration_and_finance_have_none() -> None:
     scoped = {path for _, path, scopes in TABLE if scopes}
-    assert set(RATED_ROUTES) == {path for path in scoped if not path.startswith("/admin/")}
+    assert set(RATED_ROUTES) == {path for path in scoped if not path.startswith(("/admin/", "/finance/"))}
 
 
 async def test_a_tenant_is_made_changed_and_disabled_and_the_trail_names_the_key(office: Office) -> None:
