@@ -68,7 +68,9 @@ TRY_ELSEWHERE: Final = frozenset(
 """Errors that are the endpoint's own trouble: another endpoint may answer the same read."""
 
 NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
-    # The first pattern found in the lower-cased message decides, so the narrower one stands first.
+    # The first pattern found in the lower-cased message decides, so the narrower one stands first. What follows on a revert is a
+    # contract's own text, and may say anything.
+    (r"^execution reverted", NodeError.REVERTED),
     (r"already known|already imported|known transaction|alreadyknown|already in (the )?(mem|tx)pool", NodeError.ALREADY_KNOWN),
     (r"replacement transaction underpriced|replacement fee too low|could not replace existing", NodeError.REPLACEMENT_UNDERPRICED),
     (r"future transaction tries to replace pending", NodeError.REPLACEMENT_UNDERPRICED),
@@ -88,7 +90,7 @@ NODE_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
         NodeError.INVALID_TRANSACTION,
     ),
     (r"max priority fee per gas higher than max fee|priority fee greater than max fee", NodeError.INVALID_TRANSACTION),
-    (r"execution reverted|vm execution error|reverted", NodeError.REVERTED),
+    (r"vm execution error|reverted", NodeError.REVERTED),
     (r"out ?of ?gas|gas required exceeds|gas uint64 overflow", NodeError.OUT_OF_GAS),
     (r"rate.?limit|too many requests|request limit|compute units|capacity|quota|throttl|daily request count", NodeError.RATE_LIMITED),
     (
