@@ -148,7 +148,9 @@ def steps(report: Report) -> None:
         lambda: abi.balance_of(authorization.payer),
         lambda: bytes.fromhex("70a08231") + encode(["address"], [authorization.payer]),
     )
-    add(report, "transferWithAuthorization calldata", timed(lambda: abi.transfer_with_authorization(authorization)))
+    add(
+        report, "transferWithAuthorization calldata", timed(lambda: abi.transfer_with_authorization(authorization, authorization.signature))
+    )
     for n in (6, 50):
         calls = [Call(to=call.to, data=call.data)] * n
         add(report, "aggregate3 encode", timed(lambda calls=calls: abi.aggregate3(calls)), n)  # type: ignore[misc]

@@ -30,7 +30,7 @@ from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
 from facilitator.keyring import KeptSigner, build_signers, open_canary, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
-from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Supported, SupportedKind
+from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Supported
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
@@ -104,7 +104,7 @@ class App:
         for network in self.config.networks:
             self._chains.append(await build_network(network, self.config, self.clock, self._list_file))
         tokens = self.config.tokens
-        self._registry = Registry((ExactEip3009(tokens, forbidden_payers=OwnAccounts(self._chains)),), tokens)
+        self._registry = Registry((ExactEip3009(tokens, OwnAccounts(self._chains), self.config.wallets),), tokens)
         self._tasks.append(asyncio.create_task(beat(self.desk), name="heartbeat"))
         await asyncio.sleep(0)  # the first beat
         await self.server.start()
@@ -228,9 +228,7 @@ class App:
             return self.desk.engine.supported()
         assert self._registry is not None
         return Supported(
-            kinds=tuple(
-                SupportedKind(scheme=scheme, network=network) for network in self._registry.networks for scheme in self._registry.names
-            ),
+            kinds=self._registry.kinds(self._registry.networks),
             extensions=(PAYMENT_IDENTIFIER,),
             signers={"eip155:*": tuple(dict.fromkeys(relayer for chain in self._chains for relayer in chain.relayers))},
         )

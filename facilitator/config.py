@@ -16,6 +16,9 @@ from facilitator.api.settings import AccessSettings, MetricsSettings
 from facilitator.api.settings import Settings as ServerSettings
 from facilitator.chain.rpc import Settings as RpcSettings
 from facilitator.console.settings import Settings as ConsoleBasics
+from facilitator.domain.abi import MULTICALL3_ADDRESS
+from facilitator.domain.batching import SINGLE_GAS, TRANSACTION_GAS_MAX
+from facilitator.domain.wallets import Rules
 from facilitator.errors import ConfigFault
 from facilitator.finance.settings import Settings as FinanceSettings
 from facilitator.protocol.address import checksum_address
@@ -28,7 +31,7 @@ from facilitator.settlement.screening import Settings as ScreeningSettings
 from facilitator.settlement.settings import Settings as SettlementSettings
 from facilitator.telemetry import Format, Level
 from facilitator.tracing import Settings as TracingSettings
-from facilitator.units import Address, Listen, Network, Zone, parse_address, parse_network, parse_zone
+from facilitator.units import Address, Gas, Listen, Network, Zone, parse_address, parse_network, parse_zone
 
 ENVIRONMENT_PREFIX: Final = "FACILITATOR__"
 CONFIG_VARIABLE: Final = "FACILITATOR_CONFIG"
@@ -88,6 +91,8 @@ class NetworkSettings:
     """Chainlink feed on this network of its own coin in US dollars."""
     rate_file: str | None = None
     """File with that rate instead: `{"usd": "3120.55", "quoted_at": "2026-11-21T08:00:00Z"}`."""
+    wallet_factories: tuple[Address, ...] = ()
+    """Contracts that may be called to deploy a smart wallet that pays (ERC-6492), where `settlement.smart_wallets` lets it."""
     assets: tuple[AssetSettings, ...] = ()
     """Tokens besides the network's USDC of the built-in table; one with the same address replaces that."""
 
@@ -165,6 +170,17 @@ class Config:
     def tokens(self) -> tuple[Token, ...]:
         """The tokens of all networks."""
         return tuple(token for network in self.networks for token in network.tokens)
+
+    @property
+    def wallets(self) -> Rules:
+        """Which smart wallets may pay."""
+        settlement = self.settlement
+        return Rules(
+            mode=settlement.smart_wallets,
+            gas_max=Gas(settlement.wallet_gas_max),
+            deployment_gas_max=Gas(settlement.deployment_gas_max),
+            factories=frozenset((network.id, factory) for network in self.networks for factory in network.wallet_factories),
+        )
 
 
 # ---- loading
@@ -249,6 +265,7 @@ def _broken_relations(config: Config) -> Iterator[str]:
     """One sentence for each rule between settings that does not hold."""
     yield from _bad_bounds(config)
     yield from _bad_level(config)
+    yield from _bad_wallets(config)
     settlement, server, access = config.settlement, config.server, config.access
     for small, large in (
         ("lease_renew_s", "lease_trust_s"),
@@ -342,6 +359,18 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: rate_feed and rate_file exclude each other"
         if len({asset.address for asset in network.assets}) < len(network.assets):
             yield f"{where}: an asset is listed twice"
+        if forbidden := {MULTICALL3_ADDRESS, *(token.address for token in network.tokens)} & set(network.wallet_factories):
+            yield f"{where}: wallet_factories: {checksum_address(min(forbidden))} deploys no wallets, and a payer could have it called"
+
+
+def _bad_wallets(config: Config) -> Iterator[str]:
+    """What smart wallets may cost, and who deploys them."""
+    settlement = config.settlement
+    for name in ("wallet_gas_max", "deployment_gas_max"):
+        if not SINGLE_GAS <= getattr(settlement, name) <= TRANSACTION_GAS_MAX:
+            yield f"settlement.{name} = {getattr(settlement, name)} must lie between {SINGLE_GAS} and {TRANSACTION_GAS_MAX}"
+    if settlement.smart_wallets == "counterfactual" and not any(network.wallet_factories for network in config.networks):
+        yield "settlement.smart_wallets = counterfactual: no network names wallet_factories, so none could be deployed"
 
 
 def _bad_tracing(config: Config) -> Iterator[str]:
@@ -411,6 +440,8 @@ def _numbers(path: str, value: object) -> Iterator[tuple[str, int | float]]:
 
 def _warnings(config: Config) -> Iterator[str]:
     """What is allowed but probably not meant."""
+    if config.settlement.smart_wallets != "counterfactual" and any(network.wallet_factories for network in config.networks):
+        yield f"settlement.smart_wallets = {config.settlement.smart_wallets}: wallet_factories are never called"
     if config.settlement.deadline_s >= 28:
         yield f"settlement.deadline_s = {config.settlement.deadline_s}: clients of the Go SDK give up after 30 s; stay below 28"
     if config.settlement.deadline_s > config.server.stop_grace_s:

@@ -18,6 +18,7 @@ from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config
 from facilitator.domain import abi
 from facilitator.domain.facts import Now
+from facilitator.domain.wallets import Wallet
 from facilitator.errors import Fault
 from facilitator.protocol import v1
 from facilitator.protocol.address import checksum_address
@@ -127,14 +128,15 @@ async def explain(text: bytes, requirements: bytes | None, config: Config | None
     found = read(text, requirements)
     if isinstance(found, Line):
         return [found]
-    scheme, clock = ExactEip3009(USDC if config is None else config.tokens), SystemClock()
+    scheme = ExactEip3009(USDC) if config is None else ExactEip3009(config.tokens, wallets=config.wallets)
+    clock = SystemClock()
     lines, version, authorization = explain_terms(found, scheme)
     if authorization is None:
         return lines
     evm = _client(authorization.network, config, rpc_url, clock)
     if evm is None:
         moment = Now(head=clock.now(), wall=None)
-        skipped = Line("skip", "chain", "nonce, balance, freezes and simulation were not asked for: give --rpc-url or --config")
+        skipped = Line("skip", "chain", "code, nonce, balance, freezes and simulation were not asked for: give --rpc-url or --config")
         return [*lines, *explain_time(authorization, moment, scheme, version), skipped]
     try:
         return [*lines, *await explain_chain(authorization, evm, scheme, clock, version)]
@@ -174,7 +176,11 @@ def explain_terms(found: _Read, scheme: ExactEip3009) -> tuple[list[Line], Versi
     if any(refusal.reason is Reason.INVALID_ASSET for refusal in in_terms):
         return lines, decoded.version, None
     refusal = scheme.check_signature(authorization)
-    lines += _said("signature", [refusal] if refusal else [], decoded.version, "made by the payer's own key over these terms")
+    if refusal is None:
+        lines.append(Line("ok", "signature", "made by the payer's own key over these terms: right, if no code lies at the payer"))
+    else:
+        lines.append(_refused("signature", refusal, decoded.version))
+        lines.append(Line("skip", "wallet", "if the payer is a smart wallet, its code may take this signature"))
     return lines, decoded.version, authorization
 
 
@@ -187,13 +193,29 @@ def explain_time(authorization: Authorization, now: Now, scheme: ExactEip3009, v
 async def explain_chain(authorization: Authorization, evm: EvmClient, scheme: ExactEip3009, clock: Clock, version: Version) -> list[Line]:
     """The validity window by the newest block, and all that the chain has against the payment. Raises Fault."""
     await evm.connect(evm.deadline_in(_RPC_S))
-    facts = await evm.answer(scheme.ask(authorization), evm.deadline_in(_RPC_S))
-    lines = explain_time(authorization, Now(head=facts.head.timestamp, wall=clock.now()), scheme, version)
-    refusals = list(scheme.faults_in_facts(authorization, facts))
+    code, lines = await _explain_code(authorization, evm, scheme, version)
+    wallet = scheme.wallet(authorization, code)
+    wallet = wallet if isinstance(wallet, Wallet) else None
+    facts = await evm.answer(scheme.ask(authorization, wallet), evm.deadline_in(_RPC_S))
+    lines += explain_time(authorization, Now(head=facts.head.timestamp, wall=clock.now()), scheme, version)
+    refusals = list(scheme.faults_in_facts(authorization, facts, wallet))
     lines += _said("chain", refusals, version, f"block {facts.head.number} would make the transfer")
     if any(refusal.reason is Reason.NONCE_USED for refusal in refusals):
         lines.append(await _who_used_it(authorization, evm, facts.head.number))
     return lines
+
+
+async def _explain_code(authorization: Authorization, evm: EvmClient, scheme: ExactEip3009, version: Version) -> tuple[bytes, list[Line]]:
+    """The code at the payer, and what it says of the signature; nothing is said of a key. Raises Fault."""
+    facts = await evm.answer(scheme.ask_wallet(authorization), evm.deadline_in(_RPC_S))
+    code, key = facts.replies[0].data, scheme.check_signature(authorization)
+    if not code and key is None:
+        return code, []
+    unsigned = key or Refusal(reason=Reason.SIGNATURE, message="")
+    judge = scheme.judge_wallet(authorization, facts, unsigned)
+    if isinstance(judge, Wallet):
+        return code, [Line("ok", "wallet", f"the code of this {judge.kind.value} wallet takes the signature")]
+    return code, [] if judge is unsigned else [_refused("wallet", judge, version)]
 
 
 async def _who_used_it(authorization: Authorization, evm: EvmClient, head: int) -> Line:

@@ -33,6 +33,7 @@ async def open_signer(reference: KeyReference, network: NetworkSettings, config:
     policy = SigningPolicy(
         chain_id=chain_id_of(network.id),
         assets=frozenset(token.address for token in network.tokens),
+        factories=frozenset(network.wallet_factories if config.settlement.smart_wallets == "counterfactual" else ()),
         max_fee_max_wei=Wei(config.settlement.max_fee_cap_wei),
     )
     try:

@@ -53,6 +53,11 @@ VERIFICATIONS = Counter("facilitator_verifications_total", "Payments judged by /
 UNRECORDED_VERIFICATIONS = Counter(
     "facilitator_verifications_without_record_total", "Verifications answered without the own-record check, the store being away."
 )
+WALLET_VERIFICATIONS = Counter(
+    "facilitator_wallet_verifications_total",
+    "Payments of smart wallets held against the chain, by /verify and /settle.",
+    ["network", "payer_kind", "outcome"],
+)
 SETTLE_ANSWERS = Counter("facilitator_settle_answers_total", "Answers of /settle by reason word; success is `success`.", ["outcome"])
 UNDELIVERED_ANSWERS = Counter("facilitator_undelivered_answers_total", "Settle answers whose caller was gone.")
 SETTLEMENTS = Counter("facilitator_settlements_total", "Settlements by how they ended.", ["network", "scheme", "outcome"])

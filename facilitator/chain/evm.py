@@ -13,9 +13,9 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from facilitator.chain.rpc import NodeError, Result, RpcCall, RpcClient, RpcError
-from facilitator.domain import abi, trials
+from facilitator.domain import abi, probes, trials
 from facilitator.domain.abi import Log
-from facilitator.domain.facts import Call, CodeOf, Facts, Head, Question, Reply, Trial
+from facilitator.domain.facts import Call, CodeOf, Facts, Head, Probe, Question, Reply, Trial
 from facilitator.domain.fees import is_jovian, operator_fee
 from facilitator.errors import ChainFault, ConfigFault
 from facilitator.schemes.scheme import Token
@@ -219,9 +219,9 @@ class EvmClient:
     async def answer_each(self, asked: Sequence[Sequence[Question]], deadline: float) -> list[Facts | ChainFault]:
         """Answer several callers in one HTTP request, each as `answer` would, and one caller's fault is no other's.
 
-        Trials share a call in which each is undone before the next (`domain.trials`). The other calls of each caller are an
-        `eth_call` of their own: no caller's contract burns another's gas, and what one payment's simulation moves is not
-        there for the next. Raises ChainFault when the request as a whole has no answer.
+        Trials share a call in which each is undone before the next (`domain.trials`). A probe is an `eth_call` of its own, and
+        so are the other calls of each caller: no caller's contract burns another's gas, and what one payment's simulation
+        moves is not there for the next. Raises ChainFault when the request as a whole has no answer.
         """
         tried = dict.fromkeys(question for questions in asked for question in questions if isinstance(question, Trial))
         shared = [trial for trial in tried if self._shares(trial)]
@@ -239,6 +239,7 @@ class EvmClient:
         for questions in asked:
             start = len(requests)
             requests += self._eth_calls([question for question in questions if isinstance(question, Call)])
+            requests += [_probe_call(question) for question in questions if isinstance(question, Probe)]
             parts.append(slice(start, len(requests)))
         results = await self._batch_each(requests, deadline)
         head = _head(_decode(_BLOCK, _known(results[0], "eth_getBlockByNumber")))
@@ -261,7 +262,7 @@ class EvmClient:
     def weigh(self, questions: Sequence[Question]) -> int:
         """How many JSON-RPC calls these questions add to a request, which carries two more: its head, and the trials that share."""
         calls = sum(isinstance(question, Call) for question in questions)
-        codes = sum(isinstance(question, CodeOf) for question in questions)
+        codes = sum(isinstance(question, CodeOf | Probe) for question in questions)
         lone = sum(isinstance(question, Trial) and not self._shares(question) for question in questions)
         return codes + 2 * lone + (min(calls, 1) if self.multicall else calls)
 
@@ -529,7 +530,9 @@ class EvmClient:
     ) -> Facts | ChainFault:
         """One caller's facts; the fault, when one of its questions has no answer. `results` are those of its own calls."""
         try:
-            calls = iter(self._call_replies(results, sum(isinstance(question, Call) for question in questions)))
+            probed = sum(isinstance(question, Probe) for question in questions)
+            own, apart = results[: len(results) - probed], iter(results[len(results) - probed :])
+            calls = iter(self._call_replies(own, sum(isinstance(question, Call) for question in questions)))
             replies: list[Reply] = []
             for question in questions:
                 match question:
@@ -537,6 +540,8 @@ class EvmClient:
                         replies.append(_code_reply(code_of[address]))
                     case Trial():
                         replies.append(_trial_reply(outcome_of[question], code_of.get(question.payer)))
+                    case Probe():
+                        replies.append(_probe_reply(next(apart)))
                     case Call():
                         replies.append(next(calls))
         except ChainFault as fault:
@@ -614,6 +619,20 @@ def _trials_call(group: Sequence[Trial], gas_max: Gas) -> RpcCall:
     """The shared call: creation code, and nobody to send it to."""
     gas = min(gas_max, trials.GAS * len(group) + trials.GAS_OF_CREATION)
     return RpcCall("eth_call", ({"data": "0x" + trials.pack(group).hex(), "gas": hex(gas)}, "latest"))
+
+
+def _probe_call(probe: Probe) -> RpcCall:
+    """Creation code, and nobody to send it to."""
+    data = probes.pack(probe)
+    return RpcCall("eth_call", ({"data": "0x" + data.hex(), "gas": hex(probes.gas(probe, data))}, "latest"))
+
+
+def _probe_reply(result: Result | RpcError) -> Reply:
+    """The reply of a probe. A node that cannot run its code is a fault: nobody else's word takes its place."""
+    reply = probes.read(_bytes(_decode(_TEXT, _known(result, "eth_call"))))
+    if reply is None:
+        raise ChainFault("bad_answer", "the node does not run creation code in an eth_call")
+    return reply
 
 
 def _trial_outcomes(result: Result | RpcError, count: int) -> Sequence[Reply | RpcError] | None:

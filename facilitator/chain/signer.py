@@ -50,13 +50,18 @@ class SigningPolicy:
     """The only chain that this key signs for."""
     assets: frozenset[Address]
     """The tokens whose payments are signed."""
+    factories: frozenset[Address] = frozenset()
+    """Contracts that may be called, in one transaction with a payment, to deploy the wallet that pays."""
     gas_max: Gas = GAS_CAP
     """Highest gas limit signed."""
     max_fee_max_wei: Wei
     """Highest `maxFeePerGas` signed; with `gas_max` the most that one signature can cost."""
 
     def check(self, transaction: Transaction, signer: Address) -> None:
-        """Raise SigningRefusedError unless it pays served tokens, alone or through Multicall3, or is a no-op to `signer` itself."""
+        """Raise SigningRefusedError unless it pays served tokens, alone or through Multicall3, or is a no-op to `signer` itself.
+
+        A payment may have the deployment of its wallet before it, by a factory that is listed.
+        """
         if transaction.chain_id != self.chain_id:
             raise SigningRefusedError(f"this key signs for chain {self.chain_id}, not for {transaction.chain_id}")
         if transaction.value_wei != 0:
@@ -70,6 +75,13 @@ class SigningPolicy:
         if transaction.to == signer and not transaction.data:
             return
         call = Call(to=transaction.to, data=transaction.data)
+        if call.to == abi.MULTICALL3_ADDRESS and (pair := abi.read_deploy_and_pay(call.data)) is not None:
+            deployment, payment = pair
+            if deployment.to not in self.factories or not self._pays(payment):
+                raise SigningRefusedError(
+                    f"a relayer calls no factory but those listed, and this calls {deployment.to} before {payment.to}"
+                )
+            return
         calls = abi.read_aggregate3_calls(call.data) if call.to == abi.MULTICALL3_ADDRESS else (call,)
         if not calls or not all(self._pays(each) for each in calls):
             raise SigningRefusedError(f"a relayer calls nothing but payments of served tokens, and this calls {transaction.to} otherwise")

@@ -7,7 +7,7 @@ give None, never an exception, where they are no such value.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -95,6 +95,8 @@ AGGREGATE3: Final = _selector("Multicall3", "aggregate3((address,bool,bytes)[])"
 _L1_FEE_UPPER_BOUND: Final = _selector("GasPriceOracle", "getL1FeeUpperBound(uint256)")
 _OPERATOR_FEE: Final = _selector("GasPriceOracle", "getOperatorFee(uint256)")
 LATEST_ROUND_DATA: Final = _selector("AggregatorV3Interface", "latestRoundData()")
+IS_VALID_SIGNATURE: Final = _selector("ERC1271", "isValidSignature(bytes32,bytes)")
+"""Selector, and what a contract returns that takes the signature (ERC-1271)."""
 GET_CURRENT_BLOCK_TIMESTAMP: Final = _selector("Multicall3", "getCurrentBlockTimestamp()")
 
 TRANSFER_TOPIC: Final = _topic("FiatTokenV2_2", "Transfer(address,address,uint256)")
@@ -104,7 +106,7 @@ UPGRADED_TOPIC: Final = _topic("FiatTokenProxy", "Upgraded(address)")
 
 _ADDRESS_PADDING: Final = bytes(12)
 _SIGNATURE_OFFSET: Final = (7 * 32).to_bytes(32, "big")
-_SIGNATURE_LENGTH_OF_EOA: Final = 65
+_ENVELOPE_SUFFIX: Final = bytes.fromhex("6492") * 16
 
 
 # --- calls ---
@@ -139,18 +141,21 @@ def _authorization_words(authorization: Authorization) -> bytes:
     )
 
 
-def transfer_with_authorization(authorization: Authorization) -> bytes:
-    """Calldata of the v, r, s overload, 292 bytes. The signature must be 65 bytes r ‖ s ‖ v."""
-    signature = authorization.signature
-    if len(signature) != _SIGNATURE_LENGTH_OF_EOA:
-        raise ValueError("the v, r, s overload needs a signature of 65 bytes")
+def transfer_with_authorization(authorization: Authorization, signature: bytes) -> bytes:
+    """Calldata of the v, r, s overload, 292 bytes. `signature` is a key's: 65 bytes r ‖ s ‖ v."""
+    assert len(signature) == 65
     return TRANSFER_WITH_AUTHORIZATION + _authorization_words(authorization) + _uint(signature[64]) + signature[:64]
 
 
-def transfer_with_authorization_bytes(authorization: Authorization) -> bytes:
+def transfer_with_authorization_bytes(authorization: Authorization, signature: bytes) -> bytes:
     """Calldata of the `bytes` overload (FiatToken 2.2 and later), for signatures of any length."""
     words = _authorization_words(authorization)
-    return TRANSFER_WITH_AUTHORIZATION_BYTES + words + _SIGNATURE_OFFSET + _dynamic(authorization.signature)
+    return TRANSFER_WITH_AUTHORIZATION_BYTES + words + _SIGNATURE_OFFSET + _dynamic(signature)
+
+
+def is_valid_signature(digest: bytes, signature: bytes) -> bytes:
+    """Calldata that asks a contract whether it takes this signature over 32 bytes (ERC-1271)."""
+    return IS_VALID_SIGNATURE + digest + _uint(2 * 32) + _dynamic(signature)
 
 
 def authorization_state(payer: Address, auth_nonce: AuthNonce) -> bytes:
@@ -178,10 +183,19 @@ def is_blacklisted(account: Address) -> bytes:
     return IS_BLACKLISTED + _address(account)
 
 
-def aggregate3(calls: Sequence[Call], *, allow_failure: bool = True) -> bytes:
-    """Calldata of Multicall3's aggregate3. With `allow_failure` a reverting call does not revert the others."""
-    allow = _uint(int(allow_failure))
-    items = [_address(call.to) + allow + _uint(96) + _dynamic(call.data) for call in calls]
+def aggregate3(calls: Sequence[Call]) -> bytes:
+    """Calldata of Multicall3's aggregate3, in which a reverting call does not revert the others."""
+    return _aggregate3([(call, True) for call in calls])
+
+
+def deploy_and_pay(deployment: Call, payment: Call) -> bytes:
+    """Calldata of Multicall3's aggregate3 that pays or reverts; the deployment before may fail, for somebody may have been faster."""
+    return _aggregate3([(deployment, True), (payment, False)])
+
+
+def _aggregate3(calls: Sequence[tuple[Call, bool]]) -> bytes:
+    """Each call with whether it may fail."""
+    items = [_address(call.to) + _uint(int(may_fail)) + _uint(96) + _dynamic(call.data) for call, may_fail in calls]
     offsets: list[bytes] = []
     offset = 32 * len(items)
     for item in items:
@@ -192,6 +206,18 @@ def aggregate3(calls: Sequence[Call], *, allow_failure: bool = True) -> bytes:
 
 def read_aggregate3_calls(data: bytes) -> tuple[Call, ...] | None:
     """The calls in calldata that `aggregate3` made, all allowed to fail; None for any other bytes, however they decode."""
+    calls = _calls_of(data)
+    return calls if calls is not None and aggregate3(calls) == data else None
+
+
+def read_deploy_and_pay(data: bytes) -> tuple[Call, Call] | None:
+    """Deployment and payment in calldata that `deploy_and_pay` made; None for any other bytes, however they decode."""
+    calls = _calls_of(data)
+    return (calls[0], calls[1]) if calls is not None and len(calls) == 2 and deploy_and_pay(calls[0], calls[1]) == data else None
+
+
+def _calls_of(data: bytes) -> tuple[Call, ...] | None:
+    """Targets and data in calldata of aggregate3."""
     calls: list[Call] = []
     count = _word_at(data, 4 + 32)
     if data[:4] != AGGREGATE3 or count is None or count * 32 > len(data):
@@ -202,7 +228,35 @@ def read_aggregate3_calls(data: bytes) -> tuple[Call, ...] | None:
         if target is None or target >= 2**160 or called is None:
             return None
         calls.append(Call(to=Address(f"0x{target:040x}"), data=called))
-    return tuple(calls) if aggregate3(calls) == data else None
+    return tuple(calls)
+
+
+# --- signatures of wallets that are not deployed yet ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A signature as ERC-6492 wraps it, and how the wallet that is to judge it is deployed."""
+
+    deployment: Call
+    """Factory and what to call it with."""
+    signature: bytes = field(repr=False)
+    """What the deployed wallet judges."""
+
+
+def is_enveloped(signature: bytes) -> bool:
+    """Does it end as ERC-6492 has it?"""
+    return signature.endswith(_ENVELOPE_SUFFIX)
+
+
+def read_envelope(signature: bytes) -> Envelope | None:
+    """The parts of a signature that `is_enveloped`; None when it is `abi.encode(address, bytes, bytes)` of none, or of another envelope."""
+    wrapped = signature[: -len(_ENVELOPE_SUFFIX)]
+    factory = _word_at(wrapped, 0)
+    calldata, inner = _bytes_at(wrapped, _word_at(wrapped, 32)), _bytes_at(wrapped, _word_at(wrapped, 64))
+    if factory is None or factory >= 2**160 or calldata is None or inner is None or is_enveloped(inner):
+        return None
+    return Envelope(deployment=Call(to=Address(f"0x{factory:040x}"), data=calldata), signature=inner)
 
 
 # --- returns ---

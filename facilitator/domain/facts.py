@@ -5,9 +5,12 @@ judges. No call leaves this module and none arrives: it is the paper that the tw
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from facilitator.domain.deadlines import LIFE_MIN_S
-from facilitator.units import Address, BlockHash, UnixSeconds, Wei
+from facilitator.units import Address, BlockHash, Gas, UnixSeconds, Wei
+
+_NO_GAS: Final = Gas(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,18 @@ class Trial:
     call: Call
 
 
-Question = Call | CodeOf | Trial
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What becomes of this call, given so much gas? Nothing else shares its `eth_call`: it may run anybody's code.
+
+    The reply says what it took; of what the call returned, `data` has the first 512 bytes.
+    """
+
+    call: Call
+    gas: Gas
+
+
+Question = Call | CodeOf | Trial | Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +57,8 @@ class Reply:
 
     ok: bool
     data: bytes
+    gas_used: Gas = _NO_GAS
+    """Of a `Probe`: without what a transaction costs by itself, refunds not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

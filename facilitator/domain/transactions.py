@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from facilitator.domain.facts import Call
 from facilitator.protocol.address import keccak256
 from facilitator.units import UINT256_MAX, Address, Gas, TxHash, Wei
 
@@ -56,6 +57,16 @@ def assemble(transaction: Transaction, *, r: int, s: int, y_parity: int) -> Sign
     return SignedTransaction(raw=raw, tx_hash=TxHash("0x" + keccak256(raw).hex()))
 
 
+def read_call(raw: bytes) -> Call:
+    """Whom a transaction that `assemble` made calls, and with what."""
+    at, _ = _content(raw, 1)
+    fields: list[bytes] = []
+    for _ in range(8):
+        start, at = _content(raw, at)
+        fields.append(raw[start:at])
+    return Call(to=Address("0x" + fields[5].hex()), data=fields[7])
+
+
 def _fields(transaction: Transaction) -> list[bytes]:
     """The nine unsigned fields in the order of EIP-1559, each RLP-encoded."""
     return [
@@ -97,3 +108,15 @@ def _header(offset: int, length: int) -> bytes:
         return bytes((offset + length,))
     size = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes((offset + 55 + len(size),)) + size
+
+
+def _content(raw: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the RLP item at a position begins and ends."""
+    first = raw[at]
+    if first < 0x80:
+        return at, at + 1
+    length = first - (0xC0 if first >= 0xC0 else 0x80)
+    if length <= 55:
+        return at + 1, at + 1 + length
+    start = at + 1 + length - 55
+    return start, start + int.from_bytes(raw[at + 1 : start], "big")

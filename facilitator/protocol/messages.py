@@ -67,7 +67,7 @@ class Authorization:
     valid_before: UnixSeconds
     auth_nonce: AuthNonce
     signature: bytes = field(repr=False)
-    """65 bytes r ‖ s ‖ v with v 27 or 28 and low s when it is an EOA's; any bytes for a contract payer."""
+    """As it came: a key's in one of its spellings, or any bytes that a contract judges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,9 @@ class Reason(Enum):
     # signature
     SIGNATURE = ("invalid_exact_evm_signature", "invalid_exact_evm_payload_signature", False)
     SMART_WALLET_UNSUPPORTED = ("smart_wallet_unsupported", "smart_wallet_unsupported", False)
+    UNDEPLOYED_WALLET = ("invalid_exact_evm_payload_undeployed_smart_wallet", "invalid_exact_evm_payload_undeployed_smart_wallet", False)
+    FACTORY_NOT_ALLOWED = ("eip6492_factory_not_allowed", "eip6492_factory_not_allowed", False)
+    DEPLOYMENT_FAILED = ("smart_wallet_deployment_failed", "smart_wallet_deployment_failed", False)
     # own record
     PAYMENT_IDENTIFIER_CONFLICT = ("payment_identifier_conflict", "payment_identifier_conflict", False)
     DUPLICATE_SETTLEMENT = ("duplicate_settlement", "duplicate_settlement", False)
@@ -104,7 +107,9 @@ PASSING: Final = frozenset({Reason.TOKEN_PAUSED, Reason.NOT_YET_VALID})
 
 | refusal by chain facts | final for what is queued? |
 |---|---|
-| SMART_WALLET_UNSUPPORTED, ASSET_NOT_DEPLOYED, EIP3009_NOT_SUPPORTED | final: code does not go away by waiting |
+| SMART_WALLET_UNSUPPORTED, UNDEPLOYED_WALLET, FACTORY_NOT_ALLOWED, DEPLOYMENT_FAILED | final: wallets do not change by waiting |
+| SIGNATURE of a wallet | final: what its code says now counts, whatever it may say later |
+| ASSET_NOT_DEPLOYED, EIP3009_NOT_SUPPORTED | final: code does not come by waiting |
 | PAYER_SCREENED, PAY_TO_SCREENED | final: lists rarely shorten, and the payer may ask again |
 | EXPIRED, NONCE_USED | final: time and nonces do not come back |
 | TOKEN_PAUSED | temporary: an issuer pauses for all, and ends it |

@@ -14,14 +14,14 @@ from facilitator.units import chain_id_of
 _VERSIONS = ("1", "2")
 
 
-def signed_for(authorization: Authorization, token: Token) -> str | None:
+def signed_for(authorization: Authorization, signature: bytes, token: Token) -> str | None:
     """Under which other EIP-712 domain the payer's own key did sign these terms, such as `name = 'USD Coin'`. None: under none we know.
 
-    Some twenty recoveries of 30 µs each. `signatures.flaw` must have found nothing.
+    Some twenty recoveries of 30 µs each. `signature` is normalised, and `signatures.flaw` must have found nothing.
     """
     for words, other in _domains(token):
         digest = signatures.digest_in(authorization, other)
-        if signatures.recover(digest, authorization.signature) == authorization.payer:
+        if signatures.recover(digest, signature) == authorization.payer:
             return words
     return None
 

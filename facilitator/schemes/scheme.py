@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from facilitator.domain.facts import Call, Facts, Now, Question, Trial
-from facilitator.protocol.messages import Authorization, Payment, Requirements
+from facilitator.domain.wallets import Wallet
+from facilitator.protocol.messages import Authorization, Payment, Requirements, SupportedKind
 from facilitator.protocol.reasons import Refusal
 from facilitator.units import Address, Network
 
@@ -35,6 +36,10 @@ class Scheme(Protocol):
         """The scheme's word on the wire, such as `exact`."""
         ...
 
+    def features(self, network: Network) -> Mapping[str, object] | None:
+        """What `/supported` says of this scheme on this network beside its name."""
+        ...
+
     def read(self, payment: Payment) -> Authorization | Refusal:
         """Route and parse: scheme and network agree, the payload has its shape; numbers, hex and signature are normalised."""
         ...
@@ -47,32 +52,36 @@ class Scheme(Protocol):
         """Did the payer's own key sign it? A refusal may yet be a contract payer: ask for its code before believing it."""
         ...
 
-    def ask_payer_code(self, authorization: Authorization) -> tuple[Question, ...]:
-        """The one question that tells a bad signature from a contract payer."""
+    def ask_wallet(self, authorization: Authorization) -> tuple[Question, ...]:
+        """The questions that tell a bad signature from one that a contract judges: the payer's code, and what it says."""
         ...
 
-    def judge_payer_code(self, authorization: Authorization, facts: Facts, refusal: Refusal) -> Refusal:
-        """The refusal to answer with when the local signature check gave `refusal`."""
+    def judge_wallet(self, authorization: Authorization, facts: Facts, refusal: Refusal) -> Wallet | Refusal:
+        """The wallet whose code took the signature; else the refusal, where the local check gave `refusal`."""
+        ...
+
+    def wallet(self, authorization: Authorization, code: bytes) -> Wallet | Refusal | None:
+        """What pays when this code lies at the payer: a wallet, nothing for a reason, or None: the payer's key."""
         ...
 
     def check_time(self, authorization: Authorization, now: Now) -> Refusal | None:
         """The validity window against chain and wall time."""
         ...
 
-    def trial(self, authorization: Authorization) -> Trial:
-        """The one question whose yes is enough to pay. A no says nothing yet: `ask`, and `judge`."""
+    def trial(self, authorization: Authorization) -> Trial | None:
+        """The one question whose yes is enough to pay. A no says nothing yet: `ask`, and `judge`. None: a key cannot have signed."""
         ...
 
-    def ask(self, authorization: Authorization) -> tuple[Question, ...]:
-        """Everything the chain must say about this payment, simulation included."""
+    def ask(self, authorization: Authorization, wallet: Wallet | None = None) -> tuple[Question, ...]:
+        """Everything the chain must say about this payment, simulation included. The first reply is the payer's code."""
         ...
 
-    def judge(self, authorization: Authorization, facts: Facts) -> Refusal | None:
+    def judge(self, authorization: Authorization, facts: Facts, wallet: Wallet | None = None) -> Refusal | None:
         """Rule on the chain's answers to `ask`, in order of precedence."""
         ...
 
     def call(self, authorization: Authorization) -> Call:
-        """The call that makes the payment when a relayer sends it."""
+        """The call that makes the payment of a payer without code when a relayer sends it; a wallet brings its own."""
         ...
 
 
@@ -88,6 +97,14 @@ class Registry:
     def find(self, name: str) -> Scheme | None:
         """The scheme of that name, or None when it is not served."""
         return self._schemes.get(name)
+
+    def kinds(self, networks: Iterable[Network]) -> tuple[SupportedKind, ...]:
+        """Every scheme on each of these networks."""
+        return tuple(
+            SupportedKind(scheme=scheme.name, network=network, extra=scheme.features(network))
+            for network in networks
+            for scheme in self._schemes.values()
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

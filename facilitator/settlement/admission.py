@@ -18,6 +18,7 @@ from facilitator.domain.confirmation import level_of
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
 from facilitator.domain.limits import Breach, InFlight
 from facilitator.domain.states import READMITTABLE, State
+from facilitator.domain.wallets import Wallet
 from facilitator.errors import Fault, OverloadFault, StoreFault
 from facilitator.metrics import UNDELIVERED_ANSWERS
 from facilitator.protocol.messages import Authorization, Payment, SettleResult
@@ -252,8 +253,9 @@ class Admitter:
         record = await self._read_record(request)
         if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
-        with self._dispatchers[request.authorization.network].place(request.authorization, request.deadline):
-            refusal, head = await self._verifier.judge_chain(
+        dispatcher = self._dispatchers[request.authorization.network]
+        with dispatcher.place(request.authorization, request.deadline):
+            refusal, head, wallet = await self._verifier.judge_chain(
                 judged, self._verify_deadline(request.deadline), accept_unscreened=request.caller.tenant.accept_unscreened
             )
             if refusal is not None:
@@ -263,7 +265,9 @@ class Admitter:
                         return None  # another replica admitted and paid it between our two looks
                 return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
             assert head is not None
-            return await self._admit(request, record, head.number)
+            if wallet is not None:
+                dispatcher.refuse_dear_wallet(wallet)
+            return await self._admit(request, record, head.number, wallet)
 
     async def _read_record(self, request: _Request) -> Settlement | None:
         """Our record of this authorization. Raises when the tenant bound one of its names to another payment."""
@@ -282,7 +286,9 @@ class Admitter:
             raise IdempotencyConflict
         return found.record
 
-    async def _admit(self, request: _Request, record: Settlement | None, head: int) -> Admitted | SettleAnswer | None:
+    async def _admit(
+        self, request: _Request, record: Settlement | None, head: int, wallet: Wallet | None
+    ) -> Admitted | SettleAnswer | None:
         """Admit for the first time, or again. None: look again, somebody was faster."""
         dispatcher = self._dispatchers[request.authorization.network]
         admission = Admission(
@@ -293,7 +299,7 @@ class Admitter:
             resource=request.resource,
             idempotency_key=request.idempotency_key,
             admitted_block=head,
-            alone=not request.caller.tenant.shared_transactions,
+            alone=not request.caller.tenant.shared_transactions or wallet is not None,
             confirm_level=level_of(
                 request.caller.tenant.confirm_level,
                 self._settings.confirm_level,
@@ -304,6 +310,7 @@ class Admitter:
             payment_identifier=request.payment_identifier,
             traceparent=tracing.current(),
             accept_unscreened=request.caller.tenant.accept_unscreened,
+            wallet=wallet,
         )
         try:
             if record is None:

@@ -5,6 +5,7 @@ arrived meanwhile forms the next group, so that commits are shared under load an
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from facilitator.domain.fees import Fees
 from facilitator.domain.identity import key_of
 from facilitator.domain.screening import encode_screening
 from facilitator.domain.states import State
+from facilitator.domain.wallets import Wallet
 from facilitator.errors import ChainFault, OverloadFault, ScreeningFault, SignerFault, StoreFault
 from facilitator.metrics import STAGE_SECONDS, series
 from facilitator.protocol.messages import Authorization
@@ -36,7 +38,7 @@ from facilitator.settlement.screening import SCREENED_OUT
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
 from facilitator.settlement.tasks import Background, beat, set_within
-from facilitator.settlement.verification import Judged, Verifier
+from facilitator.settlement.verification import Judged, Verdict, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
@@ -51,6 +53,8 @@ _PUT_OFF_MAX_S: Final = 5.0
 """Longest such time."""
 _PUT_OFF_KEPT_S: Final = 60.0
 """How long it is remembered afterwards that a settlement was put off."""
+_TURN_S: Final = 0.1
+"""How often a payment looks whether its wallet's transaction is still in flight."""
 _STALE_S: Final = 2.0
 """A payment that has waited longer is simulated once more before it is signed."""
 log = structlog.get_logger(__name__)
@@ -99,6 +103,7 @@ class Dispatcher:
         self._claim_due = asyncio.Event()
         self._claim_due.set()
         self._left_queued = False
+        self._wallets_waiting: Counter[Address] = Counter()
         self._put_off: dict[UUID, tuple[float, Backoff]] = {}
         self._writing = asyncio.Lock()
         self._pricing = watcher.pricing
@@ -135,8 +140,13 @@ class Dispatcher:
         """
         if self.stopping:
             raise _draining()
+        payer = admission.authorization.payer
+        if admission.wallet is not None and self._wallets_waiting[payer] >= self._settings.wallet_waiting_max:
+            raise OverloadFault("wallet_busy", "other payments of this smart wallet wait for their turn; ask again")
         waiting = self._queue.enter(admission, self._life_s(admission.authorization))
         self._wake.set()
+        if admission.wallet is not None:
+            self._wallets_waiting[payer] += 1
         try:
             if await self._done_by(waiting, deadline) or (waiting.taken and await self._done_by(waiting, deadline + _RECORD_S)):
                 return waiting.done.result()
@@ -147,6 +157,8 @@ class Dispatcher:
             raise
         finally:
             self._queue.leave(waiting)
+            if admission.wallet is not None:
+                self._wallets_waiting -= Counter({payer: 1})  # a count of none is forgotten
         waiting.abandoned = True
         if waiting.taken:
             raise InDoubtFault("in_doubt", "the database has not said in time whether the payment was recorded")
@@ -168,6 +180,11 @@ class Dispatcher:
         """Take no new work while a payment costs more than `payment_cost_cap_wei`. Raises OverloadFault."""
         if self._pricing.too_dear():
             raise OverloadFault("gas_price_too_high", "a payment would cost more than this facilitator pays; ask again later")
+
+    def refuse_dear_wallet(self, wallet: Wallet) -> None:
+        """A smart wallet's payment may cost more than others. Raises OverloadFault."""
+        if self._pricing.wallet_too_dear(wallet):
+            raise OverloadFault("gas_price_too_high", "this wallet's payment would cost more than this facilitator pays; ask again later")
 
     def _life_s(self, authorization: Authorization) -> float:
         """Seconds until its validBefore, by chain time."""
@@ -288,16 +305,24 @@ class Dispatcher:
             gas=self._pricing.gas,
         )
 
-    def _plan(self, payments: Sequence[tuple[UUID, Authorization, bool]], account: Account, room: int) -> tuple[Batch[UUID], ...]:
+    def _plan(
+        self, payments: Sequence[tuple[UUID, Authorization, bool]], wallets: Mapping[UUID, Wallet], account: Account, room: int
+    ) -> tuple[Batch[UUID], ...]:
         """Cut payments into transactions that the account has room and money for."""
         head = self._chain.head.newest
         assert head is not None
+        spare_wei, limits = self._spare_wei(account), self._limits()
+        cost_wei = {identity: self._pricing.wallet_cost_wei(wallet) for identity, wallet in wallets.items()}
         candidates = [
             Candidate(id=identity, payer=authorization.payer, alone=alone, life_s=authorization.valid_before - head.timestamp)
             for identity, authorization, alone in payments
+            if cost_wei.get(identity, 0) <= spare_wei  # one that there is no money for stands in nobody's way
         ]
-        spare_wei, limits = self._spare_wei(account), self._limits()
-        while (batches := plan(candidates, room, limits)) and sum(self._most_wei(len(batch.ids)) for batch in batches) > spare_wei:
+
+        def most_wei(batch: Batch[UUID]) -> int:
+            return cost_wei.get(batch.ids[0]) or self._most_wei(len(batch.ids))
+
+        while (batches := plan(candidates, room, limits)) and sum(map(most_wei, batches)) > spare_wei:
             candidates = candidates[: len(candidates) // 2]  # fewer, down to the one that there is money for, or none is ever sent
         return batches
 
@@ -340,13 +365,15 @@ class Dispatcher:
 
     async def _dispatch_planned(self, account: Account, room: int, group: Sequence[Waiting]) -> bool:
         """Plan, simulate what is shared, record. What found no room goes back to its place in the queue."""
+        stale_at = self._clock.monotonic() - _STALE_S
+        taken = len(group)
+        group = self._wallets_in_turn(group, stale_at)
         by_id = {waiting.admission.settlement_id: waiting for waiting in group}
         authorizations = {identity: waiting.admission.authorization for identity, waiting in by_id.items()}
         payments = [(identity, authorizations[identity], waiting.admission.alone) for identity, waiting in by_id.items()]
-        batches: Sequence[Batch[UUID]] = self._plan(payments, account, room)
+        batches: Sequence[Batch[UUID]] = self._plan(payments, _wallets_of(group), account, room)
         planned = {identity for batch in batches for identity in batch.ids}
         self._queue.put_back([waiting for identity, waiting in by_id.items() if identity not in planned])
-        stale_at = self._clock.monotonic() - _STALE_S
         stale = {identity for identity in planned if by_id[identity].judged_at < stale_at}
         try:
             batches, failing = await self._payable_together(batches, authorizations, stale)
@@ -358,12 +385,30 @@ class Dispatcher:
             self._background.start("judge_alone", self._judge_alone(by_id[identity]))
         if batches:
             await self._record(account, [by_id[identity] for batch in batches for identity in batch.ids], batches)
-        return bool(planned)
+        return bool(planned) or len(group) < taken
+
+    def _wallets_in_turn(self, group: Sequence[Waiting], stale_at: float) -> list[Waiting]:
+        """Those that may go now: of each smart wallet one payment at a time, and none that was judged a while ago.
+
+        What the others' code says may have changed; they are judged afresh, each in a call of its own.
+        """
+        turn: list[Waiting] = []
+        paying: set[Address] = set()
+        for waiting in group:
+            payer = waiting.admission.authorization.payer
+            if waiting.admission.wallet is None:
+                turn.append(waiting)
+            elif payer in paying or self._watcher.pays_from_wallet(payer) or waiting.judged_at < stale_at:
+                self._background.start("judge_alone", self._judge_alone(waiting))
+            else:
+                paying.add(payer)
+                turn.append(waiting)
+        return turn
 
     async def _judge_alone(self, waiting: Waiting) -> None:
-        """It would fail by now, or among others: judge it afresh, and let it go alone if it would pay.
+        """It would fail by now, or among others, or its wallet pays another: judge it afresh, and let it go alone if it would pay.
 
-        While what refuses it ends by itself, it waits, as long as its caller does.
+        While what refuses it ends by itself, or its wallet's transaction is in flight, it waits, as long as its caller does.
         """
         self._queue.set_aside(waiting)
         authorization = waiting.admission.authorization
@@ -372,9 +417,15 @@ class Dispatcher:
         judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
         backoff = Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
         while True:
+            while waiting.admission.wallet is not None and self._watcher.pays_from_wallet(authorization.payer):
+                await self._clock.sleep(_TURN_S)
+                if waiting.abandoned or waiting.done.done():
+                    return
             try:
                 deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)
-                refusal, _ = await self._verifier.judge_chain(judged, deadline, accept_unscreened=waiting.admission.accept_unscreened)
+                refusal, _, wallet = await self._verifier.judge_chain(
+                    judged, deadline, accept_unscreened=waiting.admission.accept_unscreened
+                )
             except (ChainFault, ScreeningFault) as fault:
                 _fail(waiting, fault)
                 return
@@ -385,10 +436,12 @@ class Dispatcher:
             await self._clock.sleep(backoff.next_s())
         if refusal is not None:
             _fail(waiting, RefusedLateError(refusal))
-        elif waiting.admission.alone or self.stopping:
-            _fail(waiting, _draining() if self.stopping else OverloadFault("not_sent", "the simulations disagree; ask again"))
+        elif self.stopping:
+            _fail(waiting, _draining())
+        elif waiting.admission.alone and wallet is None:
+            _fail(waiting, OverloadFault("not_sent", "the simulations disagree; ask again"))
         else:
-            waiting.admission = replace(waiting.admission, alone=True)
+            waiting.admission = replace(waiting.admission, alone=True, wallet=wallet)
             self._queue.come_back(waiting)
             self._wake.set()
 
@@ -411,7 +464,7 @@ class Dispatcher:
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
         try:
             with tracing.span("sign"):
-                slots = await self._sign(account, batches, authorizations) if account else []
+                slots = await self._sign(account, batches, authorizations, _wallets_of(group)) if account else []
         except SignerFault as fault:
             self._not_signed(group, fault)
             return
@@ -455,11 +508,15 @@ class Dispatcher:
         return True
 
     async def _sign(
-        self, account: Account, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
+        self,
+        account: Account,
+        batches: Sequence[Batch[UUID]],
+        authorizations: Mapping[UUID, Authorization],
+        wallets: Mapping[UUID, Wallet],
     ) -> list[SignedSlot]:
         """Sign; a relayer whose key service does not rests. Raises SignerFault: nothing was signed that anybody could send."""
         try:
-            return await self._composer.sign(account, batches, authorizations)
+            return await self._composer.sign(account, batches, authorizations, wallets)
         except SignerFault as fault:
             log.warning("relayer.not_signed", relayer=account.address, kind=fault.kind, fault=str(fault))
             self._send_answered(account.address, welcome=False)
@@ -517,6 +574,7 @@ class Dispatcher:
                 gas=Gas(slot.gas),
                 items=tuple(items[settlement_id] for settlement_id in slot.settlement_ids),
                 opened_at=self._clock.monotonic(),
+                wallet_code=slot.wallet_code,
             )
             self._watcher.add(watched)
             self._background.start("send", self._watcher.send(watched, fresh=True))
@@ -586,23 +644,26 @@ class Dispatcher:
         queued = await settlements.list_queued(self._db, self._chain.network, size, put_off, self._settings.queue_wait_max_s)
         verdicts = await asyncio.gather(*(self._still_payable(record) for record in queued))
         payable = [record for record, verdict in zip(queued, verdicts, strict=True) if verdict]
+        wallets = {
+            record.settlement_id: verdict.wallet for record, verdict in zip(queued, verdicts, strict=True) if verdict and verdict.wallet
+        }
         if payable:
             async with self._writing:
-                await self._claim(payable)
+                await self._claim(payable, wallets)
         if len(queued) >= size:
             self._claim_due.set()
 
-    async def _claim(self, payable: Sequence[Settlement]) -> None:
+    async def _claim(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet]) -> None:
         """Sign, then claim and record in one transaction, then send. What another replica took meanwhile is left to it."""
         account, room = self._choose()
         lease = account.lease if account is not None else None
         if account is None or lease is None or room <= 0:
             self._left_queued = account is not None
             return
-        by_id = {record.settlement_id: record for record in payable}
+        by_id = {record.settlement_id: record for record in self._in_turn(payable, wallets)}
         authorizations = {identity: record.authorization for identity, record in by_id.items()}
-        payments = [(identity, authorizations[identity], record.alone) for identity, record in by_id.items()]
-        batches, failing = await self._payable_together(self._plan(payments, account, room), authorizations)
+        payments = [(identity, authorizations[identity], record.alone or identity in wallets) for identity, record in by_id.items()]
+        batches, failing = await self._payable_together(self._plan(payments, wallets, account, room), authorizations)
         planned = [by_id[identity] for batch in batches for identity in batch.ids]
         stamps, doubtful = self._screened_again(planned)
         for identity in (*failing, *doubtful):
@@ -611,13 +672,13 @@ class Dispatcher:
         planned = [record for record in planned if record.settlement_id not in doubtful]
         if not planned:
             return
-        slots = await self._sign(account, batches, authorizations)  # before a row is locked: a key service takes its time
+        slots = await self._sign(account, batches, authorizations, wallets)  # before a row is locked: a key service takes its time
         try:
             opened = await self._record_claimed(lease, planned, slots, stamps)
         except _TakenElsewhereError as taken:
-            await self._claim([record for record in planned if record.settlement_id in taken.left])
+            await self._claim([record for record in planned if record.settlement_id in taken.left], wallets)
         except ConstraintViolated as violated:
-            await self._claim_singly(planned, violated)
+            await self._claim_singly(planned, wallets, violated)
         except StoreFault as fault:
             if fault.kind not in {NOT_REACHED, ROLLED_BACK}:
                 account.lose()
@@ -667,23 +728,37 @@ class Dispatcher:
         account.next_tx_nonce += len(slots)
         self._launch(account, slots, opened, {record.settlement_id: item_of(record) for record in planned})
 
-    async def _claim_singly(self, payable: Sequence[Settlement], violated: ConstraintViolated) -> None:
+    def _in_turn(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet]) -> list[Settlement]:
+        """Those that may go now: of each smart wallet one payment at a time; the others of it let others go first."""
+        turn: list[Settlement] = []
+        paying: set[Address] = set()
+        for record in payable:
+            if record.settlement_id not in wallets:
+                turn.append(record)
+            elif record.payer in paying or self._watcher.pays_from_wallet(record.payer):
+                self._let_others_go_first(record)
+            else:
+                paying.add(record.payer)
+                turn.append(record)
+        return turn
+
+    async def _claim_singly(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet], violated: ConstraintViolated) -> None:
         """Nothing was stored: each alone; the guilty one lets the others go first."""
         if len(payable) == 1:
             log.error("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
             self._let_others_go_first(payable[0])
             return
         for record in payable:
-            await self._claim([record])
+            await self._claim([record], wallets)
 
     def _let_others_go_first(self, record: Settlement) -> None:
         _, backoff = self._put_off.get(record.settlement_id, (0.0, Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)))
         self._put_off[record.settlement_id] = (self._clock.monotonic() + backoff.next_s(), backoff)
 
-    async def _still_payable(self, record: Settlement) -> bool:
+    async def _still_payable(self, record: Settlement) -> Verdict | None:
         """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts.
 
-        One that the chain does not tell about keeps nobody else from being paid.
+        One that the chain does not tell about keeps nobody else from being paid. None: not now.
         """
         scheme = self._registry.find(record.scheme)
         assert scheme is not None
@@ -691,9 +766,9 @@ class Dispatcher:
         item = item_of(record)
         try:
             deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)
-            refusal, _ = await self._verifier.judge_chain(judged, deadline, accept_unscreened=record.accept_unscreened)
-            if refusal is None:
-                return True
+            verdict = await self._verifier.judge_chain(judged, deadline, accept_unscreened=record.accept_unscreened)
+            if (refusal := verdict.refusal) is None:
+                return verdict
             ruling = NoRuling.UNUSED if refusal.reason in PASSING else await self._resolver.rule(item, None)
             if ruling is NoRuling.UNUSED and refusal.reason in SCREENED_OUT:
                 ruling = _screened_out(refusal)
@@ -702,10 +777,10 @@ class Dispatcher:
             ruling = NoRuling.UNTOLD
         if not isinstance(ruling, Ruling):
             self._let_others_go_first(record)
-            return False
+            return None
         outcome = self._watcher.outcome(item, State.QUEUED, ruling, record.moves)
         await self._watcher.commit([outcome], [], [], {record.settlement_id: (item, ruling, self._clock.monotonic())})
-        return False
+        return None
 
 
 class _LeaseLostError(Exception):
@@ -724,6 +799,11 @@ def _screened_out(refusal: Refusal) -> Ruling:
     """The end of a queued payment of somebody who is on a sanctions list by now: the chain says that nobody used it."""
     answer = Answer(success=False, reason=refusal.reason.name, message=refusal.message)
     return Ruling(state=State.FAILED, reason=refusal.reason, answer=answer)
+
+
+def _wallets_of(group: Sequence[Waiting]) -> dict[UUID, Wallet]:
+    """The smart wallets that pay among these, by settlement."""
+    return {waiting.admission.settlement_id: waiting.admission.wallet for waiting in group if waiting.admission.wallet}
 
 
 def _draining() -> OverloadFault:

@@ -16,7 +16,7 @@ from facilitator.domain.abi import Log
 from facilitator.domain.facts import Head
 from facilitator.errors import ConfigFault, Fault, OverloadFault
 from facilitator.metrics import INCIDENTS, NETWORK_SERVED, STAGE_SECONDS, series
-from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Payment, Supported, SupportedKind, VerifyResult
+from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Payment, Supported, VerifyResult
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.admission import Admitter, Caller, SettleAnswer, Ticket
 from facilitator.settlement.aftermath import Aftermath
@@ -190,12 +190,7 @@ class Engine:
         """Kinds that are served; a network whose start-up check failed is not."""
         served = set(self._verifier.networks_served())
         return Supported(
-            kinds=tuple(
-                SupportedKind(scheme=scheme, network=network)
-                for network in self._registry.networks
-                if network in served
-                for scheme in self._registry.names
-            ),
+            kinds=self._registry.kinds(network for network in self._registry.networks if network in served),
             extensions=(PAYMENT_IDENTIFIER,),
             signers={"eip155:*": tuple(dict.fromkeys(a for chain in self._networks.values() for a in chain.relayers))},
         )

@@ -12,6 +12,7 @@ from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
 from facilitator.domain.deadlines import LIFE_MIN_S, life_min_s
 from facilitator.domain.facts import Head, Now
+from facilitator.domain.wallets import WalletGas
 from facilitator.metrics import HEAD_AGE_SECONDS, HEAD_BLOCK, LIFE_MIN_SECONDS
 from facilitator.settlement.screening import Screen
 from facilitator.units import Address, Network
@@ -135,6 +136,8 @@ class ServedNetwork:
         """Why the network is not served at all: another chain id, or no token that is what the configuration says."""
         self.withdrawn: dict[Address, str] = {}
         """Tokens that are not served, and why: no code, another domain, or an upgrade that is not looked at yet."""
+        self.wallet_gas: Final = WalletGas()
+        """What smart wallets' transactions may take."""
 
     @property
     def relayers(self) -> tuple[Address, ...]:

@@ -10,6 +10,7 @@ from facilitator.domain import abi
 from facilitator.domain.batching import GasTable, ran_out
 from facilitator.domain.facts import Call
 from facilitator.domain.fees import WINDOW, FeePolicy, Fees, TipPolicy, max_fee, next_base_fee, next_tip
+from facilitator.domain.wallets import Wallet
 from facilitator.metrics import GAS_LIMIT, PAYMENT_COST, PRIORITY_FEE
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
@@ -64,6 +65,16 @@ class Pricing:
         """The most that a payment costs that goes alone in the next block: gas limit, L1 fee and operator fee together."""
         return self.gas.limit(1) * (self._base_fee_next() + self.tip_wei) + self.surcharge_wei(1)
 
+    def wallet_cost_wei(self, wallet: Wallet) -> int:
+        """The most that a fresh transaction of a smart wallet can cost. L1's part grows with the data, the operator's with the gas."""
+        payments = max(-(-len(wallet.call.data) // _SINGLE_BYTES), -(-wallet.gas // self.gas.limit(1)))
+        return wallet.gas * self.quote().max_fee_wei + self.surcharge_wei(payments)
+
+    def wallet_too_dear(self, wallet: Wallet) -> bool:
+        """Would it cost more than `payment_cost_cap_wei` in the next block?"""
+        spared_wei = wallet.gas * (self.quote().max_fee_wei - self._base_fee_next() - self.tip_wei)
+        return 0 < self._settings.payment_cost_cap_wei < self.wallet_cost_wei(wallet) - spared_wei
+
     def too_dear(self) -> bool:
         """Does a payment cost more than `payment_cost_cap_wei`? Then no new work is taken; what is open is still pushed."""
         cap_wei = self._settings.payment_cost_cap_wei
@@ -78,6 +89,8 @@ class Pricing:
 
     def may_grow(self, slot: OpenSlot, receipt: Receipt) -> bool:
         """Did this transaction run out of gas where a larger limit is to be had? Then what it carried is worth another try."""
+        if slot.kind == "contract_payer":
+            return False  # what its code burned it may burn again: one transaction is all that it costs us
         return ran_out(receipt.gas_used, slot.gas) and slot.gas < self.gas.most(len(slot.items))
 
     # --- what it learns ---
@@ -92,6 +105,10 @@ class Pricing:
         """Learn from a mined transaction. `short_of_gas`: it failed payments that the chain would have made with more gas."""
         self._delay(receipt.block_number - slot.first_sent_block)
         if slot.is_noop(receipt.tx_hash):
+            return
+        if slot.kind == "contract_payer":
+            if slot.wallet_code is not None and receipt.succeeded:  # what failed may have burned all it was given, to be given more
+                self._chain.wallet_gas.mined(slot.wallet_code, receipt.gas_used)
             return
         before = self.gas
         if short_of_gas and ran_out(receipt.gas_used, slot.gas):

@@ -12,7 +12,8 @@ from facilitator.domain.batching import Batch
 from facilitator.domain.facts import Call
 from facilitator.domain.fees import Fees
 from facilitator.domain.resubmission import NOOP_GAS
-from facilitator.domain.transactions import SignedTransaction, Transaction
+from facilitator.domain.transactions import SignedTransaction, Transaction, read_call
+from facilitator.domain.wallets import Wallet
 from facilitator.protocol.messages import Authorization
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.network import ServedNetwork
@@ -76,36 +77,46 @@ class Composer:
         return Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3([self.payment(each) for each in authorizations]))
 
     async def sign(
-        self, account: Account, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization]
+        self,
+        account: Account,
+        batches: Sequence[Batch[UUID]],
+        authorizations: Mapping[UUID, Authorization],
+        wallets: Mapping[UUID, Wallet],
     ) -> list[SignedSlot]:
-        """One transaction per batch, with consecutive tx_nonces from the account's next one."""
+        """One transaction per batch, with consecutive tx_nonces from the account's next one. A wallet's call is what was simulated."""
         fees = self._pricing.quote()
-        calls = [self.call([authorizations[settlement_id] for settlement_id in batch.ids]) for batch in batches]
+        paying = [wallets.get(batch.ids[0]) for batch in batches]
+        calls = [
+            wallet.call if wallet else self.call([authorizations[settlement_id] for settlement_id in batch.ids])
+            for batch, wallet in zip(batches, paying, strict=True)
+        ]
+        limits = [wallet.gas if wallet else self._pricing.gas.limit(len(batch.ids)) for batch, wallet in zip(batches, paying, strict=True)]
         transactions = [
-            self._transaction(account.next_tx_nonce + index, call, self._pricing.gas.limit(len(batch.ids)), fees)
-            for index, (batch, call) in enumerate(zip(batches, calls, strict=True))
+            self._transaction(account.next_tx_nonce + index, call, gas, fees)
+            for index, (call, gas) in enumerate(zip(calls, limits, strict=True))
         ]
         signed = await asyncio.gather(*(account.signer.sign(transaction) for transaction in transactions))  # a key service takes a while
         return [
             SignedSlot(
                 tx_nonce=transaction.tx_nonce,
-                kind=batch.kind,
+                kind="contract_payer" if wallet else batch.kind,
                 tx_hash=each.tx_hash,
                 raw=each.raw,
                 gas=transaction.gas,
                 max_fee_wei=fees.max_fee_wei,
                 max_priority_fee_wei=fees.max_priority_fee_wei,
                 settlement_ids=batch.ids,
+                wallet_code=wallet.code if wallet else None,
             )
-            for batch, transaction, each in zip(batches, transactions, signed, strict=True)
+            for batch, wallet, transaction, each in zip(batches, paying, transactions, signed, strict=True)
         ]
 
     async def sign_again(self, account: Account, slot: OpenSlot, fees: Fees, *, noop: bool) -> tuple[SignedTransaction, Gas]:
-        """The slot's payload at other fees, or a no-op in its place: a self-transfer of nothing."""
+        """The slot's payload as it stands on record at other fees, or a no-op in its place: a self-transfer of nothing."""
         if noop:
             call, gas = Call(to=account.address, data=b""), Gas(NOOP_GAS)
         else:
-            call, gas = self.call([item.authorization for item in slot.items]), slot.gas
+            call, gas = read_call(slot.payload), slot.gas
         return await account.signer.sign(self._transaction(slot.tx_nonce, call, gas, fees)), gas
 
     def _transaction(self, tx_nonce: int, call: Call, gas: Gas, fees: Fees) -> Transaction:

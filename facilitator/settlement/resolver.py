@@ -18,6 +18,7 @@ from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.slots import Item, NoRuling, Ruling, external, included, refused
+from facilitator.settlement.verification import judge_facts
 from facilitator.store import relayers
 from facilitator.store.db import Db
 from facilitator.store.settlements import Answer
@@ -129,11 +130,10 @@ class Resolver:
         """Why it would not be paid now, if it would not. Time alone does not tell: what has expired may have been used before."""
         scheme = self._registry.find(authorization.scheme)
         assert scheme is not None
-        facts = await evm.answer(scheme.ask(authorization), self._deadline())
+        facts, judged, _ = await judge_facts(evm, scheme, authorization, None, self._deadline())
         self._chain.head.observe(facts.head)
         now = self._chain.head.now()
         assert now is not None
-        judged = scheme.judge(authorization, facts)
         return scheme.check_time(authorization, now) or judged, facts.head
 
     async def _finally_past(self, evm: EvmClient, authorization: Authorization) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from facilitator.domain.confirmation import ConfirmLevel
+from facilitator.domain.wallets import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,15 @@ class Settings:
     """Blocks searched for the transaction that used a nonce, to name it in the refusal; 0 names none."""
     batching: Literal["off", "adaptive"] = "adaptive"
     """Whether several payments may share a transaction under load."""
+    smart_wallets: Mode = "deployed"
+    """Payers whose signature their code judges: `off` refuses them, `deployed` takes contracts (ERC-1271) and delegated keys
+    (EIP-7702), `counterfactual` also deploys those of `networks[].wallet_factories` with their first payment (ERC-6492)."""
+    wallet_gas_max: int = 500_000
+    """Most gas that the transaction of a smart wallet may take, and so what its code can cost; what needs more is refused."""
+    deployment_gas_max: int = 1_500_000
+    """The same of a transaction that deploys the wallet first."""
+    wallet_waiting_max: int = 8
+    """Payments of one smart wallet that wait for their turn: one goes after the other. More get 503."""
     queue_max: int = 2000
     """Settlements admitted or waiting to be admitted in this process; beyond it `/settle` answers 503."""
     queue_wait_max_s: float = 5.0

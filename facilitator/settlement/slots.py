@@ -58,11 +58,13 @@ class OpenSlot:
     tx_nonce: int
     attempts: list[Attempt]
     kind: str
-    """`single`, `batch` or `noop`."""
+    """`single`, `batch`, `contract_payer` (a smart wallet pays) or `noop`."""
     gas: Gas
     items: tuple[Item, ...]
     opened_at: float
     """Monotonic."""
+    wallet_code: bytes | None = None
+    """What a smart wallet's gas is learned by; None also once it was taken up from the record."""
     sent_block: int = 0
     """Newest block when its newest attempt was first sent."""
     first_sent_block: int = 0
@@ -87,6 +89,11 @@ class OpenSlot:
     def is_noop(self, tx_hash: TxHash) -> bool:
         """Is this the attempt that carries no payment?"""
         return any(attempt.purpose == "noop" for attempt in self.attempts if attempt.tx_hash == tx_hash)
+
+    @property
+    def payload(self) -> bytes:
+        """The signed bytes that carry its payments."""
+        return next(attempt.raw for attempt in self.attempts if attempt.purpose != "noop")
 
     @property
     def wants_flashblock(self) -> bool:

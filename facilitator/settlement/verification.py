@@ -5,17 +5,19 @@ used, so nobody learns anything from our record before the signature is judged.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from facilitator import tracing
 from facilitator.clock import Clock
 from facilitator.domain import abi
-from facilitator.domain.facts import Head
+from facilitator.domain.facts import CodeOf, Facts, Head, Question
 from facilitator.domain.identity import fingerprint, key_of
 from facilitator.domain.states import State
+from facilitator.domain.wallets import Wallet
 from facilitator.errors import ChainFault, StoreFault
-from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS, series
+from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS, WALLET_VERIFICATIONS, series
 from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry, Scheme
@@ -35,6 +37,18 @@ class Judged:
     authorization: Authorization
     scheme: Scheme
     chain: ServedNetwork
+    wallet: Wallet | None = None
+    """What judged the signature, where no key did."""
+
+
+class Verdict(NamedTuple):
+    """Whether a payment can be made now, and how."""
+
+    refusal: Refusal | None
+    head: Head | None
+    """The newest block, by which it was judged. None when time alone refused."""
+    wallet: Wallet | None = None
+    """What pays, and with how much gas; None for a payer without code."""
 
 
 class Verifier:
@@ -83,8 +97,8 @@ class Verifier:
         record = found.record
         if record is not None and (ruling := self.judge_record(record, tenant.tenant_id, authorization)) is not None:
             return VerifyResult(payer=authorization.payer, refusal=ruling if isinstance(ruling, Refusal) else None)
-        refusal, _ = await self.judge_chain(judged, deadline, accept_unscreened=tenant.accept_unscreened)
-        return VerifyResult(payer=authorization.payer, refusal=refusal)
+        verdict = await self.judge_chain(judged, deadline, accept_unscreened=tenant.accept_unscreened)
+        return VerifyResult(payer=authorization.payer, refusal=verdict.refusal)
 
     async def judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
         """Shape, static terms and signature. Asks the chain only when the payer's own key did not sign."""
@@ -114,19 +128,27 @@ class Verifier:
             return refusal
         refusal = scheme.check_signature(authorization)
         if refusal is not None:
-            payer = (authorization.network, authorization.payer)
-            if len(authorization.signature) <= SIGNATURE_LENGTH and self._is_plain(payer):
+            if len(authorization.signature) <= SIGNATURE_LENGTH and not await self._has_code(authorization, chain, deadline):
                 return refusal
-            facts = await chain.answers.answer(scheme.ask_payer_code(authorization), deadline)
+            facts = await chain.answers.answer(scheme.ask_wallet(authorization), deadline)
             chain.head.observe(facts.head)
-            if not facts.replies[0].data:
-                self._remember_plain(payer)
-            return scheme.judge_payer_code(authorization, facts, refusal)
+            wallet = scheme.judge_wallet(authorization, facts, refusal)
+            if isinstance(wallet, Refusal):
+                return wallet
+            return Judged(authorization=authorization, scheme=scheme, chain=chain, wallet=wallet)
         return Judged(authorization=authorization, scheme=scheme, chain=chain)
 
-    def _is_plain(self, payer: tuple[Network, Address]) -> bool:
-        """Whether this payer was seen without code lately, so that a bad signature of a key's length is nothing else."""
-        return self._plain.get(payer, float("-inf")) > self._clock.monotonic()
+    async def _has_code(self, authorization: Authorization, chain: ServedNetwork, deadline: float) -> bool:
+        """Does code lie at the payer? The cheapest question: as a rule a bad signature of a key's length is nothing else."""
+        payer = (authorization.network, authorization.payer)
+        if self._plain.get(payer, float("-inf")) > self._clock.monotonic():
+            return False
+        facts = await chain.answers.answer((CodeOf(address=authorization.payer),), deadline)
+        chain.head.observe(facts.head)
+        if facts.replies[0].data:
+            return True
+        self._remember_plain(payer)
+        return False
 
     def _remember_plain(self, payer: tuple[Network, Address]) -> None:
         """Wrong signatures of one payer, however many, cost one question in a while."""
@@ -149,38 +171,55 @@ class Verifier:
             return True
         return duplicate(record)
 
-    async def judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> tuple[Refusal | None, Head | None]:
-        """Time, sanctions lists, chain facts and simulation: one round trip for a good payment, a second one to say why not.
+    async def judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> Verdict:
+        """Time, sanctions lists, chain facts, simulation: one round trip for a good payment of a key, more for a wallet and for a no.
 
-        The head is None only when time or a list refused without the chain. Raises ChainFault, and ScreeningFault for a payment
-        that only a list that cannot be read stands against.
+        Raises ChainFault, and ScreeningFault for a payment that only a list that cannot be read stands against.
         """
         with tracing.span("chain facts", network=judged.authorization.network):
             return await self._judge_chain(judged, deadline, accept_unscreened=accept_unscreened)
 
-    async def _judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> tuple[Refusal | None, Head | None]:
+    async def _judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> Verdict:
         screen, authorization = judged.chain.screen, judged.authorization
         now = judged.chain.head.now()
         if now is not None and judged.chain.head.wall_trusted:
             early = judged.scheme.check_time(judged.authorization, now)
             if early is not None and early.reason is Reason.EXPIRED:
-                return early, None
+                return Verdict(early, None)
         if screen is not None and (named := screen.named(authorization)) is not None:
-            return named, None
-        questions = screen.questions(authorization) if screen is not None else ()
-        facts = await judged.chain.answers.answer((judged.scheme.trial(authorization), *questions), deadline)
-        refusal = self._check_time(judged, facts.head)
-        if screen is not None:
-            screen.hear([authorization], facts, start=1)
-            refusal = refusal or screen.listed(authorization)
-        if refusal is None and not facts.replies[0].ok:
-            facts = await judged.chain.answers.answer(judged.scheme.ask(judged.authorization), deadline)
-            refusal = self._check_time(judged, facts.head) or judged.scheme.judge(judged.authorization, facts)
-        if refusal is not None and refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
-            refusal = await self._name_use(judged, refusal, facts.head, deadline)
-        if refusal is None and screen is not None:
+            return Verdict(named, None)
+        verdict = await self._try(judged, deadline) or await self._judge_facts(judged, deadline)
+        if verdict.refusal is not None and verdict.refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
+            assert verdict.head is not None
+            verdict = verdict._replace(refusal=await self._name_use(judged, verdict.refusal, verdict.head, deadline))
+        if verdict.refusal is None and screen is not None:
             screen.judge(authorization, accept_unscreened=accept_unscreened)
-        return refusal, facts.head
+        return verdict
+
+    async def _try(self, judged: Judged, deadline: float) -> Verdict | None:
+        """The one question whose yes is enough, beside what sanctions oracles are asked. None: there is more to find out."""
+        screen, authorization = judged.chain.screen, judged.authorization
+        trial = judged.scheme.trial(authorization) if judged.wallet is None else None
+        lists = screen.questions(authorization) if screen is not None else ()
+        questions: tuple[Question, ...] = lists if trial is None else (trial, *lists)
+        refusal, head, made = None, None, False
+        if questions:
+            facts = await judged.chain.answers.answer(questions, deadline)
+            refusal, head, made = self._check_time(judged, facts.head), facts.head, trial is not None and facts.replies[0].ok
+            if screen is not None:
+                screen.hear([authorization], facts, start=len(questions) - len(lists))
+        if screen is not None:
+            refusal = refusal or screen.listed(authorization)
+        return Verdict(refusal, head) if made or refusal is not None else None
+
+    async def _judge_facts(self, judged: Judged, deadline: float) -> Verdict:
+        """Why it would not be made; or what it takes, where code judges the payer's signature."""
+        facts, refusal, wallet = await judge_facts(judged.chain.answers, judged.scheme, judged.authorization, judged.wallet, deadline)
+        refusal = self._check_time(judged, facts.head) or refusal
+        if wallet is not None:
+            series(WALLET_VERIFICATIONS, judged.chain.network, wallet.kind.value, "refused" if refusal else "valid").inc()
+            wallet = judged.chain.wallet_gas.measured(wallet, facts.replies[-1].gas_used)
+        return Verdict(refusal, facts.head, wallet)
 
     async def _name_use(self, judged: Judged, refusal: Refusal, head: Head, deadline: float) -> Refusal:
         """The same refusal with the transaction that used or cancelled the nonce, when the last blocks have it."""
@@ -213,6 +252,30 @@ class Verifier:
     def networks_served(self) -> list[Network]:
         """Networks that passed their start-up checks."""
         return [network for network, chain in self._networks.items() if not chain.findings]
+
+
+class Answers(Protocol):
+    """Who answers a scheme's questions: one endpoint's word, or that of all who are asked side by side."""
+
+    async def answer(self, questions: Sequence[Question], deadline: float) -> Facts:
+        """All of them, from one block. Raises ChainFault."""
+        ...
+
+
+async def judge_facts(
+    answers: Answers, scheme: Scheme, authorization: Authorization, wallet: Wallet | None, deadline: float
+) -> tuple[Facts, Refusal | None, Wallet | None]:
+    """What the chain has against a payment that `wallet` is to make; asked once more when it is another payer by now.
+
+    The refusal says nothing of time. Raises ChainFault.
+    """
+    facts = await answers.answer(scheme.ask(authorization, wallet), deadline)
+    payer = scheme.wallet(authorization, facts.replies[0].data)
+    found = payer if isinstance(payer, Wallet) else None
+    if found != wallet and not isinstance(payer, Refusal):
+        wallet = found
+        facts = await answers.answer(scheme.ask(authorization, wallet), deadline)
+    return facts, scheme.judge(authorization, facts, wallet), wallet
 
 
 def duplicate(record: Settlement) -> Refusal:

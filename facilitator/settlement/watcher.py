@@ -191,6 +191,10 @@ class Watcher:
         """Transactions of this relayer in flight."""
         return len(self._of_relayer.get(relayer, ()))
 
+    def pays_from_wallet(self, payer: Address) -> bool:
+        """Is a transaction of this smart wallet in flight here?"""
+        return any(slot.kind == "contract_payer" and slot.items[0].authorization.payer == payer for slot in self._open.values())
+
     def reserved_wei(self, relayer: Address) -> int:
         """The most that this relayer's transactions in flight can still cost."""
         return sum(slot.reserved_wei for slot in self._of_relayer.get(relayer, {}).values())

@@ -17,6 +17,7 @@ from facilitator.domain.identity import AuthKey, fingerprint
 from facilitator.domain.postings import Entry, pending_entry
 from facilitator.domain.screening import decode_screening
 from facilitator.domain.states import UNRESOLVED, State
+from facilitator.domain.wallets import Wallet
 from facilitator.protocol.messages import Authorization
 from facilitator.store.db import Db, Session, as_text, load_queries
 from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Network, TxHash, UnixSeconds
@@ -67,7 +68,7 @@ class Settlement:
     idempotency_key: str | None
     answer: str | None
     alone: bool
-    """It never shares a transaction: its tenant's rule, or a batch failed it."""
+    """It never shares a transaction: its tenant's rule, a smart wallet pays, or a batch failed it."""
     confirm_level: ConfirmLevel
     """How deep it must be before success is told."""
     accept_external: bool
@@ -156,7 +157,7 @@ class Admission:
     admitted_block: int
     """Newest block when it was judged: its logs are looked for from there."""
     alone: bool = False
-    """Its tenant does not share transactions."""
+    """Its tenant does not share transactions, or a smart wallet pays."""
     confirm_level: ConfirmLevel = "latest"
     """How deep it must be before success is told."""
     accept_external: bool = False
@@ -169,6 +170,8 @@ class Admission:
     """It may be signed while a sanctions list cannot be read."""
     screening: str | None = None
     """As in `Settlement`."""
+    wallet: Wallet | None = None
+    """What pays, and with how much gas, by the last judgement; None for a payer without code. Not stored: the signed bytes are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +196,8 @@ class SignedSlot:
     max_fee_wei: int
     max_priority_fee_wei: int
     settlement_ids: tuple[UUID, ...]
+    wallet_code: bytes | None = None
+    """What a smart wallet's gas is learned by. Not stored."""
 
 
 @dataclass(frozen=True, slots=True)

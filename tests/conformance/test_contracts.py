@@ -6,20 +6,23 @@ from pathlib import Path
 import pytest
 
 from facilitator.devstack.install import node_program
-from facilitator.domain import trials
-from tests.fixtures import sanctions
+from facilitator.domain import probes, trials
+from tests.fixtures import sanctions, wallets
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+OURS, TESTS = HERE.parents[1] / "contracts", HERE.parent / "fixtures" / "contracts"
 
 
 @pytest.mark.parametrize(
     ("source", "code"),
     [
-        (ROOT / "contracts" / "Trials.yul", trials.CREATION_CODE),
-        (ROOT / "tests" / "fixtures" / "contracts" / "SanctionsOracle.yul", sanctions.CREATION_CODE),
+        (OURS / "Trials.yul", trials.CREATION_CODE),
+        (OURS / "Probe.yul", probes.CREATION_CODE),
+        (TESTS / "SanctionsOracle.yul", sanctions.CREATION_CODE),
+        (TESTS / "Wallet.yul", wallets.WALLET_CREATION),
+        (TESTS / "Factory.yul", wallets.FACTORY_CREATION),
     ],
-    ids=["trials", "sanctions_oracle"],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_the_code_is_the_compiled_source(source: Path, code: bytes) -> None:
     command = [node_program(), HERE / "compile.cjs", source]

@@ -32,6 +32,7 @@ from facilitator.devstack.stack import Anvil, Postgres
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, Token, install_token
 from tests.fixtures.service import ServeProcess, free_port, http_status
 from tests.fixtures.waiting import PATIENCE_S
+from tests.fixtures.wallets import FACTORY, Misdeed, WalletBuyer, delegated, deployed, install_factory, misbehave, undeployed
 
 HERE: Final = Path(__file__).parent
 PRICE_ATOMIC: Final = 10_000  # $0.01, as the servers ask it
@@ -89,10 +90,14 @@ class Market:
 
     def buy(self, server: str, client: str, buyer: Buyer) -> Answer:
         """Run a client program once."""
-        key = "0x" + bytes(buyer.account.key).hex()
+        own = {"EVM_PRIVATE_KEY": "0x" + bytes(buyer.account.key).hex()}
+        if isinstance(buyer, WalletBuyer):
+            own |= {"WALLET_ADDRESS": buyer.wallet, "WALLET_PREFIX": "0x" + buyer.prefix.hex()}
+            if buyer.deployment is not None:
+                own |= {"WALLET_FACTORY": buyer.deployment[0], "WALLET_CALLDATA": "0x" + buyer.deployment[1].hex()}
         done = subprocess.run(
             command(self.programs / "clients" / CLIENTS[client][1]),
-            env=environment(RESOURCE_URL=f"{self.urls[server]}/report", EVM_PRIVATE_KEY=key),
+            env=environment(RESOURCE_URL=f"{self.urls[server]}/report", **own),
             cwd=self.programs,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -172,7 +177,10 @@ async def serving(
         database_url=await postgres.create_database(name, template),
         rpc_url=chain.rpc_url,
         relayer_keys=["0x" + bytes(relayer.key).hex()],
-        settings={"settlement": settlement or {}},
+        settings={
+            "settlement": {"smart_wallets": "counterfactual", **(settlement or {})},
+            "network": {"wallet_factories": [FACTORY]},
+        },
     ) as service:
         yield service
     await postgres.drop_database(name)
@@ -242,6 +250,44 @@ async def test_a_buyer_pays_and_gets_the_resource(
     assert (told["success"], told["network"], told["payer"]) == (True, NETWORK[version], buyer.address)
     assert "errorReason" not in told
     await assert_paid(chain, token, buyer, told)
+
+
+@pytest.mark.parametrize("client", ["httpx", "fetch"])
+@pytest.mark.parametrize("kind", ["deployed", "delegated", "undeployed"])
+async def test_a_smart_wallet_pays_and_gets_the_resource(kind: str, client: str, market: Market, chain: Anvil, token: Token) -> None:
+    number = 600_000 + 10 * ["httpx", "fetch"].index(client)
+    buyer: Buyer
+    if kind == "delegated":
+        buyer = await delegated(chain.node, dev_account("delegated", number), sponsor=dev_account("sponsor", number))
+    elif kind == "deployed":
+        buyer = await deployed(chain.node, number)
+    else:
+        await install_factory(chain.node)
+        buyer = undeployed(number + 1)
+    await token.fund([buyer.address], amount_atomic=3 * PRICE_ATOMIC)
+
+    answer = await asyncio.to_thread(market.buy, "fastapi" if client == "fetch" else "express", client, buyer)
+
+    assert (answer.status, answer.body, answer.error) == (200, {"report": "sunny"}, None), market.log("fastapi")
+    assert answer.payment_response is not None
+    await assert_paid(chain, token, buyer, answer.payment_response)
+
+
+@pytest.mark.parametrize("client", ["httpx", "fetch"])
+async def test_a_delegated_key_whose_code_refuses_hears_so_and_no_relayer_pays(
+    client: str, market: Market, chain: Anvil, token: Token
+) -> None:
+    number = 610_000 + ["httpx", "fetch"].index(client)
+    buyer = await delegated(chain.node, dev_account("delegated", number), sponsor=dev_account("sponsor", number))
+    await misbehave(chain.node, buyer.address, Misdeed.SAY_NO)
+    await token.fund([buyer.address], amount_atomic=3 * PRICE_ATOMIC)
+    relayer = dev_account("conformance-relayer").address
+    sent = await chain.node.call("eth_getTransactionCount", relayer, "latest")
+
+    answer = await asyncio.to_thread(market.buy, "fastapi", client, buyer)
+
+    assert (answer.status, answer.error, answer.payment_response) == (402, "invalid_exact_evm_signature", None)
+    assert await chain.node.call("eth_getTransactionCount", relayer, "latest") == sent
 
 
 @every_pair

@@ -205,7 +205,7 @@ async def test_mode_29_a_payer_who_delegates_between_our_judgement_and_the_block
 
     answer = await scene.answer(task)
 
-    assert reason(answer) is Reason.SMART_WALLET_UNSUPPORTED
+    assert reason(answer) is Reason.SIGNATURE
     assert await scene.states() == ["failed"]
     await scene.node.call("anvil_setCode", buyer.address, "0x")
     scene.told.clear()  # the failure was true when it was told; from here on the same payment may be made
@@ -294,6 +294,6 @@ async def test_mode_30_a_payer_who_turns_into_a_gas_bomb_costs_the_others_a_seco
 
     answers = await scene.answers(tasks)
 
-    assert [reason(answer) for answer in answers] == [None, Reason.SMART_WALLET_UNSUPPORTED, *[None] * 5]
+    assert [reason(answer) for answer in answers] == [None, Reason.SIMULATION_FAILED, *[None] * 5]
     assert not any(answer.result.shared_transaction for answer in answers[2:])
     await scene.finish(settled=6)

@@ -1,11 +1,11 @@
 // Buys RESOURCE_URL (by POST, with RESOURCE_ORDER if that is set) with EVM_PRIVATE_KEY through npm `@x402/fetch`; prints one JSON line.
 import { registerExactEvmScheme } from "@x402/evm/exact/client";
 import { wrapFetchWithPayment, x402Client, x402HTTPClient } from "@x402/fetch";
-import { privateKeyToAccount } from "viem/accounts";
+import { signerOf } from "./signers.mjs";
 
-const { RESOURCE_URL, RESOURCE_ORDER, EVM_PRIVATE_KEY } = process.env;
+const { RESOURCE_URL, RESOURCE_ORDER } = process.env;
 const client = new x402Client();
-registerExactEvmScheme(client, { signer: privateKeyToAccount(EVM_PRIVATE_KEY) });
+registerExactEvmScheme(client, { signer: signerOf(process.env) });
 
 const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: RESOURCE_ORDER };
 const response = await wrapFetchWithPayment(fetch, client)(RESOURCE_URL, RESOURCE_ORDER ? post : {});

@@ -8,18 +8,17 @@ import json
 import os
 import sys
 
-from eth_account import Account
+from signers import signer
 from x402 import x402Client
 from x402.http import x402HTTPClient
 from x402.http.clients import x402HttpxClient
 from x402.mechanisms.evm.exact.register import register_exact_evm_client
-from x402.mechanisms.evm.signers import EthAccountSigner
 
 
 async def buy() -> dict[str, object]:
     """Pay, and tell what came back."""
     client = x402Client()
-    register_exact_evm_client(client, EthAccountSigner(Account.from_key(os.environ["EVM_PRIVATE_KEY"])))
+    register_exact_evm_client(client, signer())
     async with x402HttpxClient(client, timeout=60) as http:
         order = os.environ.get("RESOURCE_ORDER")
         how = {"content": order, "headers": {"Content-Type": "application/json"}} if order else {}

@@ -175,10 +175,12 @@ async def test_blacklisted_payers_and_sellers_are_named(evm: EvmClient, new_buye
     assert buyer.address in refusal.message
 
 
-async def test_a_payer_with_a_7702_delegation_is_a_smart_wallet(evm: EvmClient, new_buyer: NewBuyer, chain: Anvil) -> None:
+async def test_a_payer_with_a_7702_delegation_to_nothing_has_no_signature_that_counts(
+    evm: EvmClient, new_buyer: NewBuyer, chain: Anvil
+) -> None:
     buyer = await new_buyer()
     await chain.node.call("anvil_setCode", buyer.address, "0xef0100" + "11" * 20)
-    assert await reason(evm, pay(buyer)) is Reason.SMART_WALLET_UNSUPPORTED
+    assert await reason(evm, pay(buyer)) is Reason.SIGNATURE
 
 
 async def test_an_asset_that_is_no_eip3009_token_is_told(evm: EvmClient, new_buyer: NewBuyer) -> None:

@@ -79,7 +79,7 @@ async def test_a_payer_whose_code_burns_all_gas_is_refused_and_harms_nobody_besi
     verdicts = await asyncio.gather(*(verdict(evm, answers, terms) for terms in payments))
 
     assert evm.rpc.requests_sent == sent + 1, "they were to share one request"
-    assert verdicts == [Reason.SMART_WALLET_UNSUPPORTED, None, None, None] * 3
+    assert verdicts == [Reason.SIGNATURE, None, None, None] * 3
 
 
 async def test_payments_in_one_request_are_each_judged_as_if_alone(evm: EvmClient, new_buyer: NewBuyer) -> None:

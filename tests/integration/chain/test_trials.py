@@ -13,7 +13,7 @@ from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.stack import Anvil
 from facilitator.domain import trials
-from facilitator.domain.facts import Reply
+from facilitator.domain.facts import Reply, Trial
 from facilitator.errors import ChainFault
 from facilitator.protocol.messages import Authorization
 from facilitator.units import Address, Atomic, AuthNonce, UnixSeconds
@@ -48,9 +48,15 @@ def pay(buyer: Buyer, number: int = 0, pay_to: Address = SELLER, amount_atomic: 
     return authorization(**fields, signature=sign(authorization(**fields), bytes(buyer.account.key)))
 
 
+def trial_of(terms: Authorization) -> Trial:
+    trial = SCHEME.trial(terms)
+    assert trial is not None
+    return trial
+
+
 async def tried(evm: EvmClient, *payments: Authorization) -> list[Reply]:
     """Each caller's one reply, all asked in one request."""
-    answers = await evm.answer_each([(SCHEME.trial(terms),) for terms in payments], evm.deadline_in(PATIENCE_S))
+    answers = await evm.answer_each([(trial_of(terms),) for terms in payments], evm.deadline_in(PATIENCE_S))
     return [answer.replies[0] for answer in answers if not isinstance(answer, ChainFault)]
 
 
@@ -147,7 +153,7 @@ async def test_an_endpoint_in_passing_trouble_gives_faults_and_is_asked_together
     terms = pay(await new_buyer())
     try:
         sim.plant(NodeSays(code=-32005, message="rate limit exceeded", method="eth_call", times=1))
-        [answer] = await evm.answer_each([(SCHEME.trial(terms),)], evm.deadline_in(PATIENCE_S))
+        [answer] = await evm.answer_each([(trial_of(terms),)], evm.deadline_in(PATIENCE_S))
         assert isinstance(answer, ChainFault)
         assert answer.kind == "rate_limited"
         assert await tried(evm, terms) == [YES]
@@ -160,7 +166,7 @@ async def test_trials_and_questions_share_a_request(evm: EvmClient, new_buyer: N
     terms, poor = pay(await new_buyer()), pay(await new_buyer(amount_atomic=1))
     sent = evm.rpc.requests_sent
     yes, no, why = await evm.answer_each(
-        [(SCHEME.trial(terms),), (SCHEME.trial(poor),), (SCHEME.trial(poor), *SCHEME.ask(poor))], evm.deadline_in(PATIENCE_S)
+        [(trial_of(terms),), (trial_of(poor),), (trial_of(poor), *SCHEME.ask(poor))], evm.deadline_in(PATIENCE_S)
     )
     assert evm.rpc.requests_sent == sent + 1
     for answer, expected in ((yes, YES), (no, NO), (why, NO)):

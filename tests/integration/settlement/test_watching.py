@@ -79,7 +79,7 @@ async def test_transactions_that_leave_no_log_are_found_in_their_block_by_the_re
     await scene.until(lambda: all(task.done() for task in tasks), "failures in the block itself")
 
     assert await scene.block() == before + 1
-    assert {reason(task.result()) for task in tasks} == {Reason.SMART_WALLET_UNSUPPORTED}
+    assert {reason(task.result()) for task in tasks} == {Reason.SIGNATURE}
     await scene.finish(settled=0)
 
 

@@ -20,13 +20,18 @@ from tests.fixtures.vectors import PAYER, PAYER_KEY
 
 KEY_TEXT = "0x" + PAYER_KEY.hex()
 TOKEN = Address("0x" + "22" * 20)
-POLICY = SigningPolicy(chain_id=84532, assets=frozenset({TOKEN}), max_fee_max_wei=Wei(10**12))
+FACTORY = Address("0x" + "55" * 20)
+POLICY = SigningPolicy(chain_id=84532, assets=frozenset({TOKEN}), factories=frozenset({FACTORY}), max_fee_max_wei=Wei(10**12))
 PAYMENT = abi.TRANSFER_WITH_AUTHORIZATION + b"\x01" * 288
 KEYSTORE = json.dumps(Account.encrypt(PAYER_KEY, "correct horse", iterations=2))
 
 
 def batch(other: Address) -> bytes:
     return abi.aggregate3([Call(to=TOKEN, data=PAYMENT), Call(to=other, data=PAYMENT), Call(to=TOKEN, data=PAYMENT)])
+
+
+def deployment(factory: Address, pays: bytes | None = None) -> bytes:
+    return abi.deploy_and_pay(Call(to=factory, data=b"anything"), Call(to=TOKEN, data=PAYMENT if pays is None else pays))
 
 
 def transaction(**changes: Any) -> Transaction:
@@ -80,7 +85,16 @@ async def test_the_signed_bytes_are_eth_accounts() -> None:
         ({"to": abi.MULTICALL3_ADDRESS, "data": abi.aggregate3([])}, "payments of served tokens"),
         ({"to": abi.MULTICALL3_ADDRESS, "data": batch(abi.MULTICALL3_ADDRESS)}, "payments of served tokens"),
         ({"to": abi.MULTICALL3_ADDRESS, "data": batch(TOKEN) + b"\x00"}, "payments of served tokens"),
-        ({"to": abi.MULTICALL3_ADDRESS, "data": abi.aggregate3([Call(to=TOKEN, data=PAYMENT)], allow_failure=False)}, "payments"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": abi._aggregate3([(Call(to=TOKEN, data=PAYMENT), False)])}, "payments"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": deployment(Address("0x" + "44" * 20))}, "no factory but those listed"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": deployment(TOKEN)}, "no factory but those listed"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": deployment(FACTORY, pays=b"\xa9\x05\x9c\xbb" + bytes(64))}, "no factory"),
+        ({"to": abi.MULTICALL3_ADDRESS, "data": deployment(FACTORY) + b"\x00"}, "payments of served tokens"),
+        (
+            {"to": abi.MULTICALL3_ADDRESS, "data": abi.aggregate3([Call(to=FACTORY, data=b"\x01"), Call(to=TOKEN, data=PAYMENT)])},
+            "payments",
+        ),
+        ({"to": FACTORY, "data": b"\x01"}, "payments of served tokens"),
     ],
 )
 async def test_a_transaction_outside_the_limits_is_not_signed(changes: dict[str, Any], says: str) -> None:
@@ -93,14 +107,28 @@ async def test_a_batch_of_payments_is_signed_and_its_calls_are_read_back() -> No
     assert abi.read_aggregate3_calls(batch(TOKEN)) == (Call(to=TOKEN, data=PAYMENT),) * 2 + (Call(to=TOKEN, data=PAYMENT),)
 
 
+async def test_a_wallets_deployment_by_a_listed_factory_is_signed_before_its_payment_and_nowhere_else() -> None:
+    await LocalSigner(PAYER_KEY, POLICY).sign(transaction(to=abi.MULTICALL3_ADDRESS, data=deployment(FACTORY)))
+    unlisted = SigningPolicy(chain_id=84532, assets=frozenset({TOKEN}), max_fee_max_wei=Wei(10**12))
+    with pytest.raises(SigningRefusedError):
+        await LocalSigner(PAYER_KEY, unlisted).sign(transaction(to=abi.MULTICALL3_ADDRESS, data=deployment(FACTORY)))
+
+
 @given(
-    st.sampled_from([TOKEN, Address(PAYER.lower()), abi.MULTICALL3_ADDRESS, Address("0x" + "44" * 20)]),
+    st.sampled_from([TOKEN, FACTORY, Address(PAYER.lower()), abi.MULTICALL3_ADDRESS, Address("0x" + "44" * 20)]),
     st.one_of(
         st.binary(max_size=64),
         st.just(PAYMENT),
         st.lists(st.tuples(st.sampled_from([TOKEN, Address("0x" + "44" * 20)]), st.sampled_from([PAYMENT, b"", b"\xa9\x05\x9c\xbb"]))).map(
             lambda calls: abi.aggregate3([Call(to=to, data=data) for to, data in calls])
         ),
+        st.lists(
+            st.tuples(
+                st.builds(Call, to=st.sampled_from([TOKEN, FACTORY, abi.MULTICALL3_ADDRESS]), data=st.sampled_from([PAYMENT, b"make one"])),
+                st.booleans(),
+            ),
+            max_size=3,
+        ).map(abi._aggregate3),
     ),
     st.integers(0, 1),
     st.sampled_from([84532, 8453]),
@@ -117,6 +145,11 @@ def test_nothing_outside_the_policy_is_ever_signed(to: Address, data: bytes, val
         return
     [decoded] = eth_abi.decode(["(address,bool,bytes)[]"], data[4:]) if to == abi.MULTICALL3_ADDRESS else [[(to, True, data)]]
     assert decoded
+    if len(decoded) == 2 and [may_fail for _, may_fail, _ in decoded] == [True, False]:
+        assert decoded[0][0] == FACTORY
+        decoded = decoded[1:]
+    else:
+        assert all(may_fail for _, may_fail, _ in decoded)
     assert {(target, called[:4]) for target, _, called in decoded} == {(TOKEN, abi.TRANSFER_WITH_AUTHORIZATION)}
 
 

@@ -53,17 +53,12 @@ def test_topics_are_those_of_appendix_b() -> None:
 
 
 def test_calldata_of_both_overloads_is_that_of_appendix_a() -> None:
-    short = abi.transfer_with_authorization(authorization())
+    short = abi.transfer_with_authorization(authorization(), authorization().signature)
     assert len(short) == CALLDATA_VRS_BYTES
     assert "0x" + keccak(short).hex() == CALLDATA_VRS_KECCAK
-    long = abi.transfer_with_authorization_bytes(authorization())
+    long = abi.transfer_with_authorization_bytes(authorization(), authorization().signature)
     assert len(long) == CALLDATA_BYTES_BYTES
     assert "0x" + keccak(long).hex() == CALLDATA_BYTES_KECCAK
-
-
-def test_the_overload_with_v_r_s_refuses_a_signature_of_another_length() -> None:
-    with pytest.raises(ValueError, match="65 bytes"):
-        abi.transfer_with_authorization(authorization(signature=bytes(64)))
 
 
 def test_reads_of_the_token_are_packed_as_eth_abi_packs_them() -> None:
@@ -78,11 +73,32 @@ def test_a_batch_of_no_calls_is_still_a_call() -> None:
     assert abi.aggregate3(()) == abi.AGGREGATE3 + encode(["(address,bool,bytes)[]"], [[]])
 
 
-def test_without_allow_failure_each_call_says_so() -> None:
-    call = Call(to=USDC, data=b"\x01\x02")
-    assert abi.aggregate3([call], allow_failure=False) == abi.AGGREGATE3 + encode(
-        ["(address,bool,bytes)[]"], [[(USDC, False, b"\x01\x02")]]
-    )
+def test_a_deployment_may_fail_and_its_payment_may_not() -> None:
+    deployment, payment = Call(to=PAYER_ADDRESS, data=b"make"), Call(to=USDC, data=b"pay")
+    made = abi.deploy_and_pay(deployment, payment)
+    assert made == abi.AGGREGATE3 + encode(["(address,bool,bytes)[]"], [[(PAYER, True, b"make"), (USDC, False, b"pay")]])
+    assert abi.read_deploy_and_pay(made) == (deployment, payment)
+    for other in (made + b"\0", made[:-1], abi.aggregate3([deployment, payment]), abi.aggregate3([]), b""):
+        assert abi.read_deploy_and_pay(other) is None
+    assert abi.read_aggregate3_calls(made) is None
+
+
+def test_a_wrapped_signature_is_read_as_eth_abi_wrote_it() -> None:
+    suffix = bytes.fromhex("6492" * 16)
+    wrapped = encode(["address", "bytes", "bytes"], [PAYER, b"factory calldata", b"inner"]) + suffix
+    assert abi.is_enveloped(wrapped)
+    assert abi.read_envelope(wrapped) == abi.Envelope(deployment=Call(to=PAYER_ADDRESS, data=b"factory calldata"), signature=b"inner")
+    nested = encode(["address", "bytes", "bytes"], [PAYER, b"", wrapped]) + suffix
+    too_large = (2**160).to_bytes(32, "big") + wrapped[32:]
+    for broken in (suffix, wrapped[40:], nested, too_large, wrapped[:64] + b"\xff" * 32 + wrapped[96:]):
+        assert abi.is_enveloped(broken)
+        assert abi.read_envelope(broken) is None
+    assert not abi.is_enveloped(wrapped[:-1])
+
+
+def test_the_question_to_a_contract_is_eth_abis() -> None:
+    asked = abi.is_valid_signature(b"\x07" * 32, b"any length")
+    assert asked == bytes.fromhex("1626ba7e") + encode(["bytes32", "bytes"], [b"\x07" * 32, b"any length"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ BASE = next(token for token in CIRCLES if token.network == "eip155:8453")
 )
 def test_a_signature_over_another_name_or_version_is_recognised(name: str, version: str, words: str) -> None:
     terms = authorization(signature=sign(authorization(), name=name, version=version))
-    assert signed_for(terms, TOKEN) == words
+    assert signed_for(terms, terms.signature, TOKEN) == words
     refusal = SCHEME.check_signature(terms)
     assert refusal is not None
     assert refusal.reason is Reason.SIGNATURE
@@ -26,12 +26,12 @@ def test_a_signature_over_another_name_or_version_is_recognised(name: str, versi
 
 def test_a_signature_for_another_networks_token_is_recognised() -> None:
     on_base = sign(authorization(network=BASE.network, asset=BASE.address), name=BASE.name, version=BASE.version)
-    assert signed_for(authorization(signature=on_base), TOKEN) == "chainId = 8453, verifyingContract = the token of eip155:8453"
+    assert signed_for(authorization(), on_base, TOKEN) == "chainId = 8453, verifyingContract = the token of eip155:8453"
 
 
 def test_a_signature_for_another_chain_id_alone_is_recognised() -> None:
     elsewhere = sign(authorization(network=Network("eip155:1")))
-    assert signed_for(authorization(signature=elsewhere), TOKEN) == "chainId = 1"
+    assert signed_for(authorization(), elsewhere, TOKEN) == "chainId = 1"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_signature_for_another_chain_id_alone_is_recognised() -> None:
 )
 def test_other_terms_are_not_guessed(signed: object) -> None:
     terms = authorization(signature=sign(signed))  # type: ignore[arg-type]
-    assert signed_for(terms, TOKEN) is None
+    assert signed_for(terms, terms.signature, TOKEN) is None
     refusal = SCHEME.check_signature(terms)
     assert refusal is not None
     assert "(or over other terms)" in refusal.message

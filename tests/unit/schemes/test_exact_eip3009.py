@@ -8,12 +8,27 @@ from eth_abi.abi import decode
 
 from facilitator.domain import abi
 from facilitator.domain.facts import Call, CodeOf, Now, Reply
+from facilitator.domain.wallets import Rules
 from facilitator.protocol.codec import decode_request
 from facilitator.protocol.messages import Authorization, Payment
 from facilitator.protocol.reasons import Reason, Refusal
-from facilitator.schemes.exact_eip3009 import REVERT_REASONS, SIGNATURE_BYTES_MAX
+from facilitator.schemes.exact_eip3009 import REVERT_REASONS, SIGNATURE_BYTES_MAX, ExactEip3009
 from facilitator.units import ZERO_ADDRESS, Address, Atomic, AuthNonce, Network, UnixSeconds
-from tests.fixtures.payments import NOW, RELAYER, SCHEME, USDC, authorization, error, facts, payload, payment, requirements, sign, word
+from tests.fixtures.payments import (
+    NOW,
+    RELAYER,
+    SCHEME,
+    TOKEN,
+    USDC,
+    authorization,
+    error,
+    facts,
+    payload,
+    payment,
+    requirements,
+    sign,
+    word,
+)
 from tests.fixtures.vectors import AUTH_NONCE, PAY_TO, PAYER, SIGNATURE, SIGNATURE_HIGH_S, v1_request, v2_request
 
 OTHER_KEY = bytes([0x77]) * 32
@@ -212,13 +227,15 @@ def test_each_spelling_of_v_is_read_and_only_the_right_one_recovers_the_payer(v:
     found = SCHEME.check_signature(terms)
     if v in {"00", "1b"}:  # the example's v is 27
         assert found is None
-        assert terms == authorization()
+        assert SCHEME.call(terms) == SCHEME.call(authorization())
     else:
         assert refusal(found).reason is Reason.SIGNATURE
 
 
-def test_the_compact_form_is_accepted_and_becomes_the_long_one() -> None:
-    assert read(SCHEME.read(payment(payload(signature=SIGNATURE[:-2])))) == authorization()  # v 27: the top bit of s is clear
+def test_the_compact_form_is_accepted_and_the_token_is_sent_the_long_one() -> None:
+    terms = read(SCHEME.read(payment(payload(signature=SIGNATURE[:-2]))))  # v 27: the top bit of s is clear
+    assert SCHEME.check_signature(terms) is None
+    assert SCHEME.call(terms) == SCHEME.call(authorization())
 
 
 @pytest.mark.parametrize(
@@ -258,15 +275,6 @@ def test_a_signature_of_another_key_or_for_another_domain_is_refused() -> None:
         assert refusal(SCHEME.check_signature(authorization(signature=forged))).reason is Reason.SIGNATURE
 
 
-def test_a_bad_signature_of_a_payer_with_code_is_a_smart_wallets() -> None:
-    bad = Refusal(reason=Reason.SIGNATURE, message="")
-    assert SCHEME.ask_payer_code(authorization()) == (CodeOf(address=Address(PAYER.lower())),)
-    without = facts()
-    assert SCHEME.judge_payer_code(authorization(), type(without)(head=without.head, replies=(EMPTY,)), bad) is bad
-    with_code = type(without)(head=without.head, replies=(Reply(ok=True, data=b"\x60"),))
-    assert refusal(SCHEME.judge_payer_code(authorization(), with_code, bad)).reason is Reason.SMART_WALLET_UNSUPPORTED
-
-
 # ---- time
 
 
@@ -304,7 +312,7 @@ def test_what_is_asked_is_the_payment_and_everything_that_could_stop_it() -> Non
     terms = authorization()
     code, *calls, simulation = SCHEME.ask(terms)
     assert code == CodeOf(address=terms.payer)
-    assert simulation == SCHEME.call(terms) == Call(to=USDC, data=abi.transfer_with_authorization(terms))
+    assert simulation == SCHEME.call(terms) == Call(to=USDC, data=abi.transfer_with_authorization(terms, terms.signature))
     assert [call.data[:4] for call in calls if isinstance(call, Call)] == [
         abi.AUTHORIZATION_STATE,
         abi.BALANCE_OF,
@@ -323,8 +331,6 @@ def test_a_signature_that_is_no_keys_goes_to_the_overload_that_takes_any() -> No
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ({"code": b"\x60\x80"}, Reason.SMART_WALLET_UNSUPPORTED),
-        ({"code": b"\xef\x01\x00" + bytes(20)}, Reason.SMART_WALLET_UNSUPPORTED),
         ({"state": REVERTED}, Reason.EIP3009_NOT_SUPPORTED),
         ({"state": EMPTY}, Reason.EIP3009_NOT_SUPPORTED),
         ({"state": Reply(ok=True, data=word(2))}, Reason.EIP3009_NOT_SUPPORTED),
@@ -348,6 +354,7 @@ def test_each_answer_of_the_chain_alone_wrong_has_its_reason(answers: dict[str, 
 
 
 def test_answers_are_judged_in_the_order_of_precedence() -> None:
+    scheme = ExactEip3009((TOKEN,), wallets=Rules(mode="off"))
     wrong: dict[str, Any] = {
         "code": b"\x60",
         "state": YES,
@@ -358,7 +365,7 @@ def test_answers_are_judged_in_the_order_of_precedence() -> None:
     }
     order = []
     while wrong:
-        order.append(refusal(SCHEME.judge(authorization(), facts(**wrong))).reason)
+        order.append(refusal(scheme.judge(authorization(), facts(**wrong))).reason)
         wrong.pop(next(iter(wrong)))
     assert order == [
         Reason.SMART_WALLET_UNSUPPORTED,
