@@ -87,6 +87,11 @@ PAST_DEADLINE = Gauge("facilitator_past_deadline_settlements", "Open settlements
 OPEN_INCIDENTS = Gauge("facilitator_open_incidents", "Incidents that nobody closed yet.", ["network", "kind"])
 INCIDENTS = Counter("facilitator_incidents_total", "Incidents opened.", ["kind"])
 
+# --- what tenants may do
+LIMIT_REFUSALS = Counter("facilitator_limit_refusals_total", "Requests that a limit refused (429 or 403).", ["limit"])
+GAS_BUDGETS_EXHAUSTED = Gauge("facilitator_gas_budgets_exhausted", "Tenants whose gas budget is spent, or in dollars without a rate.")
+COOLING_DOWN = Gauge("facilitator_cooling_down", "Payers and tenants that rest after payments that cost gas and paid nobody.", ["who"])
+
 # --- relayers and their gas money
 OPEN_SLOTS = Gauge("facilitator_relayer_open_slots", "Transactions in flight.", ["network", "relayer"])
 RELAYER_BALANCE = Gauge("facilitator_relayer_balance_wei", "Gas money of a relayer.", ["network", "relayer"])

@@ -100,9 +100,19 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
     for flag, name, text in (
         ("--settlements-max", "settlementsMax", "settlements under way at the same time, in each process"),
         ("--payer-settlements-max", "payerSettlementsMax", "the same of one payer"),
+        (
+            "--payer-strikes-max",
+            "payerStrikesMax",
+            "payments that cost gas and paid nobody at which a payer rests; default by configuration",
+        ),
+        ("--strikes-max", "strikesMax", "the same of all its payers together, at which the tenant rests"),
     ):
         command.add_argument(flag, dest=name, type=_count, metavar="N", help=f"{text}; none ends the limit")
     command.add_argument("--amount-min", dest="amountMin", metavar="ATOMIC", help="least amount, in atomic units; none ends the limit")
+    command.add_argument("--gas-wei-per-day", dest="gasWeiPerDay", metavar="WEI", help="gas budget of a day, on each network; none ends it")
+    command.add_argument(
+        "--gas-usd-per-day", dest="gasUsdPerDay", metavar="USD", help="the same in dollars, such as 12.50, on all networks"
+    )
     for flag, name, text in (
         ("--networks", "networks", "networks that it may be paid on"),
         ("--assets", "assets", "tokens that it may be paid in"),
@@ -239,7 +249,10 @@ async def tenants_set(_config: Config, db: Db, parsed: argparse.Namespace) -> Do
     rules = cast("Rules", {name: getattr(parsed, name) == "yes" for name in flags if getattr(parsed, name) is not None})
     if parsed.confirm_level is not None:
         rules["confirm_level"] = None if parsed.confirm_level == "default" else parsed.confirm_level
-    named = ("settlementsMax", "payerSettlementsMax", "amountMin", "networks", "assets", "payTo")
+    named = (
+        *("settlementsMax", "payerSettlementsMax", "payerStrikesMax", "strikesMax"),
+        *("amountMin", "gasWeiPerDay", "gasUsdPerDay", "networks", "assets", "payTo"),
+    )
     limits = {name: _or_null(getattr(parsed, name)) for name in named if getattr(parsed, name) is not None}
     if parsed.rate:
         limits["rates"] = dict(parsed.rate)

@@ -12,6 +12,7 @@ from facilitator.clock import Clock, Timeouts
 from facilitator.domain.limits import Breach
 from facilitator.errors import StoreFault
 from facilitator.finance.settings import Settings as FinanceSettings
+from facilitator.metrics import LIMIT_REFUSALS
 from facilitator.protocol.messages import Supported
 from facilitator.settlement.engine import Engine
 from facilitator.store.db import Db
@@ -45,6 +46,7 @@ class HttpProblem(Exception):
 def limited(breach: Breach, more: Mapping[str, object] | None = None) -> HttpProblem:
     """A limit's answer: 429 when it frees by itself, 403 when only another request or its operator helps."""
     facts = {"name": breach.limit, **breach.facts, "freesInSeconds": breach.frees_s}
+    LIMIT_REFUSALS.labels(breach.limit).inc()
     if breach.frees_s is None:
         return HttpProblem(403, "limit_exceeded", breach.message, more={"limit": facts, **(more or {})})
     return HttpProblem(429, "too_many_requests", breach.message, {"Retry-After": str(breach.frees_s)}, {"limit": facts})

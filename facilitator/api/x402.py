@@ -20,8 +20,9 @@ from facilitator.protocol.codec import Malformed, Refused
 from facilitator.protocol.messages import Payment, SettleResult, VerifyResult
 from facilitator.protocol.reasons import Refusal
 from facilitator.protocol.strict_json import HostileError, load
-from facilitator.settlement.admission import Caller, IdempotencyConflict, LimitReached
+from facilitator.settlement.admission import Caller, IdempotencyConflict
 from facilitator.settlement.dispatcher import InDoubtFault
+from facilitator.settlement.restraints import LimitReached
 from facilitator.telemetry import annotate
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -38,7 +39,10 @@ async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
         return bytes_response(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
     _annotate_payment(decoded)
     _hold_to_limits(grant, decoded, _malformed_verify)
-    result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
+    try:
+        result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
+    except LimitReached as reached:
+        raise limited(reached.breach) from None
     annotate(payer=result.payer, outcome="valid")
     if result.refusal is not None:
         _annotate_refusal(result.refusal)

@@ -20,8 +20,11 @@ RATED_ROUTES: Final = ("/verify", "/settle", "/settlements", "/settlements/looku
 _NETWORK: Final = re.compile(r"[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}", re.ASCII)  # CAIP-2
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 _AMOUNT: Final = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
+_USD: Final = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?", re.ASCII)
 _COUNT_MAX: Final = 1_000_000
 _LIST_MAX: Final = 1000
+HELD_S: Final = 2
+"""When to come again for what is held for open transactions: about as long as one is under way."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -48,6 +51,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Recipients, lower case."""
     amount_min: str | None = None
     """Least amount of a payment, decimal text in atomic units of its asset."""
+    gas_wei_per_day: str | None = None
+    """Gas budget of a day (UTC) on each network, in wei of its coin, decimal text."""
+    gas_usd_per_day: str | None = None
+    """Gas budget of a day on all networks together, in dollars, such as `12.50`."""
+    payer_strikes_max: int | None = None
+    """Strikes at which a payer rests for this tenant, instead of `settlement.payer_strikes_max`."""
+    strikes_max: int | None = None
+    """Strikes at which the tenant rests, instead of `settlement.tenant_strikes_max`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +118,21 @@ def _checked(limits: Limits) -> Limits:
             raise ValueError(f"limits: rates: expected some of {', '.join(RATED_ROUTES)}, got {route[:64]!r}")
         if not (0.001 <= rate.per_second <= _COUNT_MAX and 1 <= rate.burst <= _COUNT_MAX):
             raise ValueError(f"limits: rates: {route}: expected perSecond from 0.001 and burst from 1 to {_COUNT_MAX}")
-    for name, count in (("settlementsMax", limits.settlements_max), ("payerSettlementsMax", limits.payer_settlements_max)):
-        if count is not None and not 0 <= count <= _COUNT_MAX:
-            raise ValueError(f"limits: {name}: expected 0 to {_COUNT_MAX}, got {count}")
-    if limits.amount_min is not None and not _AMOUNT.fullmatch(limits.amount_min):
-        raise ValueError(f"limits: amountMin: expected an integer in atomic units as text, got {limits.amount_min[:80]!r}")
+    for name, count, least in (
+        ("settlementsMax", limits.settlements_max, 0),
+        ("payerSettlementsMax", limits.payer_settlements_max, 0),
+        ("payerStrikesMax", limits.payer_strikes_max, 1),
+        ("strikesMax", limits.strikes_max, 1),
+    ):
+        if count is not None and not least <= count <= _COUNT_MAX:
+            raise ValueError(f"limits: {name}: expected {least} to {_COUNT_MAX}, got {count}")
+    for name, text, form, expected in (
+        ("amountMin", limits.amount_min, _AMOUNT, "an integer in atomic units as text"),
+        ("gasWeiPerDay", limits.gas_wei_per_day, _AMOUNT, "an integer in wei as text"),
+        ("gasUsdPerDay", limits.gas_usd_per_day, _USD, "dollars as text such as 12.50"),
+    ):
+        if text is not None and not form.fullmatch(text):
+            raise ValueError(f"limits: {name}: expected {expected}, got {text[:80]!r}")
     return msgspec.structs.replace(
         limits,
         networks=_listed("networks", limits.networks, _NETWORK, "a CAIP-2 network such as eip155:8453"),
@@ -173,6 +194,36 @@ def too_fast(limit: str, who: str, path: str, per_second: float, burst: int, wai
     frees_s = max(1, math.ceil(wait_s))
     message = f"{who} may send {per_second:g} requests a second to {path}, {burst} at once; the next one in {frees_s} s"
     return Breach(limit=limit, message=message, facts={"perSecond": per_second, "burst": burst, "left": 0}, frees_s=frees_s)
+
+
+def over_budget(limit: str, unit: str, most: int, used: int, need: int, spent: int, ends_in_s: float) -> Breach | None:
+    """A gas budget that does not suffice for one more payment. `used` is `spent` and what open transactions may cost.
+
+    What is held for those comes back within seconds; what is spent, at midnight.
+    """
+    if used + need <= most:
+        return None
+    frees_s = HELD_S if spent + need <= most else max(1, math.ceil(ends_in_s))
+    budget, left, needs = (_dollars(amount) if unit == "dollars" else str(amount) for amount in (most, max(0, most - used), need))
+    more = "when what is held for open transactions comes back" if frees_s == HELD_S else "at midnight UTC"
+    message = (
+        f"{limit}: of this tenant's gas budget for today, {budget} {unit}, {left} is left, and a payment may cost {needs}; more {more}"
+    )
+    return Breach(limit=limit, message=message, facts={"max": budget, "left": left, "needs": needs, "unit": unit}, frees_s=frees_s)
+
+
+def _dollars(micros: int) -> str:
+    return f"{micros // 10**6}.{micros % 10**6:06}"
+
+
+def cooling_down(limit: str, most: int, strikes: int, frees_s: float) -> Breach:
+    """What a tenant with too many strikes is told."""
+    seconds = max(1, math.ceil(frees_s))
+    message = (
+        f"{limit}: {strikes} payments of this tenant's cost gas and paid nobody, {most} are too many; "
+        f"no new ones are taken for {seconds} s; what is under way goes on"
+    )
+    return Breach(limit=limit, message=message, facts={"max": most, "strikes": strikes, "left": 0}, frees_s=seconds)
 
 
 @dataclass(slots=True)

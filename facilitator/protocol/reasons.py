@@ -56,6 +56,8 @@ class Reason(Enum):
     SETTLEMENT_EXTERNAL = ("settlement_external", "settlement_external", False)
     AUTHORIZATION_CANCELED = ("authorization_canceled", "authorization_canceled", False)
     AUTHORIZATION_CONFLICT = ("authorization_conflict", "authorization_conflict", False)
+    # what it did before
+    PAYER_COOLING_DOWN = ("payer_cooling_down", "payer_cooling_down", True)
     # time
     EXPIRED = (
         "invalid_exact_evm_payload_authorization_valid_before",

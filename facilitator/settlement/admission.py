@@ -16,7 +16,7 @@ from facilitator import tracing
 from facilitator.clock import Clock
 from facilitator.domain.confirmation import level_of
 from facilitator.domain.identity import AuthKey, fingerprint, key_of
-from facilitator.domain.limits import Breach, InFlight
+from facilitator.domain.limits import InFlight
 from facilitator.domain.states import READMITTABLE, State
 from facilitator.domain.wallets import Wallet
 from facilitator.errors import Fault, OverloadFault, StoreFault
@@ -27,11 +27,13 @@ from facilitator.settlement.answers import AnswerBoard, Seat
 from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault, RefusedLateError
 from facilitator.settlement.queue import Admitted
 from facilitator.settlement.records import RecordReader
+from facilitator.settlement.restraints import LimitReached, Restraints
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import Background
 from facilitator.settlement.verification import Judged, Verifier, duplicate, identifier_conflict
 from facilitator.store import settlements
 from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.restraints import GAS_BUDGET
 from facilitator.store.settlements import (
     AUTHORIZATION_TAKEN,
     IDEMPOTENCY_TAKEN,
@@ -83,14 +85,6 @@ class IdempotencyConflict(Exception):
     """The tenant used this Idempotency-Key for another payment before."""
 
 
-class LimitReached(Exception):
-    """As much of the tenant's, or of the payer's, is under way as the tenant's limits allow."""
-
-    def __init__(self, breach: Breach) -> None:
-        super().__init__(breach.message)
-        self.breach = breach
-
-
 class _RefusedByRecordError(Exception):
     """Another payment of this tenant bears this payment's identifier."""
 
@@ -131,6 +125,7 @@ class Admitter:
         self,
         verifier: Verifier,
         records: RecordReader,
+        restraints: Restraints,
         dispatchers: Mapping[Network, Dispatcher],
         board: AnswerBoard,
         db: Db,
@@ -141,6 +136,7 @@ class Admitter:
     ) -> None:
         self._verifier = verifier
         self._records = records
+        self._restraints = restraints
         self._dispatchers = dispatchers
         self._board = board
         self._db = db
@@ -198,7 +194,7 @@ class Admitter:
                 doubt = None
             except InDoubtFault as fault:
                 doubt = fault
-            except Fault:
+            except (Fault, LimitReached):
                 if doubt is None:
                     raise
             if doubt is not None:  # the record tells, once the database answers
@@ -253,17 +249,20 @@ class Admitter:
         record = await self._read_record(request)
         if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
-        dispatcher = self._dispatchers[request.authorization.network]
-        with dispatcher.place(request.authorization, request.deadline):
+        tenant, authorization, dispatcher = request.caller.tenant, request.authorization, self._dispatchers[request.authorization.network]
+        self._restraints.judge_tenant(tenant, authorization.network, dispatcher.need_wei(), goes_on=True)
+        if (resting := self._restraints.judge_payer(tenant, authorization.payer)) is not None:
+            return SettleAnswer(result=SettleResult(payer=authorization.payer, refusal=resting))
+        with dispatcher.place(authorization, request.deadline):
             refusal, head, wallet = await self._verifier.judge_chain(
-                judged, self._verify_deadline(request.deadline), accept_unscreened=request.caller.tenant.accept_unscreened
+                judged, self._verify_deadline(request.deadline), accept_unscreened=tenant.accept_unscreened
             )
             if refusal is not None:
                 if refusal.reason is Reason.NONCE_USED:
                     again = await self._read_record(request)
                     if again is not None and (record is None or again.moves != record.moves):
                         return None  # another replica admitted and paid it between our two looks
-                return SettleAnswer(result=SettleResult(payer=request.authorization.payer, refusal=refusal))
+                return SettleAnswer(result=SettleResult(payer=authorization.payer, refusal=refusal))
             assert head is not None
             if wallet is not None:
                 dispatcher.refuse_dear_wallet(wallet)
@@ -325,6 +324,8 @@ class Admitter:
                 raise IdempotencyConflict from None
             if violated.constraint in {AUTHORIZATION_TAKEN, IDENTIFIER_TAKEN}:
                 return None  # the record says whose it is
+            if violated.constraint == GAS_BUDGET:
+                await self._restraints.refused(request.caller.tenant, request.authorization.network, dispatcher.need_wei())
             raise
         if epoch is not None:
             dispatcher.claim_soon()

@@ -20,8 +20,9 @@ from facilitator.protocol.messages import Authorization, Payment, Requirements
 from facilitator.protocol.reasons import Reason
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import sign, transfer_digest
-from facilitator.settlement.admission import Admitter, Caller, IdempotencyConflict, LimitReached
+from facilitator.settlement.admission import Admitter, Caller, IdempotencyConflict
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.restraints import LimitReached
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.tasks import beat
 from facilitator.settlement.verification import Verifier

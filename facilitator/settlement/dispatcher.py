@@ -42,6 +42,7 @@ from facilitator.settlement.verification import Judged, Verdict, Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import relayers, settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
+from facilitator.store.restraints import GAS_BUDGET
 from facilitator.store.settlements import Admission, Answer, Lease, OpenedSlot, Settlement, SignedSlot
 from facilitator.units import Address, Gas, Wei
 
@@ -180,6 +181,10 @@ class Dispatcher:
         """Take no new work while a payment costs more than `payment_cost_cap_wei`. Raises OverloadFault."""
         if self._pricing.too_dear():
             raise OverloadFault("gas_price_too_high", "a payment would cost more than this facilitator pays; ask again later")
+
+    def need_wei(self) -> int:
+        """The most that a fresh payment can cost that goes alone."""
+        return self._pricing.need_wei()
 
     def refuse_dear_wallet(self, wallet: Wallet) -> None:
         """A smart wallet's payment may cost more than others. Raises OverloadFault."""
@@ -472,7 +477,13 @@ class Dispatcher:
         try:
             with tracing.span("commit"):
                 opened = await settlements.write_ahead(
-                    self._db, account.lease if account else None, self._replica_id, self._chain.network, admissions, slots
+                    self._db,
+                    account.lease if account else None,
+                    self._replica_id,
+                    self._chain.network,
+                    admissions,
+                    slots,
+                    self._settings.gas_rate_max_age_s,
                 )
         except ConstraintViolated as violated:
             await self._record_singly(group, violated)
@@ -595,32 +606,34 @@ class Dispatcher:
 
     # --- what is not mined ---
 
-    async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> None:
+    async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> bool:
         """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature.
 
         What carries somebody who is on a sanctions list by now is not signed for again: a no-op takes its place.
+        False when a gas budget that it would be held of is overdrawn already: then nothing was recorded.
         """
         noop = noop or self._watcher.stopped(slot)
         account = next((account for account in self.accounts if account.address == slot.relayer), None)
         lease = account.lease if account is not None else None
         if account is None or lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
-            return
-        signed, gas = await self._composer.sign_again(account, slot, fees, noop=noop)
+            return True
+        signed, gas, most_wei = await self._composer.sign_again(account, slot, fees, noop=noop)
         number, purpose = len(slot.attempts), "noop" if noop else "bump"
         attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees, purpose=purpose)
         try:
-            recorded = await relayers.record_attempt(
-                self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees
+            found = await relayers.record_attempt(
+                self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees, most_wei
             )
         except StoreFault as fault:
             if fault.kind not in {NOT_REACHED, ROLLED_BACK} and account.lease is lease:
                 account.lose()  # it is unknown whether it is on record, and with it the slot's next bid: taken up afresh
             raise
-        if not recorded:
-            return
+        if not found.recorded:
+            return not found.unaffordable
         slot.attempts.append(attempt)
         log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)
         self._background.start("send", self._watcher.send(slot, fresh=True))
+        return True
 
     def _burned(self) -> None:
         """A batch ate its gas: the next ones are smaller, should it happen again soon."""
@@ -713,7 +726,7 @@ class Dispatcher:
                 claimed = await settlements.claim_queued(session, planned)
                 if len(claimed) < len(planned):
                     raise _TakenElsewhereError(claimed)
-                opened = await settlements.dispatch_claimed(session, lease, slots)
+                opened = await settlements.dispatch_claimed(session, lease, slots, self._settings.gas_rate_max_age_s)
                 if not opened:
                     raise _LeaseLostError
                 if stamps:
@@ -745,7 +758,8 @@ class Dispatcher:
     async def _claim_singly(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet], violated: ConstraintViolated) -> None:
         """Nothing was stored: each alone; the guilty one lets the others go first."""
         if len(payable) == 1:
-            log.error("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
+            tell = log.info if violated.constraint == GAS_BUDGET else log.error  # a budget is its tenant's matter
+            tell("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
             self._let_others_go_first(payable[0])
             return
         for record in payable:

@@ -30,6 +30,7 @@ from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.recovery import Keeper, OpenKey
 from facilitator.settlement.resolver import Resolver
+from facilitator.settlement.restraints import Restraints
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.survey import Surveyor
 from facilitator.settlement.tasks import Background, beat, keep_running, set_within
@@ -77,7 +78,8 @@ class Engine:
         self._background = Background()
         self._board = AnswerBoard(db, settings.lease_ttl_s)
         records = RecordReader(db, settings.lease_ttl_s)
-        self._verifier = Verifier(registry, self._networks, records, clock, settings)
+        self._restraints = Restraints(tuple(self._networks), db, clock, settings)
+        self._verifier = Verifier(registry, self._networks, records, self._restraints, clock, settings)
         self._watchers: dict[Network, Watcher] = {}
         self._dispatchers: dict[Network, Dispatcher] = {}
         self._keepers: dict[Network, Keeper] = {}
@@ -99,7 +101,16 @@ class Engine:
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
             self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id, open_key or _no_key)
         self._admitter = Admitter(
-            self._verifier, records, self._dispatchers, self._board, db, clock, settings, self.replica_id, self._background
+            self._verifier,
+            records,
+            self._restraints,
+            self._dispatchers,
+            self._board,
+            db,
+            clock,
+            settings,
+            self.replica_id,
+            self._background,
         )
         self._canaries = [
             Canary(self._networks[token.network], token, self._verifier, self._admitter, db, clock, settings)
@@ -130,6 +141,7 @@ class Engine:
 
             loop("heartbeat", self._beat)
             loop("notifications", self._listen)
+            loop("limits", self._restraints.run)
             for canary in self._canaries:
                 loop("canary", canary.run)
             loop("survey", Surveyor(tuple(self._networks.values()), self._db, self._clock, self._settings).run)
@@ -196,11 +208,12 @@ class Engine:
         )
 
     async def verify(self, caller: Caller, payment: Payment) -> VerifyResult:
-        """Judge a payment without changing anything. Raises Fault."""
-        return await self._verifier.verify(caller.tenant, payment)
+        """Judge a payment without changing anything. Raises Fault, LimitReached."""
+        dispatcher = self._dispatchers.get(payment.network)
+        return await self._verifier.verify(caller.tenant, payment, dispatcher.need_wei() if dispatcher else 0)
 
     async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
-        """Settle, once (see `Admitter.settle`). Raises Fault, IdempotencyConflict."""
+        """Settle, once (see `Admitter.settle`). Raises Fault, IdempotencyConflict, LimitReached."""
         if self._stopping:
             raise OverloadFault("draining", "this replica is stopping; ask again")
         self._callers += 1

@@ -16,10 +16,12 @@ from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import OpenSlot
 from facilitator.settlement.tasks import beat
-from facilitator.units import Wei
+from facilitator.units import Gas, Wei
 
 _RPC_S = 5.0
 """Deadline of one look at the chain."""
+_SURCHARGE_ROOM = 2
+"""How many times the surcharge, as last read, is held of a gas budget: it rises by an eighth with a block of L1 at most."""
 _SINGLE_BYTES = 352
 """A payment that goes alone, unsigned: 292 bytes of calldata and its other fields."""
 
@@ -61,14 +63,25 @@ class Pricing:
         """The most that a transaction of so many payments pays beside gas; data that it shares is counted for each."""
         return items * (self.l1_fee_wei + self.operator_fee_wei)
 
+    def most_wei(self, gas: Gas, fees: Fees, data_bytes: int) -> int:
+        """The most that a transaction can cost, whenever it is mined: what gas budgets hold for it."""
+        return gas * fees.max_fee_wei + _SURCHARGE_ROOM * self.surcharge_wei(self._parts(gas, data_bytes))
+
+    def _parts(self, gas: int, data_bytes: int) -> int:
+        """Payments that would pay as much beside gas. L1's part grows with the data, the operator's with the gas."""
+        return max(-(-data_bytes // _SINGLE_BYTES), -(-gas // self.gas.limit(1)))
+
+    def need_wei(self) -> int:
+        """That of a fresh payment which goes alone; 0 while no block is known."""
+        return self.most_wei(self.gas.limit(1), self.quote(), _SINGLE_BYTES) if self._chain.head.newest is not None else 0
+
     def payment_cost_wei(self) -> int:
         """The most that a payment costs that goes alone in the next block: gas limit, L1 fee and operator fee together."""
         return self.gas.limit(1) * (self._base_fee_next() + self.tip_wei) + self.surcharge_wei(1)
 
     def wallet_cost_wei(self, wallet: Wallet) -> int:
-        """The most that a fresh transaction of a smart wallet can cost. L1's part grows with the data, the operator's with the gas."""
-        payments = max(-(-len(wallet.call.data) // _SINGLE_BYTES), -(-wallet.gas // self.gas.limit(1)))
-        return wallet.gas * self.quote().max_fee_wei + self.surcharge_wei(payments)
+        """The most that a fresh transaction of a smart wallet can cost."""
+        return wallet.gas * self.quote().max_fee_wei + self.surcharge_wei(self._parts(wallet.gas, len(wallet.call.data)))
 
     def wallet_too_dear(self, wallet: Wallet) -> bool:
         """Would it cost more than `payment_cost_cap_wei` in the next block?"""

@@ -105,19 +105,24 @@ class Composer:
                 gas=transaction.gas,
                 max_fee_wei=fees.max_fee_wei,
                 max_priority_fee_wei=fees.max_priority_fee_wei,
+                most_wei=self._pricing.most_wei(transaction.gas, fees, len(transaction.data)),
                 settlement_ids=batch.ids,
                 wallet_code=wallet.code if wallet else None,
             )
             for batch, wallet, transaction, each in zip(batches, paying, transactions, signed, strict=True)
         ]
 
-    async def sign_again(self, account: Account, slot: OpenSlot, fees: Fees, *, noop: bool) -> tuple[SignedTransaction, Gas]:
-        """The slot's payload as it stands on record at other fees, or a no-op in its place: a self-transfer of nothing."""
+    async def sign_again(self, account: Account, slot: OpenSlot, fees: Fees, *, noop: bool) -> tuple[SignedTransaction, Gas, int]:
+        """The slot's payload as it stands on record at other fees, or a no-op in its place, a self-transfer of nothing.
+
+        Returned with its gas limit, and the most that it can cost in wei.
+        """
         if noop:
             call, gas = Call(to=account.address, data=b""), Gas(NOOP_GAS)
         else:
             call, gas = read_call(slot.payload), slot.gas
-        return await account.signer.sign(self._transaction(slot.tx_nonce, call, gas, fees)), gas
+        signed = await account.signer.sign(self._transaction(slot.tx_nonce, call, gas, fees))
+        return signed, gas, self._pricing.most_wei(gas, fees, len(call.data))
 
     def _transaction(self, tx_nonce: int, call: Call, gas: Gas, fees: Fees) -> Transaction:
         return Transaction(

@@ -113,5 +113,19 @@ class Settings:
     """Most max_fee per gas ever offered (10 gwei)."""
     payment_cost_cap_wei: int = 2_000_000_000_000_000
     """Most that a payment sent alone may cost, L1 and operator fee included (0.002 coins); above it new ones get 503. 0: no cap."""
+    limits_poll_s: float = 1.0
+    """How often gas budgets and strikes are read: a replica goes by them that late; that no budget is exceeded, the database sees to."""
+    gas_rate_max_age_s: float = 3600.0
+    """How old a dollar rate may be for a gas budget in dollars; without a fresh one its tenant's payments are refused."""
+    payer_strikes_max: int = 5
+    """Payments of one payer that cost gas and paid nobody, by its own doing, within `strike_window_s`, at which it rests."""
+    tenant_strikes_max: int = 100
+    """The same of one tenant's payers together, at which the tenant rests."""
+    strike_window_s: float = 600.0
+    """Time in which strikes count together."""
+    cool_down_s: float = 600.0
+    """How long nothing new is taken after the last of too many strikes."""
+    struck_max: int = 10_000
+    """Payers and tenants with strikes that a replica keeps in mind, those last struck."""
     l1_fee_poll_s: float = 12.0
     """How often L1 and operator fee are read from the chain; they change with the blocks of L1."""

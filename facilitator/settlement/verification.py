@@ -1,7 +1,7 @@
 """Would this payment settle? The order of judgement, for /verify and for admission alike (docs/architecture.md decision 5).
 
-Shape → static terms → signature → own record → time → sanctions lists → chain facts → simulation. Nonce, payer and terms are public once
-used, so nobody learns anything from our record before the signature is judged.
+Shape → static terms → signature → own record → restraints → time → sanctions lists → chain facts → simulation. Nonce, payer
+and terms are public once used, so nobody learns anything from our record before the signature is judged.
 """
 
 from collections import OrderedDict
@@ -24,6 +24,7 @@ from facilitator.schemes.scheme import Registry, Scheme
 from facilitator.schemes.signatures import SIGNATURE_LENGTH
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
+from facilitator.settlement.restraints import Restraints
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Asked, Found, Settlement, decode_answer
 from facilitator.store.tenants import Tenant
@@ -59,27 +60,32 @@ class Verifier:
         registry: Registry,
         networks: Mapping[Network, ServedNetwork],
         records: RecordReader,
+        restraints: Restraints,
         clock: Clock,
         settings: Settings,
     ) -> None:
         self._registry = registry
         self._networks = networks
         self._records = records
+        self._restraints = restraints
         self._clock = clock
         self._settings = settings
         self._plain: OrderedDict[tuple[Network, Address], float] = OrderedDict()
         """Payers seen without code, and until when that is believed of them."""
 
-    async def verify(self, tenant: Tenant, payment: Payment) -> VerifyResult:
-        """Judge a payment without changing anything. Raises ChainFault when the chain cannot be asked."""
-        result = await self.judge(tenant, payment)
+    async def verify(self, tenant: Tenant, payment: Payment, need_wei: int) -> VerifyResult:
+        """Judge a payment, which may cost `need_wei` to make, without changing anything.
+
+        Raises ChainFault when the chain cannot be asked, LimitReached when the tenant may have no new one made.
+        """
+        result = await self.judge(tenant, payment, need_wei)
         outcome = "valid" if result.refusal is None else result.refusal.reason.name.lower()
         known = payment.network in self._networks
         scheme = payment.scheme if self._registry.find(payment.scheme) else "other"
         series(VERIFICATIONS, payment.network if known else "other", scheme, outcome).inc()
         return result
 
-    async def judge(self, tenant: Tenant, payment: Payment) -> VerifyResult:
+    async def judge(self, tenant: Tenant, payment: Payment, need_wei: int = 0) -> VerifyResult:
         """The same, and nobody is told that it was asked."""
         deadline = self._clock.monotonic() + self._settings.verify_deadline_s
         judged = await self.judge_signed(payment, deadline)
@@ -97,6 +103,9 @@ class Verifier:
         record = found.record
         if record is not None and (ruling := self.judge_record(record, tenant.tenant_id, authorization)) is not None:
             return VerifyResult(payer=authorization.payer, refusal=ruling if isinstance(ruling, Refusal) else None)
+        self._restraints.judge_tenant(tenant, authorization.network, need_wei, goes_on=False)
+        if (resting := self._restraints.judge_payer(tenant, authorization.payer)) is not None:
+            return VerifyResult(payer=authorization.payer, refusal=resting)
         verdict = await self.judge_chain(judged, deadline, accept_unscreened=tenant.accept_unscreened)
         return VerifyResult(payer=authorization.payer, refusal=verdict.refusal)
 

@@ -6,7 +6,7 @@ status does not, an error is never an absence, and without proof a settlement st
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -21,10 +21,11 @@ from facilitator.domain.abi import Log, PaymentProof
 from facilitator.domain.batching import ran_out
 from facilitator.domain.confirmation import deep_enough
 from facilitator.domain.facts import Head
-from facilitator.domain.fees import split_evenly
+from facilitator.domain.fees import Fees, split_evenly
 from facilitator.domain.postings import Cause, gas_entries, resolution
 from facilitator.domain.resubmission import Bump, BumpPolicy, Rebroadcast, Replace, Sent, Wait, rule
 from facilitator.domain.states import PAID, State, move
+from facilitator.domain.strikes import struck
 from facilitator.errors import ChainFault, Fault
 from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, RPC_DISAGREEMENTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS, series
 from facilitator.settlement.answers import AnswerBoard
@@ -135,7 +136,7 @@ class Watcher:
         """Set whenever a slot closes, for the dispatcher that waits for room."""
         self.requeued = asyncio.Event()
         """Set when a settlement went back to the queue in Postgres."""
-        self.outbid: Callable[..., Awaitable[None]] | None = None
+        self.outbid: Callable[..., Awaitable[bool]] | None = None
         """How to replace a transaction that is not mined: `Dispatcher.outbid`."""
         self.send_answered: Callable[..., None] | None = None
         """Whom to tell how the network took a relayer's transaction: `Dispatcher._send_answered`."""
@@ -387,7 +388,14 @@ class Watcher:
             return
         requeued = [_requeued(item) for each in mined for item in each.unpaid]
         await self.commit(
-            [*(self.outcome(item, each.slot.state_of(item), ruling) for each in mined for item, ruling in each.rulings), *requeued],
+            [
+                *(
+                    _struck(self.outcome(item, each.slot.state_of(item), ruling), ruling, each)
+                    for each in mined
+                    for item, ruling in each.rulings
+                ),
+                *requeued,
+            ],
             [
                 ClosedSlot(
                     slot_id=each.slot.slot_id,
@@ -543,15 +551,26 @@ class Watcher:
             ruling = Replace(ruling.fees)
         match ruling:
             case Bump(fees):
-                await self.outbid(slot, fees, noop=False)
-                if len(slot.attempts) > len(sent.attempts):
+                if not await self.outbid(slot, fees, noop=False):
+                    await self._give_way(slot, fees, blocks_others=sent.blocks_others)
+                elif len(slot.attempts) > len(sent.attempts):
                     self.pricing.missed(slot)
             case Replace(fees):
-                await self.outbid(slot, fees, noop=True)
+                if not await self.outbid(slot, fees, noop=True):
+                    self._start_resend(slot)
             case Rebroadcast():
                 self._start_resend(slot)
             case Wait():
                 pass
+
+    async def _give_way(self, slot: OpenSlot, fees: Fees, *, blocks_others: bool) -> None:
+        """No gas budget pays for a higher bid: it waits as it is, or a no-op, which costs less than is held, lets others pass.
+
+        What it carried is queued again then, and waits for its budget.
+        """
+        log.warning("transaction.unaffordable", slot_id=slot.slot_id, relayer=slot.relayer, max_fee_wei=fees.max_fee_wei)
+        if not blocks_others or self.outbid is None or not await self.outbid(slot, fees, noop=True):
+            self._start_resend(slot)
 
     async def _dead(self, slot: OpenSlot) -> bool:
         """Can nothing that it carries be paid any more, by chain facts? One payment that can, or a doubt, keeps it alive."""
@@ -615,6 +634,16 @@ def _tell_refused(tx_hash: TxHash, kind: str, outcome: SendOutcome) -> None:
         log.warning("transaction.send_refused", tx_hash=tx_hash, kind=kind, answer=outcome.message)
     else:
         log.error("transaction.send_refused", tx_hash=tx_hash, kind=kind, answer=outcome.message)
+
+
+def _struck(outcome: Outcome, ruling: Ruling, mined: _Mined) -> Outcome:
+    """With its strike, if our transaction burned gas on it by its payer's or tenant's doing."""
+    slot, receipt = mined.slot, mined.receipt
+    if ruling.state is State.INCLUDED or slot.is_noop(receipt.tx_hash):
+        return outcome
+    short_of_gas = slot.kind != "contract_payer" and ran_out(receipt.gas_used, slot.gas)
+    who = struck(ruling.reason, short_of_gas=short_of_gas)
+    return outcome if who is None else replace(outcome, struck_by=receipt.tx_hash, of_payer=who == "payer")
 
 
 def _cost(mined: _Mined, network: Network) -> Cost:

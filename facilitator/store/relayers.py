@@ -102,6 +102,15 @@ class LiveReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedAttempt:
+    """Whether another transaction for a slot is on record."""
+
+    recorded: bool
+    unaffordable: bool
+    """It may cost more than the first, and a gas budget that it is to be held of is overdrawn already."""
+
+
+@dataclass(frozen=True, slots=True)
 class KnownHash:
     """A transaction hash of ours."""
 
@@ -198,11 +207,11 @@ async def close_consumed(db: Db, slot_ids: Sequence[int]) -> None:
 
 
 async def record_attempt(
-    db: Db, lease: Lease, slot_id: int, attempt: int, purpose: str, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees
-) -> bool:
-    """Record another transaction for an open slot; False when the lease is lost or the slot is not open any more."""
-    recorded = await db.optional(
-        KnownHash,
+    db: Db, lease: Lease, slot_id: int, attempt: int, purpose: str, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees, most_wei: int
+) -> RecordedAttempt:
+    """Record another transaction for an open slot, which can cost `most_wei`; not when the lease is lost or the slot is closed."""
+    return await db.one(
+        RecordedAttempt,
         QUERIES["record_attempt"],
         lease.network,
         lease.relayer,
@@ -216,8 +225,8 @@ async def record_attempt(
         gas,
         str(fees.max_fee_wei),
         str(fees.max_priority_fee_wei),
+        str(most_wei),
     )
-    return recorded is not None
 
 
 async def record_stray(db: Db, lease: Lease, tx_nonce: int, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees, detail: str) -> bool:

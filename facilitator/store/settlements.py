@@ -195,6 +195,8 @@ class SignedSlot:
     gas: int
     max_fee_wei: int
     max_priority_fee_wei: int
+    most_wei: int
+    """The most that it can cost, surcharges included: held of the gas budgets of those whose payments it carries."""
     settlement_ids: tuple[UUID, ...]
     wallet_code: bytes | None = None
     """What a smart wallet's gas is learned by. Not stored."""
@@ -243,6 +245,10 @@ class Outcome:
     """Epoch of the answer slot that a connected caller of this process holds."""
     moves: int | None = None
     """Moves that the judged row had made; None when any row in `from_state` is meant."""
+    struck_by: TxHash | None = None
+    """Our transaction that was mined without paying it, by the doing of its payer or tenant: a strike."""
+    of_payer: bool = False
+    """The strike is the payer's too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,13 +506,20 @@ async def open_incident(
 
 
 async def write_ahead(
-    db: Db, lease: Lease | None, owner: str, network: Network, admissions: Sequence[Admission], slots: Sequence[SignedSlot]
+    db: Db,
+    lease: Lease | None,
+    owner: str,
+    network: Network,
+    admissions: Sequence[Admission],
+    slots: Sequence[SignedSlot],
+    rate_age_max_s: float,
 ) -> list[OpenedSlot]:
     """Admit settlements and record every signed transaction, in one statement and one commit.
 
     Slots carry consecutive tx_nonces from the relayer's next one. An empty answer to a non-empty `slots` means that the
     lease is lost or the tx_nonce is not the next: the settlements stand as `queued` and nothing may be sent.
-    Raises ConstraintViolated (AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, IDENTIFIER_TAKEN): then nothing was stored at all.
+    `rate_age_max_s` is how old a rate may be that a gas budget in dollars is held by.
+    Raises ConstraintViolated (AUTHORIZATION_TAKEN, IDEMPOTENCY_TAKEN, IDENTIFIER_TAKEN, GAS_BUDGET): then nothing was stored at all.
     """
     slot_of = {settlement_id: (slot, index) for slot in slots for index, settlement_id in enumerate(slot.settlement_ids)}
     entries = [pending_entry(admission.authorization) for admission in admissions]
@@ -550,6 +563,8 @@ async def write_ahead(
         [admission.payment_identifier for admission in admissions],
         [admission.traceparent for admission in admissions],
         [admission.screening for admission in admissions],
+        as_text(slot.most_wei for slot in slots),
+        rate_age_max_s,
     )
 
 
@@ -574,8 +589,11 @@ async def restamp(session: Session, screenings: Mapping[UUID, str]) -> int:
     return await session.execute(QUERIES["restamp"], list(screenings), list(screenings.values()))
 
 
-async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot]) -> list[OpenedSlot]:
-    """The write-ahead for settlements claimed in this transaction. An empty answer means a lost lease: roll back."""
+async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[SignedSlot], rate_age_max_s: float) -> list[OpenedSlot]:
+    """The write-ahead for settlements claimed in this transaction. An empty answer means a lost lease: roll back.
+
+    Raises ConstraintViolated (GAS_BUDGET).
+    """
     items = [(settlement_id, slot, index) for slot in slots for index, settlement_id in enumerate(slot.settlement_ids)]
     return await session.many(
         OpenedSlot,
@@ -591,6 +609,8 @@ async def dispatch_claimed(session: Session, lease: Lease, slots: Sequence[Signe
         [slot.tx_nonce for _, slot, _ in items],
         [index for _, _, index in items],
         *_slot_columns(slots),
+        as_text(slot.most_wei for slot in slots),
+        rate_age_max_s,
     )
 
 
@@ -698,6 +718,8 @@ async def resolve(
         [entry.credit for cost in costs for entry in cost.entries],
         [entry.asset for cost in costs for entry in cost.entries],
         as_text(entry.amount_atomic for cost in costs for entry in cost.entries),
+        [outcome.struck_by for outcome in outcomes],
+        [outcome.of_payer for outcome in outcomes],
     )
 
 

@@ -157,6 +157,8 @@ SHOWN: Final[Mapping[str, Shown]] = {
         restarted=_gas("0+1000x60 0+1000x60", "9000x60 0x60"),
         minute=100,
     ),
+    "GasBudgetExhausted": _gauge("facilitator_gas_budgets_exhausted", POD, "1x60", restarted="1x10 _x10 0x40"),
+    "TenantCoolingDown": _gauge("facilitator_cooling_down", f'{POD},who="tenant"', "0x10 1x50", restarted="1x10 _x10 0x40"),
     "LedgerChainMismatch": _gauge("facilitator_discrepancies_open", f'{NET},class="missing"', "0x10 2x50"),
     "MatchedShareLow": _gauge("facilitator_matched_share", f'{NET},asset="0x1"', "1x5 0.99x60", silent="1x60", restarted="1x10 _x10 1x40"),
     "ReconcilerStalled": _gauge(

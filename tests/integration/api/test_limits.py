@@ -15,8 +15,9 @@ from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.domain.limits import Breach
 from facilitator.protocol.messages import SettleResult, Supported, VerifyResult
-from facilitator.settlement.admission import LimitReached, SettleAnswer
+from facilitator.settlement.admission import SettleAnswer
 from facilitator.settlement.engine import Engine
+from facilitator.settlement.restraints import LimitReached
 from facilitator.store import administration, tenants
 from facilitator.store.db import Db
 from facilitator.units import Listen, TxHash

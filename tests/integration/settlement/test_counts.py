@@ -19,6 +19,7 @@ QUIET = {
     "queue_poll_s": 60.0,
     "finality_poll_s": 60.0,
     "survey_s": 60.0,
+    "limits_poll_s": 60.0,
 }
 
 

@@ -10,7 +10,8 @@ from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.domain.limits import Limits
 from facilitator.protocol.reasons import Reason
-from facilitator.settlement.admission import LimitReached, SettleAnswer
+from facilitator.settlement.admission import SettleAnswer
+from facilitator.settlement.restraints import LimitReached
 from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import decoded
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms

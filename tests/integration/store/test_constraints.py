@@ -707,6 +707,50 @@ async def test_a_secret_of_the_console_is_of_one_link_and_of_one_session(ledger:
         await ledger.insert("console_session", SIGNED_IN)
 
 
+# --- gas budgets, strikes, tokens ---
+
+GAS_DAY = {"tenant_id": "acme", "day": date(2026, 1, 1), "unit": NETWORK, "most": 10, "held": 10}
+TOKEN_USE = {"key_id": "k" * 12, "use_sha256": b"u" * 32, "ends_at": NOW}
+
+
+async def test_no_more_gas_is_held_and_spent_than_the_budget_was_when_it_was_held(ledger: Ledger) -> None:
+    await ledger.insert("gas_day", GAS_DAY | {"unit": "usd", "most": None, "held": 10**30})
+    await ledger.insert("gas_day", GAS_DAY)
+    with refused("gas_day_pkey"):
+        await ledger.insert("gas_day", GAS_DAY)
+    with refused("gas_day_within"):
+        await ledger.connection.execute("update gas_day set spent = 1 where unit = $1", NETWORK)
+    with refused("gas_day_tenant_id_fkey"):
+        await ledger.insert("gas_day", GAS_DAY | {"tenant_id": "nobody"})
+
+
+async def test_a_settlement_is_struck_once_for_a_transaction(ledger: Ledger) -> None:
+    settlement_id = await ledger.settlement()
+    row = {
+        "settlement_id": settlement_id,
+        "tx_hash": HASH,
+        "tenant_id": "acme",
+        "payer": "0x" + "01" * 20,
+        "reason": "INSUFFICIENT_BALANCE",
+        "of_payer": True,
+    }
+    await ledger.insert("strike", row)
+    with refused("strike_pkey"):
+        await ledger.insert("strike", row)
+    with refused("strike_settlement_id_fkey"):
+        await ledger.insert("strike", row | {"settlement_id": uuid4()})
+    with refused("strike_tenant_id_fkey"):
+        await ledger.insert("strike", row | {"tx_hash": "0x" + "0f" * 32, "tenant_id": "nobody"})
+
+
+async def test_a_signed_token_is_used_once(ledger: Ledger) -> None:
+    await ledger.insert("token_use", TOKEN_USE)
+    with refused("token_use_pkey"):
+        await ledger.insert("token_use", TOKEN_USE)
+    with refused("token_use_use_sha256_check"):
+        await ledger.insert("token_use", TOKEN_USE | {"use_sha256": b"short"})
+
+
 # --- what the code sees of it ---
 
 

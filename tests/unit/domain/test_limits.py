@@ -5,7 +5,18 @@ import json
 import pytest
 
 from facilitator.domain.identity import AuthKey
-from facilitator.domain.limits import Bucket, InFlight, Limits, Rate, decode_limits, encode_limits, judge_terms, patched
+from facilitator.domain.limits import (
+    HELD_S,
+    Bucket,
+    InFlight,
+    Limits,
+    Rate,
+    decode_limits,
+    encode_limits,
+    judge_terms,
+    over_budget,
+    patched,
+)
 from facilitator.units import Address, AuthNonce, Network
 
 NETWORK = Network("eip155:8453")
@@ -39,6 +50,13 @@ def test_limits_are_read_as_they_are_written() -> None:
         ('{"amountMin": "01"}', "atomic units"),
         ('{"amountMin": "1.5"}', "atomic units"),
         ('{"amountMin": "١"}', "atomic units"),
+        ('{"gasWeiPerDay": 5}', "str"),
+        ('{"gasWeiPerDay": "0x5"}', "wei"),
+        ('{"gasUsdPerDay": "1."}', "dollars"),
+        ('{"gasUsdPerDay": "0.0000001"}', "dollars"),
+        ('{"gasUsdPerDay": "-1"}', "dollars"),
+        ('{"payerStrikesMax": 0}', "payerStrikesMax: expected 1"),
+        ('{"strikesMax": 1000001}', "strikesMax: expected 1"),
         ("[]", "object"),
         ("{", "truncated"),
     ],
@@ -83,6 +101,19 @@ def test_each_breach_says_which_limit_what_it_allows_and_what_came() -> None:
     nobody = judge_terms(Limits(pay_to=()), NETWORK, ASSET, SHOP, 1)
     assert nobody is not None
     assert "none" in nobody.message
+
+
+def test_a_gas_budget_says_what_is_left_what_is_needed_and_whether_to_wait_for_receipts_or_for_midnight() -> None:
+    assert over_budget("gasWeiPerDay", "wei", most=100, used=90, need=10, spent=0, ends_in_s=5.5) is None
+    held = over_budget("gasWeiPerDay", "wei", most=100, used=91, need=10, spent=90, ends_in_s=500.5)
+    spent = over_budget("gasUsdPerDay", "dollars", most=12_500_000, used=12_600_000, need=1_500, spent=12_600_000, ends_in_s=500.5)
+    assert held is not None
+    assert spent is not None
+    assert (held.frees_s, held.facts) == (HELD_S, {"max": "100", "left": "9", "needs": "10", "unit": "wei"})
+    assert spent.frees_s == 501
+    assert spent.facts == {"max": "12.500000", "left": "0.000000", "needs": "0.001500", "unit": "dollars"}
+    assert "midnight UTC" in spent.message
+    assert "midnight" not in held.message
 
 
 def test_a_bucket_gives_its_burst_at_once_then_its_rate_and_says_when() -> None:

@@ -64,23 +64,56 @@ select i.slot_id, i.item_index, i.settlement_id
  where s.network = $1::text and s.relayer = $2::text and s.state = 'open'
  order by i.slot_id, i.item_index;
 
--- Another transaction for an open slot, recorded before it is sent; the payments in it are told its hash from here on.
--- name: record_attempt :optional
+-- Another transaction for an open slot, recorded before it is sent; the payments in it are told its hash from here on. Where
+-- it may cost more than is held of gas budgets, that is held too, in dollars at the rate of the first; from a budget that is
+-- overdrawn already nothing more is held, and nothing is recorded.
+-- name: record_attempt :one
 with fenced as (
     select s.slot_id from relayer_slot s join relayer r on (r.network, r.address) = (s.network, s.relayer)
      where r.network = $1::text and r.address = $2::text and r.owner = $3::text and r.epoch = $4::bigint
        and r.lease_until > now() and s.slot_id = $5::bigint and s.state = 'open'
        for update of s
+), shares as (
+    select i.slot_id, i.item_index, t.tenant_id, i.gas_day as day, i.held_wei, i.held_usd_micros,
+           div($13::text::numeric + count(*) over () - 1, count(*) over ()) as wei
+      from slot_item i join fenced using (slot_id) join settlement t using (settlement_id)
+), dearer as (
+    select slot_id, item_index, tenant_id, day, held_wei, held_usd_micros, wei,
+           div(wei * held_usd_micros + held_wei - 1, held_wei) as usd_micros
+      from shares where held_wei is not null and wei > held_wei
+), due as (
+    select d.tenant_id, d.day, u.unit, sum(u.more) as more
+      from dearer d
+     cross join lateral (values ($1::text, d.wei - d.held_wei), ('usd', d.usd_micros - d.held_usd_micros)) as u (unit, more)
+     where u.more is not null
+     group by d.tenant_id, d.day, u.unit
+), locked as (
+    select g.tenant_id, g.day, g.unit, g.held + g.spent as used, d.more,
+           case g.unit when 'usd' then t.gas_usd_micros_per_day else t.gas_wei_per_day end as budget
+      from gas_day g join due d using (tenant_id, day, unit) join tenant t using (tenant_id)
+     order by g.tenant_id, g.day, g.unit
+       for update of g
+), may as (
+    select slot_id from fenced where not exists (select from locked where used > budget)
+), budget as (
+    update gas_day g
+       set held = g.held + l.more, most = case when g.most is not null then greatest(g.most, g.held + l.more + g.spent) end
+      from locked l, may
+     where (g.tenant_id, g.day, g.unit) = (l.tenant_id, l.day, l.unit)
+), items as (
+    update slot_item i set held_wei = d.wei, held_usd_micros = d.usd_micros
+      from dearer d join may using (slot_id)
+     where (i.slot_id, i.item_index) = (d.slot_id, d.item_index)
 ), told as (
     update settlement t set tx_hash = $8::text
-      from slot_item i join fenced using (slot_id)
+      from slot_item i join may using (slot_id)
      where t.settlement_id = i.settlement_id and i.unresolved and t.state = 'submitted' and $7::text <> 'noop'
 ), recorded as (
     insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
-    select $8::text, f.slot_id, $6::integer, $7::text, $9::bytea, $10::bigint, $11::text::numeric, $12::text::numeric from fenced f
+    select $8::text, m.slot_id, $6::integer, $7::text, $9::bytea, $10::bigint, $11::text::numeric, $12::text::numeric from may m
     returning tx_hash
 )
-select tx_hash from recorded;
+select exists (select from recorded) as recorded, exists (select from locked where used > budget) as unaffordable;
 
 -- A transaction that the relayer's key signed and whose record was lost: it is on record from here on, and its tx_nonce is used.
 -- name: record_stray :many

@@ -77,6 +77,8 @@ select i.settlement_id, t.tx_hash, t.gas_used, t.effective_gas_price_wei, t.l1_f
 
 -- The write-ahead: admits settlements, reserves tx_nonces and stores every signed transaction, or stores nothing.
 -- Without a reservation (no relayer, stale epoch, other nonce) the settlements are admitted as `queued`.
+-- What the transactions may cost is held of the budgets of tenants who have one, each payment an even share (ADR 25): one that
+-- does not suffice, or is in dollars while no rate is fresh, breaks `gas_day_within`, and nothing is stored.
 -- name: write_ahead :many
 with offered as (
     select * from unnest(
@@ -117,9 +119,37 @@ with offered as (
     select $1::text, $2::text, s.tx_nonce, $4::bigint, s.kind, 'open'
       from unnest($29::bigint[], $30::text[]) as s (tx_nonce, kind) where exists (select from reserved)
     returning slot_id, tx_nonce
+), budgeted as (
+    select t.tenant_id, t.gas_wei_per_day, t.gas_usd_micros_per_day,
+           (select r.usd_e8 from rate r
+             where t.gas_usd_micros_per_day is not null and r.network = $1::text
+               and r.quoted_at > now() - make_interval(secs => $43::double precision)
+             order by r.quoted_at desc limit 1) as usd_e8
+      from tenant t
+     where t.tenant_id in (select tenant_id from offered) and coalesce(t.gas_wei_per_day, t.gas_usd_micros_per_day) is not null
+       and exists (select from reserved)
+), held as (
+    select c.settlement_id, b.tenant_id, c.wei,
+           case when b.gas_usd_micros_per_day is not null
+                then div(c.wei * coalesce(b.usd_e8, 0) + 99999999999999999999, 100000000000000000000) end as usd_micros
+      from (select o.settlement_id, o.tenant_id,
+                   div(m.wei::numeric + count(*) over slot - 1, count(*) over slot) as wei
+              from offered o join unnest($29::bigint[], $42::text[]) as m (tx_nonce, wei) on m.tx_nonce = o.tx_nonce
+            window slot as (partition by o.tx_nonce)) c
+      join budgeted b using (tenant_id)
+), budget as (
+    insert into gas_day (tenant_id, day, unit, most, held)
+    select n.tenant_id, (now() at time zone 'utc')::date, n.unit, min(n.most), sum(n.held)
+      from (select h.tenant_id, $1::text as unit, b.gas_wei_per_day as most, h.wei as held from held h join budgeted b using (tenant_id)
+            union all
+            select h.tenant_id, 'usd', case when b.usd_e8 is null then -1 else b.gas_usd_micros_per_day end, h.usd_micros
+              from held h join budgeted b using (tenant_id) where h.usd_micros is not null) n
+     group by n.tenant_id, n.unit order by n.tenant_id, n.unit
+        on conflict (tenant_id, day, unit) do update set most = excluded.most, held = gas_day.held + excluded.held
 ), items as (
-    insert into slot_item (slot_id, item_index, settlement_id)
-    select s.slot_id, o.item_index, o.settlement_id from offered o join slots s on s.tx_nonce = o.tx_nonce
+    insert into slot_item (slot_id, item_index, settlement_id, gas_day, held_wei, held_usd_micros)
+    select s.slot_id, o.item_index, o.settlement_id, case when h.wei is not null then (now() at time zone 'utc')::date end, h.wei, h.usd_micros
+      from offered o join slots s on s.tx_nonce = o.tx_nonce left join held h using (settlement_id)
 ), transactions as (
     insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
     select t.tx_hash, s.slot_id, 0, 'payment', t.raw, t.gas, t.max_fee_wei::numeric, t.max_priority_fee_wei::numeric
@@ -191,7 +221,9 @@ update settlement s set screening = j.screening::jsonb
 -- The write-ahead for settlements that were claimed in this transaction.
 -- name: dispatch_claimed :many
 with offered as (
-    select * from unnest($7::uuid[], $8::text[], $9::bigint[], $10::integer[]) as o (settlement_id, tx_hash, tx_nonce, item_index)
+    select o.*, s.tenant_id
+      from unnest($7::uuid[], $8::text[], $9::bigint[], $10::integer[]) as o (settlement_id, tx_hash, tx_nonce, item_index)
+      join settlement s using (settlement_id)
 ), reserved as (
     update relayer set next_tx_nonce = next_tx_nonce + $6::integer
      where network = $1::text and address = $2::text and owner = $3::text and epoch = $4::bigint
@@ -209,9 +241,37 @@ with offered as (
     select $1::text, $2::text, s.tx_nonce, $4::bigint, s.kind, 'open'
       from unnest($11::bigint[], $12::text[]) as s (tx_nonce, kind) where exists (select from reserved)
     returning slot_id, tx_nonce
+), budgeted as (
+    select t.tenant_id, t.gas_wei_per_day, t.gas_usd_micros_per_day,
+           (select r.usd_e8 from rate r
+             where t.gas_usd_micros_per_day is not null and r.network = $1::text
+               and r.quoted_at > now() - make_interval(secs => $19::double precision)
+             order by r.quoted_at desc limit 1) as usd_e8
+      from tenant t
+     where t.tenant_id in (select tenant_id from offered) and coalesce(t.gas_wei_per_day, t.gas_usd_micros_per_day) is not null
+       and exists (select from reserved)
+), held as (
+    select c.settlement_id, b.tenant_id, c.wei,
+           case when b.gas_usd_micros_per_day is not null
+                then div(c.wei * coalesce(b.usd_e8, 0) + 99999999999999999999, 100000000000000000000) end as usd_micros
+      from (select o.settlement_id, o.tenant_id,
+                   div(m.wei::numeric + count(*) over slot - 1, count(*) over slot) as wei
+              from offered o join unnest($11::bigint[], $18::text[]) as m (tx_nonce, wei) on m.tx_nonce = o.tx_nonce
+            window slot as (partition by o.tx_nonce)) c
+      join budgeted b using (tenant_id)
+), budget as (
+    insert into gas_day (tenant_id, day, unit, most, held)
+    select n.tenant_id, (now() at time zone 'utc')::date, n.unit, min(n.most), sum(n.held)
+      from (select h.tenant_id, $1::text as unit, b.gas_wei_per_day as most, h.wei as held from held h join budgeted b using (tenant_id)
+            union all
+            select h.tenant_id, 'usd', case when b.usd_e8 is null then -1 else b.gas_usd_micros_per_day end, h.usd_micros
+              from held h join budgeted b using (tenant_id) where h.usd_micros is not null) n
+     group by n.tenant_id, n.unit order by n.tenant_id, n.unit
+        on conflict (tenant_id, day, unit) do update set most = excluded.most, held = gas_day.held + excluded.held
 ), items as (
-    insert into slot_item (slot_id, item_index, settlement_id)
-    select s.slot_id, o.item_index, o.settlement_id from offered o join slots s on s.tx_nonce = o.tx_nonce
+    insert into slot_item (slot_id, item_index, settlement_id, gas_day, held_wei, held_usd_micros)
+    select s.slot_id, o.item_index, o.settlement_id, case when h.wei is not null then (now() at time zone 'utc')::date end, h.wei, h.usd_micros
+      from offered o join slots s on s.tx_nonce = o.tx_nonce left join held h using (settlement_id)
 ), transactions as (
     insert into relayer_transaction (tx_hash, slot_id, attempt, purpose, raw, gas, max_fee_wei, max_priority_fee_wei)
     select t.tx_hash, s.slot_id, 0, 'payment', t.raw, t.gas, t.max_fee_wei::numeric, t.max_priority_fee_wei::numeric
@@ -224,14 +284,15 @@ select slot_id, tx_nonce from slots;
 -- Outcomes of one look at the chain: state moves, their entries, answers, slots and costs commit together.
 -- A row is touched only in the state it was judged in; an answer that may have been told is never rewritten.
 -- A slot closes only with everything that it carries: what was judged in another state than it is in keeps its slot open, for
--- whoever owns the relayer takes it up again as it is on record.
+-- whoever owns the relayer takes it up again as it is on record. What was held of gas budgets for it becomes what it cost, in
+-- dollars at the rate that it was held at.
 -- name: resolve :many
 with judged as (
     select * from unnest(
         $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::bigint[], $9::text[], $10::text[],
-        $11::integer[], $12::text[], $23::integer[]
+        $11::integer[], $12::text[], $23::integer[], $33::text[], $34::boolean[]
     ) as o (settlement_id, from_state, to_state, reason, tx_hash, log_index, block_number, block_hash, answer,
-            spend_epoch, phase, moves)
+            spend_epoch, phase, moves, struck_by, of_payer)
 ), resolved as (
     update settlement s
        set state = o.to_state, moves = s.moves + 1, alone = s.alone or o.to_state = 'queued', reason = o.reason,
@@ -249,7 +310,12 @@ with judged as (
       from judged o
      where s.settlement_id = o.settlement_id and s.state = o.from_state and s.moves = coalesce(o.moves, s.moves)
     returning s.settlement_id, s.network, s.state, s.moves, s.admissions, s.tx_hash, s.reason, s.answer_state, s.answer_holder,
-              s.answer_epoch, s.answer, s.confirm_level, o.from_state, o.phase
+              s.answer_epoch, s.answer, s.confirm_level, s.tenant_id, s.payer, o.from_state, o.phase, o.struck_by, o.of_payer
+), struck as (
+    insert into strike (settlement_id, tx_hash, tenant_id, payer, reason, of_payer)
+    select settlement_id, struck_by, tenant_id, payer, reason, of_payer from resolved where struck_by is not null
+        on conflict (settlement_id, tx_hash) do update
+           set reason = excluded.reason, of_payer = excluded.of_payer, voided = false, struck_at = now()
 ), lost as (
     insert into incident (network, kind, settlement_id, tx_hash, detail)
     select network, 'lost_after_success', settlement_id, tx_hash,
@@ -280,8 +346,24 @@ with judged as (
               from slot_item e
               left join unnest($25::bigint[], $26::uuid[], $27::text[]) as h (slot_id, settlement_id, wei)
                      on (h.slot_id, h.settlement_id) = (e.slot_id, e.settlement_id)
-             where e.slot_id in (select slot_id from closed) and (e.unresolved or h.wei is not null)) o
+             where e.slot_id in (select slot_id from closed) and (e.unresolved or h.wei is not null or e.held_wei is not null)) o
      where (i.slot_id, i.settlement_id) = (o.slot_id, o.settlement_id)
+    returning i.settlement_id, i.gas_day, i.held_wei, i.held_usd_micros, coalesce(o.wei, 0) as cost_wei
+), due as (
+    select s.tenant_id, f.gas_day as day, u.unit, sum(u.held) as held, sum(u.spent) as spent
+      from freed f join settlement s using (settlement_id)
+     cross join lateral (values (s.network, f.held_wei, f.cost_wei),
+                                ('usd', f.held_usd_micros, div(f.cost_wei * f.held_usd_micros + f.held_wei - 1, f.held_wei))) as u (unit, held, spent)
+     where f.held_wei is not null and u.held is not null
+     group by s.tenant_id, f.gas_day, u.unit
+), locked as (
+    select g.tenant_id, g.day, g.unit from gas_day g join due using (tenant_id, day, unit) order by 1, 2, 3 for update of g
+), released as (
+    update gas_day g
+       set held = g.held - d.held, spent = g.spent + d.spent,
+           most = case when g.most is not null then greatest(g.most, g.held - d.held + g.spent + d.spent) end
+      from due d join locked using (tenant_id, day, unit)
+     where (g.tenant_id, g.day, g.unit) = (d.tenant_id, d.day, d.unit)
 ), costs as (
     update relayer_transaction t
        set gas_used = o.gas_used, effective_gas_price_wei = o.price::numeric, l1_fee_wei = o.l1_fee::numeric,
@@ -496,7 +578,8 @@ select settlement_id,
 -- These blocks were reorganised away: their slots are open again and their transactions are sent again. A settlement that one
 -- of the blocks proved is `submitted` when such a slot carries it, else what it was before: `failed` or `withdrawn` when the
 -- proof came later than that, `queued` otherwise. An answer is forgotten only when it was a success that nobody was told.
--- What the transactions cost there was never paid: it is voided, and booked afresh once they are mined again.
+-- What the transactions cost there was never paid: it is voided, and booked afresh once they are mined again; gas budgets hold
+-- for them again, and strikes are no more.
 -- name: reopen :many
 with gone as (
     select * from unnest($2::bigint[], $3::text[]) as b (block_number, block_hash)
@@ -514,6 +597,23 @@ with gone as (
     select 'own', 'voided', e.debit, e.credit, e.asset, e.amount_atomic, e.admission, e.tx_hash, e.entry_id
       from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
      where not exists (select from journal_entry r where r.resolves = e.entry_id)
+), unstruck as (
+    update strike t set voided = true from slots s where t.tx_hash = s.mined_tx_hash
+), due as (
+    select t.tenant_id, i.gas_day as day, u.unit, sum(u.held) as held, sum(u.spent) as spent
+      from slots join slot_item i using (slot_id) join settlement t using (settlement_id)
+     cross join lateral (values (t.network, i.held_wei, i.cost_wei),
+                                ('usd', i.held_usd_micros, div(i.cost_wei * i.held_usd_micros + i.held_wei - 1, i.held_wei))) as u (unit, held, spent)
+     where i.held_wei is not null and i.cost_wei is not null and u.held is not null
+     group by t.tenant_id, i.gas_day, u.unit
+), locked as (
+    select g.tenant_id, g.day, g.unit from gas_day g join due using (tenant_id, day, unit) order by 1, 2, 3 for update of g
+), held_again as (
+    update gas_day g
+       set held = g.held + d.held, spent = g.spent - d.spent,
+           most = case when g.most is not null then greatest(g.most, g.held + d.held + g.spent - d.spent) end
+      from due d join locked using (tenant_id, day, unit)
+     where (g.tenant_id, g.day, g.unit) = (d.tenant_id, d.day, d.unit)
 ), carried as (
     select distinct on (i.settlement_id) i.settlement_id, i.slot_id from slot_item i join slots using (slot_id)
      order by i.settlement_id, i.slot_id desc

@@ -1,0 +1,41 @@
+-- What tenants and payers may not do now: gas budgets with what is left of them, and strikes that are not forgotten yet.
+
+-- Every budget of today, UTC.
+-- name: gas_budgets :many
+select t.tenant_id, u.unit, u.most, coalesce(g.held, 0) as held, coalesce(g.spent, 0) as spent,
+       ceil(extract(epoch from date_trunc('day', now() at time zone 'utc') + interval '1 day' - (now() at time zone 'utc')))::integer as ends_in_s
+  from tenant t
+ cross join lateral (select network as unit, t.gas_wei_per_day as most from unnest($1::text[]) as n (network)
+                     union all
+                     select 'usd', t.gas_usd_micros_per_day) u
+  left join gas_day g on g.tenant_id = t.tenant_id and g.day = (now() at time zone 'utc')::date and g.unit = u.unit
+ where u.most is not null and t.disabled_at is null;
+
+-- The newest rate of each network's coin, if it is fresh.
+-- name: fresh_rates :many
+select n.network, r.usd_e8
+  from unnest($1::text[]) as n (network)
+  join lateral (select usd_e8 from rate
+                 where network = n.network and quoted_at > now() - make_interval(secs => $2::double precision)
+                 order by quoted_at desc limit 1) r on true;
+
+-- Who was struck within the cool-down, how often in the window that ended with the last strike, and for how long the cool-down of
+-- that one lasts yet. The latest come first.
+-- name: struck :many
+with recent as (
+    select 'payer' as who, payer as name, struck_at from strike
+     where not voided and of_payer and struck_at > now() - make_interval(secs => $1::double precision + $2::double precision)
+    union all
+    select 'tenant', tenant_id, struck_at from strike
+     where not voided and struck_at > now() - make_interval(secs => $1::double precision + $2::double precision)
+), dated as (
+    select who, name, struck_at, max(struck_at) over (partition by who, name) as last from recent
+)
+select who, name, count(*)::integer as strikes,
+       extract(epoch from max(last) + make_interval(secs => $2::double precision) - now())::double precision as frees_s
+  from dated
+ where struck_at > last - make_interval(secs => $1::double precision)
+ group by who, name
+having max(last) > now() - make_interval(secs => $2::double precision)
+ order by max(last) desc
+ limit $3::integer;
