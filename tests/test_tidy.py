@@ -376,7 +376,7 @@ def test_no_text_in_the_tree_names_a_machine_a_registry_or_an_internal_tool(forb
 
 def test_the_documentation_links_to_what_is_there() -> None:
     broken = []
-    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))):
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
             path, _, anchor = target.partition("#")
             if path.startswith(("http://", "https://", "mailto:")):
