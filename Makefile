@@ -27,7 +27,7 @@ setup: $(VENV)/.packages $(VENV)/.node-packages ## .venv with hash-locked depend
 demo: setup ## x402 payments end to end on a local chain with Circle's USDC code
 	$(BIN)/facilitator demo
 
-test: setup $(VENV)/.conformance-packages $(VENV)/.hledger ## the whole test suite, in two processes
+test: setup $(VENV)/.conformance-packages $(VENV)/.hledger $(VENV)/.chromium ## the whole test suite, in two processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup lint test ## what CI runs: format, lint, types, import rules, tests
@@ -84,6 +84,10 @@ $(VENV)/.node-packages: facilitator/devstack/npm/package.json facilitator/devsta
 
 $(VENV)/.hledger: tests/fixtures/hledger.py $(VENV)/.packages
 	$(BIN)/python tests/fixtures/hledger.py
+	@touch $@
+
+$(VENV)/.chromium: tests/fixtures/chromium.py $(VENV)/.packages
+	$(BIN)/python tests/fixtures/chromium.py
 	@touch $@
 
 $(VENV)/.conformance-packages: $(CONFORMANCE)/package.json $(CONFORMANCE)/package-lock.json $(VENV)/.packages
