@@ -340,8 +340,7 @@ def build_console(config: Config, settings: ConsoleSettings, clock: Clock) -> "C
             roles={"viewer": oidc.viewer, "finance": oidc.finance, "auditor": oidc.auditor, "admin": oidc.admin},
         )
         provider = Provider(client, clock)
-    decimals = {(token.network, token.address): token.decimals for token in config.tokens}
-    return Console(ConsoleDesk(settings=settings, finance=config.finance, decimals=decimals, clock=clock), provider)
+    return Console(ConsoleDesk(settings=settings, finance=config.finance, tokens=config.tokens, clock=clock), provider)
 
 
 def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:

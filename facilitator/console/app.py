@@ -1,6 +1,6 @@
 """The finance console's own listener: its pages, and what happens around each.
 
-**A page** is one line of `pages.PAGES`: `Page(method="GET", path="/settlements", handler=show_settlements, needs="view")`. Its
+**A page** is one line of `table.PAGES`: `Page(method="GET", path="/settlements", handler=show_settlements, needs="view")`. Its
 handler is a coroutine from `(desk, visit)` to a response:
 
 - `visit` says who asks: `visit.person`, `visit.role`, `visit.may("export")`; `visit.request.query` has the filters,
@@ -31,7 +31,7 @@ from aiohttp import web
 from facilitator.console.auth import Door, sign_in_address
 from facilitator.console.desk import Desk, Page, Refused, Visit, see
 from facilitator.console.oidc import Provider
-from facilitator.console.pages import PAGES
+from facilitator.console.table import PAGES, entries_for
 from facilitator.errors import Fault
 from facilitator.metrics import REQUEST_SECONDS, REQUESTS
 from facilitator.store.db import Db
@@ -66,6 +66,7 @@ class Console:
 
     def __init__(self, desk: Desk, provider: Provider | None = None) -> None:
         self._desk = desk
+        desk.templates.globals["entries_for"] = entries_for
         self._door = Door(desk, provider)
         self._at_once = Semaphore(desk.settings.pages_max)
         self._runner: web.AppRunner | None = None

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from facilitator.console.desk import Desk, Refused, Visit, see
+from facilitator.console.desk import Desk, Refused, Visit, local_path, see
 from facilitator.console.oidc import Provider, SignInFault
 from facilitator.console.roles import Role, parse_role
 from facilitator.console.secrets import hash_of, is_secret, new_secret
@@ -75,7 +75,7 @@ class Door:
             await console.end_session(session, hash_of(old))
             await console.start_session(session, hash_of(secret), person, role, method, settings.session_life_s)
             await record_event(session, "console_signed_in", person, json.dumps({"role": role, "method": method}))
-        answer = see(_local(request.cookies.get(self._cookie("next"), "/")))
+        answer = see(local_path(request.cookies.get(self._cookie("next"), "/")))
         self._set(answer, "session", secret, None)
         if self._cookie("next") in request.cookies:
             self._clear(answer, "next")
@@ -87,7 +87,7 @@ class Door:
         """GET /sign-in: how to. With `token` of a one-time link it asks for a click, so that a preview of the link does not use it up."""
         answer = self._desk.render(None, "sign_in.html", token=request.query.get("token", ""), oidc=self._provider is not None)
         if "next" in request.query:
-            self._set(answer, "next", _local(request.query["next"]), _FLOW_LIFE_S)
+            self._set(answer, "next", local_path(request.query["next"]), _FLOW_LIFE_S)
         return answer
 
     async def open_link(self, request: web.Request, form: dict[str, str]) -> web.StreamResponse:
@@ -182,12 +182,6 @@ class Door:
 def sign_in_address(request: web.Request) -> str:
     """Where somebody signs in to come back to this page."""
     return "/sign-in?" + urlencode({"next": request.path_qs}) if request.method == "GET" and request.path != "/" else "/sign-in"
-
-
-def _local(path: str) -> str:
-    """A path of ours: whatever could lead to another host is the front page."""
-    plain = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and len(path) <= 2000
-    return path if plain else "/"
 
 
 def _peer(request: web.Request) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -12,15 +12,20 @@ import jinja2
 from aiohttp import web
 
 from facilitator.clock import Clock
+from facilitator.console.names import Assets
+from facilitator.console.rendering import equip
 from facilitator.console.roles import PERMISSIONS, Permission, Role
 from facilitator.console.secrets import derived
 from facilitator.console.settings import Settings
 from facilitator.errors import StoreFault
 from facilitator.finance.settings import Settings as FinanceSettings
+from facilitator.schemes.scheme import Token
 from facilitator.store.db import Db
 from facilitator.units import Address, Network
 
 _PACKAGE: Final = resources.files("facilitator.console")
+THEMES: Final = ("auto", "light", "dark")
+THEME_COOKIE: Final = "facilitator-theme"
 _TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -85,8 +90,8 @@ class Desk:
 
     settings: Settings
     finance: FinanceSettings
-    decimals: Mapping[tuple[Network, Address], int]
-    """Of every token that is served."""
+    tokens: Sequence[Token]
+    """What is served."""
     clock: Clock
     db: Db | None = None
     assets: Mapping[str, Asset] = field(default_factory=_read_assets)
@@ -100,10 +105,20 @@ class Desk:
         )
     )
 
+    names: Assets = field(init=False)
+    """Units and decimals of what the books hold."""
+
     def __post_init__(self) -> None:
+        self.names = Assets(self.tokens)
+        equip(self.templates, self.names)
         self.templates.globals.update(
             asset=lambda name: f"/static/{name}?v={self.assets[name].version}", integrity=lambda name: self.assets[name].integrity
         )
+
+    @property
+    def decimals(self) -> Mapping[tuple[Network, Address], int]:
+        """Of every token that is served."""
+        return {(token.network, token.address): token.decimals for token in self.tokens}
 
     def need_db(self) -> Db:
         """The database. Raises StoreFault until it was reached once."""
@@ -112,8 +127,10 @@ class Desk:
         return self.db
 
     def render(self, visit: Visit | None, template: str, /, *, status: int = 200, **facts: object) -> web.Response:
-        """A page from `templates/`. It knows `visit` (None on pages before the sign-in), `zone` and every fact given."""
-        text = self.templates.get_template(template).render(visit=visit, zone=self.finance.booking_zone, **facts)
+        """A page from `templates/`. It knows `visit` (None on pages before the sign-in), `zone`, `theme` and every fact given."""
+        chosen = None if visit is None else visit.request.cookies.get(THEME_COOKIE)
+        known = {"visit": visit, "zone": self.finance.booking_zone, "theme": chosen if chosen in THEMES else "auto", "here": "", **facts}
+        text = self.templates.get_template(template).render(known)
         return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
 
 
@@ -133,3 +150,9 @@ class Page:
 def see(location: str) -> web.Response:
     """Go on there with GET: the answer to a form."""
     return web.Response(status=303, headers={"Location": location})
+
+
+def local_path(path: str) -> str:
+    """A path of ours: whatever could lead to another host is the front page."""
+    plain = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and len(path) <= 2000
+    return path if plain else "/"

@@ -46,6 +46,12 @@ async def close_day(db: Db, settings: Settings, day: date, actor: str) -> dict[s
     return document
 
 
+async def what_keeps_open(db: Db, settings: Settings, day: date) -> list[str]:
+    """All that keeps a day open at this moment, as `close_day` would say it."""
+    async with db.snapshot() as session:
+        return await _open_still(session, settings, day)
+
+
 async def ask_reopening(db: Db, day: date, actor: str, reason: str) -> None:
     """Put on record that somebody wants the last closed day reopened. Raises Fault when it is not that."""
     async with db.transaction() as session:

@@ -300,6 +300,11 @@ async def discrepancy(db: Db, discrepancy_id: int) -> Discrepancy | None:
     return await db.optional(Discrepancy, QUERIES["view_discrepancy"], discrepancy_id)
 
 
+async def discrepancies_of(db: Db, settlement_id: UUID) -> list[Discrepancy]:
+    """What was ever found of one settlement."""
+    return await db.many(Discrepancy, QUERIES["discrepancies_of"], settlement_id)
+
+
 async def networks(db: Db) -> list[NetworkRow]:
     """Networks that were ever served."""
     return await db.many(NetworkRow, QUERIES["view_networks"])

@@ -10,10 +10,10 @@ import pytest
 
 from facilitator.console.app import HEADERS
 from facilitator.console.desk import Page
-from facilitator.console.pages import PAGES
 from facilitator.console.roles import PERMISSIONS, ROLES, Role
 from facilitator.console.secrets import hash_of
 from facilitator.console.settings import Settings
+from facilitator.console.table import PAGES
 from tests.fixtures.console import ANYWHERE, Browser, Room, open_room
 
 
@@ -42,7 +42,7 @@ async def test_a_link_signs_in_once_and_looking_at_it_does_not_use_it_up(room: R
         assert token in (await browser.get(f"/sign-in?token={token}")).text
     signed_in = await browser.post("/sign-in", {"token": token})
     assert (signed_in.status, signed_in.location) == (303, "/")
-    assert "ada (finance)" in (await browser.get("/")).text
+    assert 'ada <span class="soft">· finance' in (await browser.get("/")).text
     assert (await late.post("/sign-in", {"token": token})).status == 403
     assert (await late.get("/")).location == "/sign-in"
     assert [(kind, detail.get("role")) for kind, _, detail in await trail(connection)] == [
@@ -93,7 +93,7 @@ async def test_signing_in_again_makes_a_new_session_and_ends_the_old_one(room: R
     await browser.post("/sign-in", {"token": await room.link("admin", "bob")})
     assert before.keys() == browser.cookies().keys()
     assert before != browser.cookies()
-    assert "bob (admin)" in (await browser.get("/")).text
+    assert 'bob <span class="soft">· admin' in (await browser.get("/")).text
     stolen = room.browser()
     stolen.session.cookie_jar.update_cookies(before, URL_OF(stolen))
     assert (await stolen.get("/")).status == 303

@@ -136,6 +136,7 @@ ROW_OF = {
     "view_events": views.EventRow,
     "view_discrepancies": discrepancies.Discrepancy,
     "view_discrepancy": discrepancies.Discrepancy,
+    "discrepancies_of": discrepancies.Discrepancy,
     "view_networks": views.NetworkRow,
 }
 QUERIES = [

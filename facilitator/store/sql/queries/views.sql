@@ -141,6 +141,12 @@ select discrepancy_id, network, class as class_, subject, settlement_id, tx_hash
        extract(epoch from now() - first_seen_at)::bigint as age_s
   from discrepancy where discrepancy_id = $1::bigint;
 
+-- name: discrepancies_of :many
+select discrepancy_id, network, class as class_, subject, settlement_id, tx_hash, block_number, asset, value_atomic, expected, got,
+       first_seen_at, gone_at, resolved_at, resolved_by, note, resolution_entry,
+       extract(epoch from now() - first_seen_at)::bigint as age_s
+  from discrepancy where settlement_id = $1::uuid order by discrepancy_id;
+
 -- Networks that were ever served, with how far their ledger was held against the chain.
 -- name: view_networks :many
 select n.network,
