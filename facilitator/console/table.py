@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from facilitator.console.desk import Page, Visit
-from facilitator.console.pages import appearance, audit, days, discrepancies, overview, relayers, settlements, tenants
+from facilitator.console.pages import appearance, audit, days, discrepancies, exports, overview, relayers, settlements, tenants
 from facilitator.console.roles import Permission
 
 
@@ -24,11 +24,13 @@ ENTRIES: Final = (
     Entry("days", "/days", "Close calendar", "view"),
     Entry("relayers", "/relayers", "Relayers and gas", "view"),
     Entry("tenants", "/tenants", "Tenants", "view"),
+    Entry("exports", "/exports", "Exports", "export"),
     Entry("audit", "/audit", "Audit trail", "audit"),
 )
 PAGES: Final = (
     Page(method="GET", path="/", handler=overview.show_overview),
     Page(method="GET", path="/settlements", handler=settlements.show_settlements),
+    Page(method="GET", path="/settlements.csv", handler=settlements.download_settlements, needs="export"),
     Page(method="GET", path="/settlements/{id}", handler=settlements.show_settlement),
     Page(method="GET", path="/discrepancies", handler=discrepancies.show_discrepancies),
     Page(method="GET", path="/discrepancies/{id}", handler=discrepancies.show_discrepancy),
@@ -42,6 +44,8 @@ PAGES: Final = (
     Page(method="GET", path="/tenants/{id}", handler=tenants.show_tenant),
     Page(method="GET", path="/tenants/{id}/{month}", handler=tenants.show_draft),
     Page(method="GET", path="/invoices/{number}", handler=tenants.show_invoice),
+    Page(method="GET", path="/exports", handler=exports.show_exports, needs="export"),
+    Page(method="GET", path="/exports/report", handler=exports.download_report, needs="export"),
     Page(method="GET", path="/audit", handler=audit.show_audit, needs="audit"),
     Page(method="POST", path="/theme", handler=appearance.choose_theme),
 )

@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 
 from facilitator.domain.periods import Period, day_start, local_date
 from facilitator.domain.rates import usd_micros
 from facilitator.domain.schedules import Charge, Schedule, at_par, charge, in_force
 from facilitator.errors import ConfigFault
-from facilitator.store import billing
+from facilitator.store import billing, books
 from facilitator.store.books import SettlementLine
-from facilitator.store.db import Session
+from facilitator.store.db import Db, Session
+from facilitator.store.views import SettlementEntry
 from facilitator.units import Address, Network, Wei, Zone
 
 
@@ -68,3 +70,29 @@ def gas_cost_micros(line: SettlementLine) -> int | None:
     if line.usd_e8 is None or not line.rate_fresh:
         return None
     return usd_micros(Wei(line.cost_wei), line.usd_e8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DollarCost:
+    """What a settlement's gas cost in dollars, and at which rate."""
+
+    micros: int
+    usd_e8: int
+    source: str
+    quoted_at: datetime
+
+
+async def cost_in_dollars(db: Db, tenant_id: str, entries: Sequence[SettlementEntry], rate_stale_s: float) -> DollarCost | None:
+    """Of a settlement with these entries, by its last end on record, as the detail report has it; None without one or a fresh rate."""
+    ends = [entry for entry in entries if entry.phase in {"posted", "voided"}]
+    if not ends:
+        return None
+    period = Period(ends[-1].happened_at, ends[-1].happened_at + timedelta(microseconds=1))
+    async with db.snapshot() as session:
+        async for line in books.settlement_lines(session, period, tenant_id, rate_stale_s):
+            if line.entry_id == ends[-1].entry_id:
+                micros = gas_cost_micros(line)
+                if micros is None or line.usd_e8 is None or line.rate_source is None or line.rate_at is None:
+                    return None
+                return DollarCost(micros=micros, usd_e8=line.usd_e8, source=line.rate_source, quoted_at=line.rate_at)
+    return None

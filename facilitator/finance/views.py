@@ -15,16 +15,13 @@ from facilitator.domain.periods import Period, day_start, local_date, parse_inst
 from facilitator.domain.states import State
 from facilitator.finance.detail import Cell, Column
 from facilitator.finance.export import complete_through
-from facilitator.finance.pricing import gas_cost_micros
 from facilitator.finance.tables import TEXTS
 from facilitator.protocol import v1
-from facilitator.store import billing, books, seals, survey, views
+from facilitator.store import books, seals, survey, views
 from facilitator.store import days as book_days
 from facilitator.store import discrepancies as discrepancies_store
 from facilitator.store import settlements as settlements_store
-from facilitator.store.billing import Invoice, ScheduleRow
-from facilitator.store.books import Completeness
-from facilitator.store.days import DayEvent, Total
+from facilitator.store.days import DayEvent
 from facilitator.store.db import Db
 from facilitator.store.discrepancies import Discrepancy, Matched
 from facilitator.store.seals import Seal
@@ -35,13 +32,10 @@ from facilitator.store.views import (
     DayTotal,
     EventRow,
     Filter,
-    GasSpent,
     NetworkRow,
-    RelayerRow,
     SettlementEntry,
     SettlementRow,
     StateTotal,
-    TenantRow,
 )
 from facilitator.units import Address, Network, TxHash, Zone, parse_address, parse_bytes32, parse_network, parse_uint256, parse_zone
 
@@ -195,32 +189,6 @@ def parse_cursor(text: str) -> Cursor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DollarCost:
-    """What a settlement's gas cost in dollars, and at which rate."""
-
-    micros: int
-    usd_e8: int
-    source: str
-    quoted_at: datetime
-
-
-async def cost_in_dollars(db: Db, sheet: "SettlementSheet", rate_stale_s: float) -> DollarCost | None:
-    """Of its last end on record, as the detail report has it; None without one, and without a fresh rate."""
-    ends = [entry for entry in sheet.entries if entry.phase in {"posted", "voided"}]
-    if not ends:
-        return None
-    period = Period(ends[-1].happened_at, ends[-1].happened_at + timedelta(microseconds=1))
-    async with db.snapshot() as session:
-        async for line in books.settlement_lines(session, period, sheet.row.tenant_id, rate_stale_s):
-            if line.entry_id == ends[-1].entry_id:
-                micros = gas_cost_micros(line)
-                if micros is None or line.usd_e8 is None or line.rate_source is None or line.rate_at is None:
-                    return None
-                return DollarCost(micros=micros, usd_e8=line.usd_e8, source=line.rate_source, quoted_at=line.rate_at)
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementSheet:
     """All that is on record of one settlement."""
 
@@ -302,22 +270,6 @@ async def overview(db: Db, zone: Zone) -> Overview:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How far the books reach."""
-
-    through: datetime | None
-    """Before it nothing can be booked any more, save corrections; None while no network was ever served."""
-    networks: Sequence[Completeness]
-
-
-async def standing(db: Db) -> Standing:
-    """How far the books reach at this moment."""
-    async with db.session() as session:
-        found = await books.completeness(session)
-    return Standing(through=complete_through(found), networks=found)
-
-
 # ---- discrepancies, days, trail
 
 
@@ -331,11 +283,6 @@ async def discrepancies(
 async def discrepancy(db: Db, discrepancy_id: int) -> Discrepancy | None:
     """One of them."""
     return await views.discrepancy(db, discrepancy_id)
-
-
-async def discrepancies_of(db: Db, settlement_id: UUID) -> list[Discrepancy]:
-    """All that was ever found of one settlement."""
-    return await views.discrepancies_of(db, settlement_id)
 
 
 async def day_events(db: Db) -> Sequence[DayEvent]:
@@ -372,64 +319,12 @@ async def calendar(db: Db, first: date, last: date) -> list[CloseDay]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closing:
-    """Where the close of book days stands."""
-
-    last_closed: date | None
-    first_day: date | None
-    """The first book day of a sealed entry; None while nothing is sealed."""
-
-
-async def closing(db: Db) -> Closing:
-    """Where the close of book days stands."""
-    async with db.session() as session:
-        return Closing(last_closed=await seals.last_closed(session), first_day=await seals.first_day(session))
-
-
-async def day_totals(db: Db, day: date) -> Sequence[Total]:
-    """What is sealed of a book day, between kinds of accounts."""
-    async with db.snapshot() as session:
-        return await book_days.totals(session, day)
-
-
 async def audit_events(
     db: Db, period: Period | None = None, kind: str | None = None, actor: str | None = None, before: int | None = None, limit: int = 200
 ) -> list[EventRow]:
     """The audit trail, newest first; `before` is the last id of the page before."""
     start, end = (None, None) if period is None else (period.start, period.end)
     return await views.events(db, start, end, kind, actor, before, limit)
-
-
-async def gas(db: Db, period: Period, zone: Zone) -> list[GasSpent]:
-    """What transactions cost on each day of a zone, by relayer and cause."""
-    return await views.gas(db, period, zone)
-
-
-async def relayers(db: Db) -> list[RelayerRow]:
-    """Every relayer on record."""
-    return await views.relayers(db)
-
-
-async def tenants(db: Db, day: date) -> list[TenantRow]:
-    """Every tenant, with the terms of that day."""
-    return await views.tenants(db, day)
-
-
-async def schedules(db: Db, tenant_id: str) -> list[ScheduleRow]:
-    """Every version of a tenant's terms."""
-    async with db.session() as session:
-        return await billing.list_schedules(session, tenant_id)
-
-
-async def invoices(db: Db, tenant_id: str | None = None) -> list[Invoice]:
-    """As issued, newest first."""
-    return await views.invoices(db, tenant_id)
-
-
-async def invoice(db: Db, number: int) -> Invoice | None:
-    """One as issued."""
-    return await views.invoice(db, number)
 
 
 def _parse_state(text: str) -> str:

@@ -12,7 +12,7 @@ from aiohttp import web
 from facilitator.console.desk import Desk, Refused, Visit
 from facilitator.domain.periods import day_of, local_date, next_month, parse_day, parse_month
 from facilitator.errors import Fault
-from facilitator.finance import closes, views
+from facilitator.finance import closes, standing, views
 from facilitator.finance.views import CloseDay
 
 REASON_MAX: Final = 1_000
@@ -47,8 +47,8 @@ async def show_days(desk: Desk, visit: Visit) -> web.StreamResponse:
         raise Refused(400, f"month: {error}") from None
     before = (month - _DAY).replace(day=1)
     found = await views.calendar(db, before, next_month(month) - _DAY)
-    standing = await views.closing(db)
-    first = standing.last_closed + _DAY if standing.last_closed else standing.first_day
+    closing = await standing.closing(db)
+    first = closing.last_closed + _DAY if closing.last_closed else closing.first_day
     events = await views.day_events(db)
     return desk.render(
         visit,
@@ -57,7 +57,7 @@ async def show_days(desk: Desk, visit: Visit) -> web.StreamResponse:
         months=[_month(each, found, first, today) for each in (month, before)],
         newer=f"{next_month(month):%Y-%m}" if next_month(month) <= today else None,
         older=f"{before:%Y-%m}",
-        last_closed=standing.last_closed,
+        last_closed=closing.last_closed,
         next_open=first if first is not None and first < today else None,
         due=0 if first is None else max((today - first).days, 0),
         events=events[::-1][:60],
@@ -101,7 +101,7 @@ async def reopen_day(desk: Desk, visit: Visit) -> web.StreamResponse:
 async def _sheet(desk: Desk, visit: Visit, day: date, problem: str | None = None) -> web.Response:
     db, zone, today = desk.need_db(), desk.finance.booking_zone, _today(desk)
     (found,) = await views.calendar(db, day, day)
-    standing = await views.closing(db)
+    closing = await standing.closing(db)
     reasons = await closes.what_keeps_open(db, desk.finance, day) if found.closed is None and day < today else []
     document = json.loads(found.closed.document) if found.closed else None
     return desk.render(
@@ -116,9 +116,9 @@ async def _sheet(desk: Desk, visit: Visit, day: date, problem: str | None = None
         found=found,
         document=document,
         reasons=reasons,
-        may_reopen=found.closed is not None and day == standing.last_closed and visit.may("close"),
+        may_reopen=found.closed is not None and day == closing.last_closed and visit.may("close"),
         may_confirm=any(ask.actor != visit.person for ask in found.reopening_asked),
-        totals=await views.day_totals(db, day),
+        totals=await standing.day_totals(db, day),
     )
 
 

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from facilitator.console.desk import Desk, Refused, Visit
 from facilitator.errors import ConfigFault
-from facilitator.finance import examination, views
+from facilitator.finance import examination, standing, views
 from facilitator.store.discrepancies import Discrepancy
 from facilitator.store.seals import record_event
 
@@ -27,7 +27,7 @@ async def show_discrepancies(desk: Desk, visit: Visit) -> web.StreamResponse:
         visit,
         "discrepancies.html",
         here="discrepancies",
-        standing=await views.standing(db),
+        standing=await standing.read(db),
         chosen=status,
         statuses=[("open", "To explain"), ("explained", "Explained"), ("gone", "Gone"), ("all", "All")],
         found=found[:ROWS],

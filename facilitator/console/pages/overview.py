@@ -14,8 +14,9 @@ from facilitator.console.charts import Axis, Bar, Part
 from facilitator.console.desk import Desk, Visit
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import Period, day_start
-from facilitator.finance import views
+from facilitator.finance import standing, views
 from facilitator.finance.detail import NATIVE_DECIMALS
+from facilitator.store import views as rows
 from facilitator.store.discrepancies import Matched
 from facilitator.store.views import DayTotal, GasSpent, StateTotal
 from facilitator.units import Address, Network
@@ -42,7 +43,7 @@ async def show_overview(desk: Desk, visit: Visit) -> web.StreamResponse:
     db, zone = desk.need_db(), desk.finance.booking_zone
     found = await views.overview(db, zone)
     days = [found.first_day + number * _DAY for number in range((found.last_day - found.first_day).days + 1)]
-    gas = await views.gas(db, Period(day_start(days[0], zone), day_start(days[-1] + _DAY, zone)), zone)
+    gas = await rows.gas(db, Period(day_start(days[0], zone), day_start(days[-1] + _DAY, zone)), zone)
     paid = _paid(desk.names, days, found.days)
     spent = _gas(days, gas)
     outcomes = _outcomes(found.days)
@@ -51,7 +52,7 @@ async def show_overview(desk: Desk, visit: Visit) -> web.StreamResponse:
         "overview.html",
         here="overview",
         found=found,
-        standing=await views.standing(db),
+        standing=await standing.read(db),
         days=days,
         paid=paid,
         gas=spent,

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from facilitator.console.desk import Desk, Visit
 from facilitator.domain.periods import Period, day_start, local_date
-from facilitator.finance import views
+from facilitator.store import views as rows
 from facilitator.units import Address, Network
 
 _WEEK_DAYS: Final = 7
@@ -21,7 +21,7 @@ async def show_relayers(desk: Desk, visit: Visit) -> web.StreamResponse:
     db, zone = desk.need_db(), desk.finance.booking_zone
     today = local_date(datetime.now(UTC), zone)
     first, week = today - timedelta(days=_MONTH_DAYS - 1), today - timedelta(days=_WEEK_DAYS)
-    spent = await views.gas(db, Period(day_start(first, zone), day_start(today + timedelta(days=1), zone)), zone)
+    spent = await rows.gas(db, Period(day_start(first, zone), day_start(today + timedelta(days=1), zone)), zone)
     causes: Counter[tuple[Network, str]] = Counter()
     transactions: Counter[tuple[Network, str]] = Counter()
     weekly: Counter[tuple[Network, Address]] = Counter()
@@ -40,7 +40,7 @@ async def show_relayers(desk: Desk, visit: Visit) -> web.StreamResponse:
         today=today,
         relayers=[
             (each, monthly[each.network, each.address], _lasts(each.balance_wei, weekly[each.network, each.address]))
-            for each in await views.relayers(db)
+            for each in await rows.relayers(db)
         ],
         causes=[(network, cause, transactions[network, cause], wei) for (network, cause), wei in sorted(causes.items())],
     )

@@ -1,5 +1,6 @@
 """Settlements: those of a filter that lives in the URL, with what the whole filter comes to; and one with all that is on record."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +12,11 @@ from aiohttp import web
 from facilitator.console import names, show
 from facilitator.console.desk import Desk, Refused, Visit
 from facilitator.domain.states import State
-from facilitator.finance import views
+from facilitator.downloads import send_text
+from facilitator.finance import standing, views
+from facilitator.finance.pricing import cost_in_dollars
+from facilitator.store import views as rows
+from facilitator.store.seals import record_event
 from facilitator.store.views import StateTotal
 from facilitator.units import UTC_ZONE, Address, Network, Zone, parse_zone
 
@@ -57,7 +62,7 @@ async def show_settlements(desk: Desk, visit: Visit) -> web.StreamResponse:
         "settlements.html",
         status=400 if wrong else 200,
         here="settlements",
-        standing=await views.standing(db),
+        standing=await standing.read(db),
         zone=zone,
         booking_zone=desk.finance.booking_zone,
         asked=asked,
@@ -100,9 +105,23 @@ async def show_settlement(desk: Desk, visit: Visit) -> web.StreamResponse:
         unit=desk.names.token_unit(row.network, row.asset),
         decimals=desk.names.token_decimals(row.network, row.asset),
         coin=names.coin(row.network),
-        discrepancies=await views.discrepancies_of(db, row.settlement_id),
-        cost=await views.cost_in_dollars(db, sheet, desk.finance.rate_stale_s),
+        discrepancies=await rows.discrepancies_of(db, row.settlement_id),
+        cost=await cost_in_dollars(db, row.tenant_id, sheet.entries, desk.finance.rate_stale_s),
     )
+
+
+async def download_settlements(desk: Desk, visit: Visit) -> web.StreamResponse:
+    """GET /settlements.csv: precisely the rows of the filter, as the finance API has them; on record in the audit trail."""
+    asked = {name: value.strip() for name, value in visit.request.query.items() if value.strip()}
+    if unknown := set(asked) - set(views.FILTERS):
+        raise Refused(400, f"There is no filter {min(unknown)[:40]!r}.")
+    try:
+        chosen = views.parse_filter(asked, desk.finance.booking_zone)
+    except ValueError as error:
+        raise Refused(400, f"{error}.") from None
+    await record_event(desk.need_db(), "settlements_downloaded", visit.person, json.dumps({"what": "settlements", "filter": asked}))
+    parts = views.settlement_list(desk.need_db(), chosen, "csv", desk.decimals)
+    return await send_text(visit.request, "settlements.csv", "text/csv", parts)
 
 
 def _totals(found: Sequence[StateTotal]) -> list[Total]:

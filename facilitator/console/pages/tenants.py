@@ -10,25 +10,29 @@ from facilitator.console.desk import Desk, Refused, Visit
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import local_date, parse_month
 from facilitator.domain.schedules import USD_DECIMALS, Terms, Tier, decode_terms
-from facilitator.finance import invoices, views
+from facilitator.finance import invoices
 from facilitator.finance.invoices import Billing
+from facilitator.store import billing
+from facilitator.store import views as rows
 
 _NUMBER_DIGITS: Final = 18
 
 
 async def show_tenants(desk: Desk, visit: Visit) -> web.StreamResponse:
     """GET /tenants."""
-    found = await views.tenants(desk.need_db(), _today(desk))
+    found = await rows.tenants(desk.need_db(), _today(desk))
     return desk.render(visit, "tenants.html", here="tenants", tenants=[(each, _terms(each.terms)) for each in found])
 
 
 async def show_tenant(desk: Desk, visit: Visit) -> web.StreamResponse:
     """GET /tenants/{id}."""
     db, tenant_id, today = desk.need_db(), visit.request.match_info["id"], _today(desk)
-    found = next((each for each in await views.tenants(db, today) if each.tenant_id == tenant_id), None)
+    found = next((each for each in await rows.tenants(db, today) if each.tenant_id == tenant_id), None)
     if found is None:
         raise Refused(404, "There is no such tenant.")
-    issued = await views.invoices(db, tenant_id)
+    issued = await rows.invoices(db, tenant_id)
+    async with db.session() as session:
+        schedules = await billing.list_schedules(session, tenant_id)
     month = today.replace(day=1)
     return desk.render(
         visit,
@@ -36,9 +40,7 @@ async def show_tenant(desk: Desk, visit: Visit) -> web.StreamResponse:
         here="tenants",
         tenant=found,
         limits=json.loads(found.limits),
-        schedules=[
-            (each.version, each.effective_from, describe(decode_terms(each.terms))) for each in await views.schedules(db, tenant_id)
-        ],
+        schedules=[(each.version, each.effective_from, describe(decode_terms(each.terms))) for each in schedules],
         issued=[(each, json.loads(each.document)) for each in issued],
         drafts=_drafts(month, {each.month for each in issued}),
     )
@@ -48,7 +50,7 @@ async def show_invoice(desk: Desk, visit: Visit) -> web.StreamResponse:
     """GET /invoices/{number}: as it was issued."""
     text = visit.request.match_info["number"]
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= _NUMBER_DIGITS else 0
-    found = await views.invoice(desk.need_db(), number)
+    found = await rows.invoice(desk.need_db(), number)
     if found is None:
         raise Refused(404, "There is no such invoice.")
     return desk.render(visit, "invoice.html", here="tenants", document=json.loads(found.document), month=found.month)
@@ -61,7 +63,7 @@ async def show_draft(desk: Desk, visit: Visit) -> web.StreamResponse:
         month = parse_month(visit.request.match_info["month"])
     except ValueError:
         raise Refused(404, "There is no such month.") from None
-    if all(each.tenant_id != tenant_id for each in await views.tenants(db, month)):
+    if all(each.tenant_id != tenant_id for each in await rows.tenants(db, month)):
         raise Refused(404, "There is no such tenant.")
     how = Billing(booking_zone=desk.finance.booking_zone, decimals=desk.decimals, rate_stale_s=desk.finance.rate_stale_s)
     async with db.snapshot() as session:

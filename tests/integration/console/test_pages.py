@@ -3,6 +3,8 @@
 One console, one database and one browser for the whole file.
 """
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -12,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -22,16 +25,21 @@ from playwright.async_api import BrowserContext, Page, async_playwright, expect
 from facilitator.console.roles import PERMISSIONS, ROLES, Role
 from facilitator.console.table import ENTRIES, PAGES
 from facilitator.devstack.stack import Postgres
+from facilitator.domain.periods import parse_period
+from facilitator.finance.export import Asked, export_settlements
 from facilitator.finance.seals import seal_once
 from facilitator.store import seals
-from facilitator.units import UTC_ZONE
+from facilitator.units import UTC_ZONE, parse_zone
 from tests.fixtures.busy import HOSTILE, Busy, fill
 from tests.fixtures.chromium import launch_options
 from tests.fixtures.console import Room, open_room
+from tests.fixtures.office import open_office
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WAIT_MS: Final = 30_000
+FILES: Final = {"/settlements.csv": "/settlements.csv?state=failed", "/exports/report": "/exports/report?from=2026-01&to=2026-02"}
+"""An address of every file."""
 NPM: Final = Path(__file__).parents[2] / "conformance" / "npm" / "node_modules"
 
 
@@ -77,6 +85,7 @@ class House:
             "/tenants/{id}": "/tenants/model-hub",
             "/tenants/{id}/{month}": f"/tenants/model-hub/{self.busy.today:%Y-%m}",
             "/invoices/{number}": "/invoices/1",
+            "/exports": "/exports",
             "/audit": "/audit",
         }
 
@@ -104,7 +113,7 @@ def no_complaints() -> None:
 
 
 async def test_every_page_that_is_read_is_looked_at_here(house: House) -> None:
-    assert set(house.paths) == {page.path for page in PAGES if page.method == "GET"}
+    assert set(house.paths) | set(FILES) == {page.path for page in PAGES if page.method == "GET"}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -116,7 +125,7 @@ async def test_a_role_opens_its_pages_and_sees_no_other(house: House, role: Role
     for page in PAGES:
         allowed = page.needs in PERMISSIONS[role]
         if page.method == "GET":
-            assert (await browser.get(house.paths[page.path])).status == (200 if allowed else 403), page.path
+            assert (await browser.get({**house.paths, **FILES}[page.path])).status == (200 if allowed else 403), page.path
         elif not allowed:
             assert (await browser.post(house.paths.get(page.path, "/days/2026-01-01/close"))).status == 403, page.path
 
@@ -372,6 +381,58 @@ async def test_a_discrepancy_is_explained_and_a_day_closed_reopened_by_two_and_c
     ]
     for page in (ada, bob, grace):
         await page.context.close()
+
+
+async def test_a_file_has_the_rows_of_the_filter_as_the_api_has_them_and_is_harmless(house: House) -> None:
+    page = await house.open("auditor", "Eve")
+    query = f"from={house.busy.today - timedelta(days=1)}&state=finalized"
+    await page.goto(f"/settlements?{query}")
+    async with page.expect_download() as coming:
+        await page.get_by_role("link", name="Download CSV").click()
+    file = Path(await (await coming.value).path()).read_bytes().decode()
+    async with open_office(house.room.db.url, decimals=house.room.desk.decimals) as office:
+        status, told = await office.ask("GET", f"/finance/settlements/file?{query}&format=csv", scope="finance")
+        assert (status, told) == (200, file)
+    rows = list(csv.DictReader(io.StringIO(file, newline="")))
+    seen = await page.locator("tbody:not(.totals) th a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert [f"/settlements/{row['settlement_id']}" for row in rows] == seen
+    resources = {UUID(row["settlement_id"]): row["resource"] for row in rows}
+    named = [resources[settlement_id] for settlement_id in house.busy.hostile]
+    assert named == [text if text.startswith("<") else f"'{text}" for text in HOSTILE]
+    trail = await house.connection.fetch("select actor, detail from audit_event where kind = 'settlements_downloaded' and actor = 'Eve'")
+    assert [json.loads(event["detail"])["filter"]["state"] for event in trail] == ["finalized"]
+    await page.context.close()
+
+
+async def test_the_detail_report_is_the_bytes_that_the_command_writes(house: House, tmp_path: Path) -> None:
+    page = await house.open("finance", "Grace Hopper")
+    await page.goto("/exports")
+    start, end = house.busy.closed[0], house.busy.closed[5]
+    await page.get_by_label("From").fill(str(start))
+    await page.get_by_label("To, excluded").fill(str(end))
+    await page.get_by_label("Time zone").fill("Europe/Berlin")
+    async with page.expect_download() as coming:
+        await page.get_by_role("button", name="Download").click()
+    file = Path(await (await coming.value).path())
+    zone = parse_zone("Europe/Berlin")
+    asked = Asked(
+        period=parse_period(str(start), str(end), zone),
+        zone=zone,
+        booking_zone=UTC_ZONE,
+        tenant_id=None,
+        format="csv",
+        decimals=house.room.desk.decimals,
+        rate_stale_s=house.room.desk.finance.rate_stale_s,
+    )
+    await export_settlements(house.room.db, asked, tmp_path / "detail.csv")
+    assert file.read_bytes() == (tmp_path / "detail.csv").read_bytes()
+    await page.goto("/exports")
+    await expect(page.get_by_role("row").nth(1)).to_contain_text("Grace Hopper")
+    browser = await house.room.sign_in("finance")
+    whole = "from=2026-01&to=2026-02"
+    for wrong in ("", "from=2026-01", "from=2026-02&to=2026-01", f"{whole}&tz=Nowhere", f"{whole}&format=xlsx", f"{whole}&colour=red"):
+        assert (await browser.get(f"/exports/report?{wrong}")).status == 400
+    await page.context.close()
 
 
 async def test_htmx_is_the_pinned_package_byte_for_byte(house: House) -> None:
