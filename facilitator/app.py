@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from facilitator import tracing
 from facilitator.api.access import OPEN_TENANT, Access
+from facilitator.api.catalogue import Catalogue
 from facilitator.api.delivery import Deliveries
 from facilitator.api.desk import Desk
 from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_for
@@ -30,7 +31,7 @@ from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
 from facilitator.keyring import KeptSigner, build_signers, open_canary, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
-from facilitator.protocol.messages import PAYMENT_IDENTIFIER, Supported
+from facilitator.protocol.messages import BAZAAR, PAYMENT_IDENTIFIER, Supported
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Registry
 from facilitator.settlement.engine import Engine
@@ -81,6 +82,7 @@ class App:
             gates=self._gates,
             finance=config.finance,
             decimals={(token.network, token.address): token.decimals for token in config.tokens},
+            catalogue=Catalogue(config.discovery, self.clock),
         )
         self.server: Final = Server(self.desk, self.access, config.server.listen, routes_for(config.server.listen))
         self.metrics_server: Final = (
@@ -202,6 +204,9 @@ class App:
         if self.console is not None:
             self.console.connect(db)
         self.desk.db, self.desk.engine = db, engine
+        if self.desk.catalogue is not None and self.config.discovery.enabled:
+            run = partial(self.desk.catalogue.run, db)
+            self._tasks.append(asyncio.create_task(keep_running("catalogue", run, self.clock), name="catalogue"))
 
     def _settlement_settings(self) -> SettlementSettings:
         own = [network.poll_s for network in self.config.networks if network.poll_s is not None]
@@ -224,12 +229,13 @@ class App:
     # ---- what the API asks
 
     def _supported(self) -> Supported:
+        extensions = (PAYMENT_IDENTIFIER, *((BAZAAR,) if self.config.discovery.enabled else ()))
         if self.desk.engine is not None:
-            return self.desk.engine.supported()
+            return replace(self.desk.engine.supported(), extensions=extensions)
         assert self._registry is not None
         return Supported(
             kinds=self._registry.kinds(self._registry.networks),
-            extensions=(PAYMENT_IDENTIFIER,),
+            extensions=extensions,
             signers={"eip155:*": tuple(dict.fromkeys(relayer for chain in self._chains for relayer in chain.relayers))},
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Final
 
-from facilitator.api.settings import AccessSettings, MetricsSettings
+from facilitator.api.settings import AccessSettings, DiscoverySettings, MetricsSettings
 from facilitator.api.settings import Settings as ServerSettings
 from facilitator.chain.rpc import Settings as RpcSettings
 from facilitator.console.settings import Settings as ConsoleBasics
@@ -155,6 +155,7 @@ class Config:
 
     server: ServerSettings = field(default_factory=ServerSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     database: DatabaseSettings
     settlement: SettlementSettings = field(default_factory=SettlementSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
@@ -314,6 +315,8 @@ def _bad_listens(config: Config) -> Iterator[str]:
     listens += [("console.listen", config.console.listen)] if config.console else []
     if access.mode == "open" and not server.listen.loopback:
         yield f'access.mode = "open" lets everybody settle, so server.listen = "{server.listen}" must be loopback: use mode "keys"'
+    if config.discovery.private_hosts and not server.listen.loopback:
+        yield "discovery.private_hosts would publish addresses of your own network: only with a loopback server.listen"
     if config.database.url.embedded is not None and not server.listen.loopback:
         yield f'an embedded database is for trying out, so server.listen = "{server.listen}" must be loopback: use a PostgreSQL server'
     for index, (name, listen) in enumerate(listens):

@@ -73,6 +73,10 @@ QUEUE_DEPTH = Gauge("facilitator_queue_depth", "Settlements waiting in a bounded
 QUEUE_LIMIT = Gauge("facilitator_queue_limit", "Bound of that queue.", ["network"])
 QUEUE_AGE_SECONDS = Gauge("facilitator_queue_oldest_seconds", "How long the oldest waiting settlement has waited.", ["network"])
 
+# --- the catalogue
+LISTINGS_NOTED = Counter("facilitator_listings_noted_total", "Resources written to the catalogue, known ones too.")
+LISTINGS_DROPPED = Counter("facilitator_listings_dropped_total", "Resources not noted because too many waited to be written.")
+
 # --- screening
 SCREENING_DECISIONS = Counter(
     "facilitator_screening_decisions_total", "Looks at sanctions lists, by what they said.", ["network", "decision"]

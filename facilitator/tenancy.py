@@ -92,6 +92,7 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         ("--accept-external", "whether a payment executed by another sender is a success: only for who de-duplicates by nonce"),
         ("--trust-payment-identifier", "whether the buyer's payment-identifier stands for an Idempotency-Key"),
         ("--accept-unscreened", "whether its payments are made while a sanctions list is stale or cannot be read"),
+        ("--discoverable", "whether resources are listed whose sellers declare it (bazaar)"),
     ):
         command.add_argument(flag, choices=["yes", "no"], help=text)
     command.add_argument(
@@ -245,7 +246,7 @@ async def tenants_create(_config: Config, db: Db, parsed: argparse.Namespace) ->
 
 async def tenants_set(_config: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """Change what was named."""
-    flags = ("shared_transactions", "accept_external", "trust_payment_identifier", "accept_unscreened")
+    flags = ("shared_transactions", "accept_external", "trust_payment_identifier", "accept_unscreened", "discoverable")
     rules = cast("Rules", {name: getattr(parsed, name) == "yes" for name in flags if getattr(parsed, name) is not None})
     if parsed.confirm_level is not None:
         rules["confirm_level"] = None if parsed.confirm_level == "default" else parsed.confirm_level

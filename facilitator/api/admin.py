@@ -21,7 +21,7 @@ from facilitator.store import administration, tenants
 from facilitator.store.administration import NotPossible, Rules
 from facilitator.store.tenants import ApiKey, Scope, Tenant, TenantRecord
 
-_RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level", "accept_unscreened")
+_RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level", "accept_unscreened", "discoverable")
 
 
 class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -33,6 +33,7 @@ class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     confirm_level: ConfirmLevel | UnsetType | None = UNSET
     """Null: `settlement.confirm_level`."""
     accept_unscreened: bool | UnsetType = UNSET
+    discoverable: bool | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
     """A merge patch (RFC 7396): null ends a limit."""
     disabled: bool | UnsetType = UNSET
@@ -140,6 +141,7 @@ def tenant_facts(row: TenantRecord) -> dict[str, object]:
         "acceptExternal": row.accept_external,
         "trustPaymentIdentifier": row.trust_payment_identifier,
         "acceptUnscreened": row.accept_unscreened,
+        "discoverable": row.discoverable,
         "limits": json.loads(row.limits),
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -18,6 +19,9 @@ from facilitator.settlement.engine import Engine
 from facilitator.store.db import Db
 from facilitator.store.tenants import Scope, Tenant
 from facilitator.units import Address, Network
+
+if TYPE_CHECKING:
+    from facilitator.api.catalogue import Catalogue
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The id of the request in hand: taken from `X-Request-Id` or made."""
@@ -86,6 +90,7 @@ class Desk:
     finance: FinanceSettings = field(default_factory=FinanceSettings)
     decimals: Mapping[tuple[Network, Address], int] = field(default_factory=dict)
     """Of every token that is served."""
+    catalogue: "Catalogue | None" = None
     engine: Engine | None = None
     db: Db | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -11,6 +11,7 @@ from facilitator.api.describing import (
     HASH,
     LOCKED,
     NETWORK,
+    RETRY,
     TIME,
     Json,
     answer,
@@ -35,6 +36,7 @@ _RULES: Final[Json] = {
     "sharedTransactions": {"type": "boolean"},
     "acceptExternal": {"type": "boolean"},
     "trustPaymentIdentifier": {"type": "boolean"},
+    "discoverable": {"type": "boolean", "description": "resources are listed whose sellers declare it"},
     "acceptUnscreened": {"type": "boolean", "description": "made while a sanctions list is stale or cannot be read"},
     "confirmLevel": nullable({"type": "string", "enum": list(LEVELS)}),
 }
@@ -253,12 +255,59 @@ _SCHEMAS: Final[Json] = {
         ["error", "message", "requestId"],
         "every answer outside the protocol; a 400 of /verify and /settle also carries the keys that old clients look for",
     ),
+    "DiscoveryItem": struct(
+        {
+            "resource": {"type": "string", "description": "URL, or URL with the route's template"},
+            "type": {"type": "string", "enum": ["http", "mcp"]},
+            "x402Version": {"type": "integer", "enum": [1, 2]},
+            "accepts": {"type": "array", "items": {"type": "object"}, "description": "what was paid, in that version's words"},
+            "lastUpdated": TIME,
+            "description": {"type": "string"},
+            "mimeType": {"type": "string"},
+            "serviceName": {"type": "string"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "iconUrl": {"type": "string"},
+            "extensions": {"type": "object", "description": "bazaar: info, schema, routeTemplate; as the seller wrote it"},
+            "quality": struct({"settledPayments": {"type": "integer"}, "lastSettled": TIME}, ["settledPayments", "lastSettled"]),
+        },
+        ["resource", "type", "x402Version", "accepts", "lastUpdated", "extensions", "quality"],
+        "written by strangers, checked for shape and size only",
+    ),
+    "DiscoveryPage": struct(
+        {
+            "x402Version": {"type": "integer", "const": 2},
+            "items": {"type": "array", "items": ref("DiscoveryItem")},
+            "pagination": struct({"limit": _COUNT, "offset": _COUNT, "total": _COUNT}, ["limit", "offset", "total"]),
+        },
+        ["x402Version", "items", "pagination"],
+    ),
+    "DiscoveryFound": struct(
+        {
+            "x402Version": {"type": "integer", "const": 2},
+            "resources": {"type": "array", "items": ref("DiscoveryItem")},
+            "partialResults": {"type": "boolean"},
+            "pagination": struct({"limit": _COUNT, "cursor": nullable({"type": "string"})}, ["limit", "cursor"]),
+        },
+        ["x402Version", "resources", "partialResults", "pagination"],
+    ),
     "Health": struct({"status": {"type": "string", "enum": ["ok", "stuck"]}, "lagSeconds": {"type": "number"}}, ["status", "lagSeconds"]),
     "Readiness": struct(
         {"ready": {"type": "boolean"}, "gates": {"type": "object", "additionalProperties": {"type": "boolean"}}}, ["ready", "gates"]
     ),
 }
 
+_EXTENSIONS: Final[Json] = {
+    "EXTENSION-RESPONSES": {
+        "description": "base64 of JSON by extension: what becomes of what the seller wants listed (bazaar)",
+        "schema": {"type": "string"},
+    }
+}
+_CATALOGUE: Final[Json] = {
+    "400": answer("a wrong query parameter", "Problem"),
+    "404": answer("this facilitator keeps no catalogue", "Problem"),
+    "429": answer("too many requests from this address", "Problem", RETRY),
+    "503": answer("cannot serve this now", "Problem", RETRY),
+}
 _PAYMENT_BODY: Final[Json] = body("PaymentRequest")
 _ID: Final[Json] = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _IDEMPOTENCY: Final[Json] = {
@@ -269,12 +318,20 @@ _IDEMPOTENCY: Final[Json] = {
     "description": "the same key with the same payment gets the same answer, byte for byte",
 }
 
+_FILTERS: Final = [
+    parameter("type", {"type": "string", "maxLength": 64, "description": "http or mcp"}),
+    parameter("payTo", ADDRESS),
+    parameter("scheme", {"type": "string", "maxLength": 64}),
+    parameter("network", {"type": "string", "maxLength": 64, "description": "CAIP-2, or a nickname of version 1"}),
+    parameter("extensions", {"type": "string", "maxLength": 64, "description": "an extension that the listing has"}),
+]
+
 _PATHS: Final[Json] = {
     "/verify": {
         "post": operation(
             "verify",
             "Would this payment settle now?",
-            {"200": answer("the outcome, valid or not", "VerifyResponse"), **BODY, **LOCKED},
+            {"200": answer("the outcome, valid or not", "VerifyResponse", _EXTENSIONS), **BODY, **LOCKED},
             ("verify",),
             requestBody=_PAYMENT_BODY,
         )
@@ -284,7 +341,9 @@ _PATHS: Final[Json] = {
             "settle",
             "Get this payment onto the chain once",
             {
-                "200": answer("the outcome: paid, refused, or settlement_pending with the transaction's hash", "SettleResponse"),
+                "200": answer(
+                    "the outcome: paid, refused, or settlement_pending with the transaction's hash", "SettleResponse", _EXTENSIONS
+                ),
                 "409": answer("the Idempotency-Key was used for another payment", "Problem"),
                 **BODY,
                 **LOCKED,
@@ -295,6 +354,27 @@ _PATHS: Final[Json] = {
         )
     },
     "/supported": {"get": operation("supported", "What is served", {"200": answer("kinds, extensions and signers", "SupportedResponse")})},
+    "/discovery/resources": {
+        "get": operation(
+            "listResources",
+            "Resources whose sellers let them be listed (extension bazaar), those with the most payments first",
+            {"200": answer("a page", "DiscoveryPage"), **_CATALOGUE},
+            parameters=[*_FILTERS, parameter("limit", {"type": "integer", "minimum": 0, "default": 20}), parameter("offset", _COUNT)],
+        )
+    },
+    "/discovery/search": {
+        "get": operation(
+            "searchResources",
+            "The same, by words; the best first",
+            {"200": answer("a page", "DiscoveryFound"), **_CATALOGUE},
+            parameters=[
+                parameter("query", {"type": "string", "minLength": 1, "maxLength": 200}, required=True),
+                *_FILTERS,
+                parameter("limit", {"type": "integer", "minimum": 0, "default": 20}),
+                parameter("cursor", {"type": "string", "pattern": "^[0-9]{1,7}$", "description": "cursor of the page before"}),
+            ],
+        )
+    },
     "/settlements": {
         "get": operation(
             "listSettlements",

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator import tracing
-from facilitator.api import admin, finance, openapi, settlements, x402
+from facilitator.api import admin, catalogue, finance, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.connections import LINGER_S, Connection, Connections
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
@@ -73,6 +73,8 @@ ROUTES: Final = (
     Route(method="POST", path="/verify", handler=x402.verify, scopes=("verify",)),
     Route(method="POST", path="/settle", handler=x402.settle, scopes=("settle",), own_deadline=True),
     Route(method="GET", path="/supported", handler=x402.supported),
+    Route(method="GET", path="/discovery/resources", handler=catalogue.resources),
+    Route(method="GET", path="/discovery/search", handler=catalogue.search),
     Route(method="GET", path="/settlements", handler=settlements.page, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/lookup", handler=settlements.lookup, scopes=("read", "finance")),
     Route(method="GET", path="/settlements/{id}", handler=settlements.get, scopes=("read", "finance")),

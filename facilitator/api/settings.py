@@ -74,3 +74,33 @@ class MetricsSettings:
 
     listen: Listen
     """Where `/metrics` is served alone. On the main port it is served only while that is loopback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverySettings:
+    """The `[discovery]` table: the public catalogue of resources whose sellers declare the extension `bazaar`."""
+
+    enabled: bool = True
+    """Whether there is one. A tenant may keep out of it: `discoverable`."""
+    private_hosts: bool = False
+    """Whether hosts are listed that nobody outside can reach; only with a loopback listen address."""
+    entries_max: int = 10_000
+    """Listings of all tenants; what comes beyond is not listed until others expire."""
+    entries_per_tenant_max: int = 200
+    """Of one tenant."""
+    entry_bytes_max: int = 16_384
+    """Most that may be said about one resource."""
+    pending_max: int = 1000
+    """Resources that wait in this process to be written."""
+    flush_s: float = 5.0
+    """How often they are written, all at once."""
+    expire_s: float = 2_592_000.0
+    """How long a listing lives after the last payment for it was verified or settled."""
+    page_max: int = 100
+    """Most listings in one page; whoever asks for more gets these."""
+    rate_per_s: float = 10.0
+    """Requests per second of one address; beyond it 429. Behind a balancer that is the balancer's."""
+    rate_burst: int = 50
+    """Requests that may come at once before that rate holds."""
+    addresses_max: int = 10_000
+    """Addresses whose rate is remembered; the one silent for longest goes first."""

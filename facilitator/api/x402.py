@@ -5,7 +5,7 @@ written here, so that its delivery can be watched.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -46,7 +46,8 @@ async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
     annotate(payer=result.payer, outcome="valid")
     if result.refusal is not None:
         _annotate_refusal(result.refusal)
-    return bytes_response(codec.encode_verify(result, decoded.version))
+        return bytes_response(codec.encode_verify(result, decoded.version))
+    return bytes_response(codec.encode_verify(result, decoded.version), headers=_listed(desk, grant, decoded, settled=False))
 
 
 async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
@@ -82,6 +83,7 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
     if ticket is None:
         response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
         return response
+    response.headers.update(_listed(desk, grant, decoded, settled=True))
 
     async def write() -> int:
         response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
@@ -97,6 +99,11 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
 async def supported(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
     """GET /supported: what is served, from configuration. Asks neither chain nor database."""
     return bytes_response(codec.encode_supported(desk.supported()))
+
+
+def _listed(desk: Desk, grant: Grant, payment: Payment, *, settled: bool) -> Mapping[str, str]:
+    """Headers that say what became of what the seller wants listed."""
+    return {} if desk.catalogue is None else desk.catalogue.note(grant.tenant, payment, settled=settled)
 
 
 def _hold_to_limits(grant: Grant, payment: Payment, malformed: Callable[[Malformed], dict[str, object]]) -> None:

@@ -175,6 +175,7 @@ def _payment(version: Version, request: v1.Request | v2.Request) -> Payment | Re
         accepted_differs=request.accepted_differs,
         payment_identifier=_payment_identifier(request.extensions),
         resource=request.resource_url,
+        offer=request.offer,
     )
 
 

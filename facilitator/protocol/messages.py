@@ -15,6 +15,8 @@ Version = Literal[1, 2]
 
 PAYMENT_IDENTIFIER: Final = "payment-identifier"
 """The extension by which a buyer names a payment."""
+BAZAAR: Final = "bazaar"
+"""The extension by which a seller lets a resource be listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,22 @@ class Requirements:
     max_timeout_s: int
     extra: Mapping[str, object]
     """Scheme data as sent; for EIP-3009 the token's EIP-712 `name` and `version`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What is said about the resource for a catalogue, unread: see `protocol.bazaar`."""
+
+    url: str | None
+    description: object = None
+    mime_type: object = None
+    service_name: object = None
+    tags: object = None
+    icon_url: object = None
+    bazaar: Mapping[str, object] | None = None
+    """v2: the `bazaar` extension."""
+    output_schema: Mapping[str, object] | None = None
+    """v1: what stands in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,8 @@ class Payment:
     """The `payment-identifier` extension's id; written by the buyer, so it names one payment and is no idempotency key by default."""
     resource: str | None = None
     """URL of what is sold, for the record only."""
+    offer: Offer | None = None
+    """Only when the seller declared it for listing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
+from facilitator.protocol.messages import Offer
 from facilitator.units import Network
 
 CHAIN_ID_BY_NICKNAME: Final = {
@@ -67,6 +68,8 @@ class Requirements(msgspec.Struct, frozen=True, rename="camel"):
     """URL of what is sold. Older schemas demand it; it is kept for the record only, so its absence harms nobody."""
     description: str | None = None
     mime_type: str | None = None
+    output_schema: object = None
+    """How the resource is asked for; with it the seller lets it be listed."""
 
 
 class PaymentPayload(msgspec.Struct, frozen=True, rename="camel"):
@@ -108,6 +111,14 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
     def resource_url(self) -> str | None:
         """URL of what is sold."""
         return self.payment_requirements.resource
+
+    @property
+    def offer(self) -> Offer | None:
+        """What is said about the resource for a catalogue."""
+        asked = self.payment_requirements
+        if not isinstance(asked.output_schema, dict):
+            return None
+        return Offer(url=asked.resource, description=asked.description, mime_type=asked.mime_type, output_schema=asked.output_schema)
 
     @property
     def extensions(self) -> dict[str, object] | None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import msgspec
 
+from facilitator.protocol.messages import BAZAAR, Offer
 from facilitator.units import Network
 from facilitator.units import parse_network as parse_caip2
 
@@ -56,6 +57,9 @@ class ResourceInfo(msgspec.Struct, frozen=True, rename="camel"):
     url: str | None = None
     description: str | None = None
     mime_type: str | None = None
+    service_name: object = None
+    tags: object = None
+    icon_url: object = None
 
 
 class PaymentPayload(msgspec.Struct, frozen=True, rename="camel"):
@@ -99,6 +103,24 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
         """URL of what is sold."""
         resource = self.payment_payload.resource
         return resource.url if resource is not None else None
+
+    @property
+    def offer(self) -> Offer | None:
+        """What is said about the resource for a catalogue."""
+        bazaar, sold = (self.extensions or {}).get(BAZAAR), self.payment_payload.resource
+        if not isinstance(bazaar, dict):
+            return None
+        if sold is None:
+            return Offer(url=None, bazaar=bazaar)
+        return Offer(
+            url=sold.url,
+            description=sold.description,
+            mime_type=sold.mime_type,
+            service_name=sold.service_name,
+            tags=sold.tags,
+            icon_url=sold.icon_url,
+            bazaar=bazaar,
+        )
 
     @property
     def extensions(self) -> dict[str, object] | None:

@@ -28,6 +28,7 @@ class Rules(TypedDict, total=False):
     trust_payment_identifier: bool
     confirm_level: ConfirmLevel | None
     accept_unscreened: bool
+    discoverable: bool
 
 
 class NotPossible(Exception):

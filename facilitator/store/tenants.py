@@ -47,6 +47,8 @@ class Tenant:
     """What its callers may ask for, how often, and how much at the same time."""
     accept_unscreened: bool = False
     """Whether its payments are made while a sanctions list is stale or cannot be read; what is known to be listed never is."""
+    discoverable: bool = True
+    """Whether resources are listed whose sellers declare it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class LiveKey:
     confirm_level: ConfirmLevel | None
     limits: str
     accept_unscreened: bool
+    discoverable: bool
 
     @property
     def tenant(self) -> Tenant:
@@ -127,6 +130,7 @@ class TenantRecord:
     limits: str
     """JSON, see domain/limits.py."""
     accept_unscreened: bool
+    discoverable: bool
     created_at: datetime
     disabled_at: datetime | None
 
@@ -151,6 +155,7 @@ def _tenant_of(row: LiveKey | TenantRecord) -> Tenant:
         confirm_level=row.confirm_level,
         limits=_limits_of(row.limits),
         accept_unscreened=row.accept_unscreened,
+        discoverable=row.discoverable,
     )
 
 
@@ -204,6 +209,7 @@ async def create_tenant(db: Db | Session, tenant: Tenant) -> bool:
         tenant.confirm_level,
         encode_limits(tenant.limits),
         tenant.accept_unscreened,
+        tenant.discoverable,
     )
     return created == 1
 
@@ -242,6 +248,7 @@ async def store_tenant(session: Session, tenant: Tenant, *, disabled: bool) -> T
         encode_limits(tenant.limits),
         disabled,
         tenant.accept_unscreened,
+        tenant.discoverable,
     )
 
 

@@ -199,7 +199,7 @@ def test_only_the_protocol_is_routed_from_outside() -> None:
 
 
 def public_paths() -> set[str]:
-    return {"/verify", "/settle", "/supported", "/settlements", "/openapi.json"}
+    return {"/verify", "/settle", "/supported", "/discovery", "/settlements", "/openapi.json"}
 
 
 def test_outgoing_traffic_leads_to_names_the_database_and_the_internet_only() -> None:

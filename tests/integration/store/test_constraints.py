@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -749,6 +750,53 @@ async def test_a_signed_token_is_used_once(ledger: Ledger) -> None:
         await ledger.insert("token_use", TOKEN_USE)
     with refused("token_use_use_sha256_check"):
         await ledger.insert("token_use", TOKEN_USE | {"use_sha256": b"short"})
+
+
+# --- listings ---
+
+
+LISTED: dict[str, Any] = {
+    "tenant_id": "acme",
+    "resource": "https://api.example/x",
+    "kind": "http",
+    "operation": "GET",
+    "version": 2,
+    "entry": "{}",
+    "prices": "[]",
+    "words": "",
+    "settled": 1,
+}
+
+
+async def test_a_resource_is_listed_once_for_each_tenant_and_operation(ledger: Ledger) -> None:
+    await ledger.insert("tenant", {"tenant_id": "globex"})
+    for changes in ({}, {"tenant_id": "globex"}, {"operation": "POST"}, {"kind": "mcp"}, {"resource": "https://api.example/y"}):
+        await ledger.insert("listing", LISTED | changes)
+    with refused("listing_pkey"):
+        await ledger.insert("listing", LISTED)
+    with refused("listing_tenant_id_fkey"):
+        await ledger.insert("listing", LISTED | {"tenant_id": "nobody"})
+
+
+async def test_a_listing_of_the_longest_name_fits_into_its_key(ledger: Ledger) -> None:
+    long = {"tenant_id": "t" * 63, "resource": "https://" + token_urlsafe(1800)[:2340], "operation": token_urlsafe(128)[:128]}
+    await ledger.insert("tenant", {"tenant_id": long["tenant_id"]})
+    await ledger.insert("listing", LISTED | long)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "changes"),
+    [
+        ("listing_resource_check", {"resource": "https://" + "x" * 4096}),
+        ("listing_kind_check", {"kind": "ftp"}),
+        ("listing_operation_check", {"operation": ""}),
+        ("listing_version_check", {"version": 3}),
+        ("listing_settled_check", {"settled": 0}),
+    ],
+)
+async def test_a_listing_has_its_form(ledger: Ledger, constraint: str, changes: dict[str, Any]) -> None:
+    with refused(constraint):
+        await ledger.insert("listing", LISTED | changes)
 
 
 # --- what the code sees of it ---

@@ -10,6 +10,7 @@ from facilitator.store import (
     console,
     days,
     discrepancies,
+    listings,
     reconciliation,
     relayers,
     restraints,
@@ -138,12 +139,16 @@ ROW_OF = {
     "view_discrepancy": discrepancies.Discrepancy,
     "discrepancies_of": discrepancies.Discrepancy,
     "view_networks": views.NetworkRow,
+    "list_listings": listings.Row,
+    "search_listings": listings.Row,
+    "count_listings": listings.Total,
 }
 QUERIES = [
     query
     for module in (
         "settlements",
         "relayers",
+        "listings",
         "reconciliation",
         "billing",
         "books",

@@ -1,23 +1,23 @@
 -- Tenants and their API keys. Of a key only the SHA-256 of its secret is here: a dump of the database opens nothing.
 
 -- name: create_tenant :execute
-insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened)
-values ($1::text, $2::boolean, $3::boolean, $4::boolean, $5::text, $6::text, $7::boolean)
+insert into tenant (tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, discoverable)
+values ($1::text, $2::boolean, $3::boolean, $4::boolean, $5::text, $6::text, $7::boolean, $8::boolean)
 on conflict (tenant_id) do nothing;
 
 -- name: find_tenant :optional
-select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, created_at, disabled_at
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, discoverable, created_at, disabled_at
 from tenant
 where tenant_id = $1::text;
 
 -- name: lock_tenant :optional
-select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, created_at, disabled_at
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, discoverable, created_at, disabled_at
 from tenant
 where tenant_id = $1::text
 for no key update;
 
 -- name: list_tenants :many
-select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, created_at, disabled_at
+select tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, discoverable, created_at, disabled_at
 from tenant
 order by tenant_id;
 
@@ -29,9 +29,10 @@ set shared_transactions = $2::boolean,
     confirm_level = $5::text,
     limits = $6::text,
     disabled_at = case when $7::boolean then coalesce(disabled_at, now()) end,
-    accept_unscreened = $8::boolean
+    accept_unscreened = $8::boolean,
+    discoverable = $9::boolean
 where tenant_id = $1::text
-returning tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, created_at, disabled_at;
+returning tenant_id, shared_transactions, accept_external, trust_payment_identifier, confirm_level, limits, accept_unscreened, discoverable, created_at, disabled_at;
 
 -- name: create_api_key :one
 insert into api_key (key_id, tenant_id, secret_sha256, scopes, expires_at, public_key)
@@ -73,7 +74,7 @@ returning key_id, tenant_id, scopes, created_at, expires_at, revoked_at, last_us
 -- name: find_api_keys :many
 select
     k.key_id, k.secret_sha256, k.public_key, k.scopes, k.expires_at,
-    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level, t.limits, t.accept_unscreened
+    t.tenant_id, t.shared_transactions, t.accept_external, t.trust_payment_identifier, t.confirm_level, t.limits, t.accept_unscreened, t.discoverable
 from api_key k
 join tenant t using (tenant_id)
 where k.key_id = any ($1::text[])
