@@ -189,9 +189,11 @@ class Anvil:
         self._state = state
         self._name = name
         self._log = state.path / f"{name}.log"
+        self._history = state.path / f"{name}.history"
+        """Where it puts away the states of old blocks: up to gigabytes, of use to no other process."""
         self._port = port
         self._child: Child | None = None
-        self._argv: list[str | Path] = [_anvil_program(), "--host", "127.0.0.1", "--accounts", "0"]
+        self._argv: list[str | Path] = [_anvil_program(), "--cache-path", self._history, "--host", "127.0.0.1", "--accounts", "0"]
         self._argv += ["--chain-id", str(chain_id), "--gas-limit", str(gas_limit), "--order", "fifo"]
         if block_time_s is not None:
             self._argv += ["--block-time", str(block_time_s)]
@@ -228,6 +230,7 @@ class Anvil:
     async def start(self) -> None:
         """Start and wait until it answers. Raises StackFault."""
         argv = [*self._argv, "--port", str(self._port)]
+        shutil.rmtree(self._history, ignore_errors=True)
         self._child = Child.start(argv, record=self._state.record(self._name), log=self._log, cwd=self._state.path)
         if not await _until(self._listening, self._child, time.monotonic() + _START_TIMEOUT_S):
             await self.stop()
@@ -238,6 +241,7 @@ class Anvil:
         if self._child is not None:
             await self._child.stop()
             self._child = None
+            shutil.rmtree(self._history, ignore_errors=True)
 
     def _listening(self) -> bool:
         found = re.search(rb"^Listening on 127\.0\.0\.1:(\d+)", self._log.read_bytes(), re.MULTILINE)

@@ -169,6 +169,15 @@ async def test_a_killed_database_recovers_what_was_committed(tmp_path: Path) -> 
         await again.close()
 
 
+async def test_the_states_of_old_blocks_lie_in_the_state_directory_and_are_gone_with_the_chain(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        await stack.anvil.node.call("anvil_mine", hex(2_000))
+        history = tmp_path / "anvil.history"
+        assert list(history.glob("*/*.json"))
+        os.kill(stack.anvil.pid, signal.SIGKILL)
+    assert not history.exists()
+
+
 async def test_an_initialisation_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
     (tmp_path / "postgres.new").mkdir()
     (tmp_path / "postgres.new" / "PG_VERSION").write_text("18\n")
