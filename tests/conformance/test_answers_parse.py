@@ -25,9 +25,9 @@ from facilitator.protocol.messages import SettleResult, Supported, SupportedKind
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.units import Address, Network, TxHash
 from tests.fixtures.vectors import PAYER, v1_request, v2_request
+from tests.fixtures.waiting import PATIENCE_S
 
 HERE: Final = Path(__file__).parent
-NODE_TIMEOUT_S: Final = 60
 ADDRESS: Final = Address(PAYER.lower())
 TX_HASH: Final = TxHash("0x" + "cd" * 32)
 NICKNAME: Final[dict[Version, str]] = {1: "base-sepolia", 2: "eip155:84532"}
@@ -132,7 +132,7 @@ def typescript_reads(directory: Path, asked: list[dict[str, Any]]) -> list[dict[
         input="".join(json.dumps(line) + "\n" for line in asked),
         capture_output=True,
         text=True,
-        timeout=NODE_TIMEOUT_S,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import pytest
 from facilitator.devstack.install import node_program
 from facilitator.domain import probes, trials
 from tests.fixtures import sanctions, wallets
+from tests.fixtures.waiting import PATIENCE_S
 
 HERE = Path(__file__).parent
 OURS, TESTS = HERE.parents[1] / "contracts", HERE.parent / "fixtures" / "contracts"
@@ -26,5 +27,5 @@ OURS, TESTS = HERE.parents[1] / "contracts", HERE.parent / "fixtures" / "contrac
 )
 def test_the_code_is_the_compiled_source(source: Path, code: bytes) -> None:
     command = [node_program(), HERE / "compile.cjs", source]
-    compiled = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    compiled = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
     assert bytes.fromhex(compiled) == code

@@ -15,6 +15,7 @@ from facilitator.gateway.payments import Payment
 from facilitator.gateway.prices import Resource, Terms, find_token, parse_payee
 from facilitator.units import Atomic, UnixSeconds
 from tests.fixtures.mpp import answered, header
+from tests.fixtures.waiting import PATIENCE_S
 
 HERE: Final = Path(__file__).parent
 NOW: Final = UnixSeconds(1_790_000_000)
@@ -29,7 +30,9 @@ TERMS: Final = Terms(token=find_token("base"), pay_to=parse_payee(PAYEE), amount
 def mppx_reads(directory: Path, **told: Any) -> dict[str, Any]:
     program = shutil.copy(HERE / "clients" / "read_mpp.mjs", directory)
     (directory / "node_modules").symlink_to(HERE / "npm" / "node_modules", target_is_directory=True)
-    done = subprocess.run([node_program(), program], input=json.dumps(told), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [node_program(), program], input=json.dumps(told), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     read: dict[str, Any] = json.loads(done.stdout)
     return read

@@ -28,13 +28,13 @@ from facilitator.protocol.messages import Version
 from tests.fixtures.mpp import answered, decoded, header
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.service import ServeProcess, free_port, http_status
+from tests.fixtures.waiting import PATIENCE_S
 
 Json = dict[str, Any]
 DOCS: Final = Path(__file__).parents[2] / "docs"
 MODULES: Final = Path(__file__).parent / "npm" / "node_modules"
 PAYEE: Final = dev_account("pages-payee").address
 FENCE: Final = re.compile(r"^## (aiohttp|FastAPI|Express)$.*?^```(?:python|js)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-START_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def start(directory: Path, kind: str, program: str, port: int, service: ServePro
 
 
 async def listens(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while await asyncio.to_thread(http_status, f"{url}/none") is None:
             assert process.poll() is None, log.read_text("utf-8")
             await asyncio.sleep(0.05)

@@ -89,7 +89,7 @@ async def test_the_typescript_client_s_create_auth_headers_opens_verify_and_sett
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await asyncio.wait_for(node.communicate(json.dumps({"key": private, "request": v2_request()}).encode()), 60)
+    out, error = await asyncio.wait_for(node.communicate(json.dumps({"key": private, "request": v2_request()}).encode()), 120)
     assert node.returncode == 0, error.decode()
     told: dict[str, Any] = json.loads(out)
     assert (told["verified"]["isValid"], told["settled"]["success"]) == (True, True)

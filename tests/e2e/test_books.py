@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures.books import USDC, plant
 from tests.fixtures.hledger import hledger_program
 from tests.fixtures.service import BASE_SEPOLIA, ServeFailed, ServeProcess
+from tests.fixtures.waiting import PATIENCE_S
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
 
@@ -31,7 +32,7 @@ async def books(tmp_path: Path, database_url: str) -> ServeProcess:
 
 def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "facilitator", "export", "verify", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 async def test_an_export_is_whole_and_verifiable_and_one_changed_byte_is_exit_1(books: ServeProcess, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ async def test_the_zone_of_a_file_may_be_another_than_the_books(books: ServeProc
 async def test_the_journal_goes_to_hledger_and_its_balances_are_the_report_s(books: ServeProcess, tmp_path: Path) -> None:
     out = tmp_path / "november.journal"
     books.command("export", "journal", "--from", "2025-10", "--to", "2025-12", "--out", str(out))
-    checked = subprocess.run([hledger_program(), "-f", out, "check", "--strict"], capture_output=True, timeout=60, check=False)
+    checked = subprocess.run([hledger_program(), "-f", out, "check", "--strict"], capture_output=True, timeout=PATIENCE_S, check=False)
     assert checked.returncode == 0, checked.stderr
     balances = json.loads(books.command("report", "balances", "--format", "json"))
     shown = subprocess.run(
@@ -74,7 +75,7 @@ async def test_the_journal_goes_to_hledger_and_its_balances_are_the_report_s(boo
         env={"LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     ).stdout
     theirs = {row["account"]: row["balance"] for row in csv.DictReader(shown.splitlines())}
@@ -135,7 +136,7 @@ async def test_terms_invoice_payment_statement(books: ServeProcess, tmp_path: Pa
     ]
     out = tmp_path / "all.journal"
     books.command("export", "journal", "--from", "2025-10", "--to", "2999-01", "--out", str(out))
-    checked = subprocess.run([hledger_program(), "-f", out, "check", "--strict"], capture_output=True, timeout=60, check=False)
+    checked = subprocess.run([hledger_program(), "-f", out, "check", "--strict"], capture_output=True, timeout=PATIENCE_S, check=False)
     assert checked.returncode == 0, checked.stderr
     with pytest.raises(ServeFailed, match="expected a month"):
         books.command("report", "invoice", *tenant, "--month", "soon")

@@ -28,8 +28,6 @@ HASH = re.compile(r"0x[0-9a-f]{64}")
 READY = "/settlements"
 """How the last line of dev's invitation ends."""
 
-pytestmark = pytest.mark.timeout(180)
-
 
 class Command:
     """One `facilitator` command, and every process that it ever had."""

@@ -102,7 +102,7 @@ def run_program(directory: Path, source: Path, buyer: Buyer, url: str) -> dict[s
     own = {"RESOURCE_URL": url, "EVM_PRIVATE_KEY": "0x" + bytes(buyer.account.key).hex()}
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     command = [node_program() if program.suffix == ".mjs" else sys.executable, program]
-    done = subprocess.run(command, env=kept | own, cwd=directory, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=kept | own, cwd=directory, capture_output=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     told: dict[str, Any] = json.loads(done.stdout)
     return told

@@ -91,7 +91,7 @@ def run_client(directory: Path, name: str, buyer: Buyer, url: str, order: Json |
     own |= {"RESOURCE_ORDER": json.dumps(order)} if order is not None else {}
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     command = [node_program() if program.suffix == ".mjs" else sys.executable, program]
-    done = subprocess.run(command, env=kept | own, cwd=directory, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=kept | own, cwd=directory, capture_output=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     told: Json = json.loads(done.stdout)
     return told

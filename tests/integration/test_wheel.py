@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.waiting import PATIENCE_S
+
 REPOSITORY = Path(__file__).parents[2]
 READS_ITS_DATA = """
 import sys
@@ -27,7 +29,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a wheel built from this checkout, where an installation would put them."""
     built = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(built), str(REPOSITORY)], check=True, timeout=100)
+    subprocess.run([*command, "--wheel-dir", str(built), str(REPOSITORY)], check=True, timeout=PATIENCE_S)
     (wheel,) = built.glob("facilitator-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(built / "installed")
@@ -55,7 +57,7 @@ def test_the_installed_package_reads_its_data(unpacked: Path, tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from facilitator.devstack.children import launched
 
 ROOT: Final = Path(__file__).parents[2]
 DOCKERFILE: Final = ROOT / "Dockerfile"
-_BUILD_TIMEOUT_S: Final = 300
+_BUILD_TIMEOUT_S: Final = 550
 _INSIDE: Final = """
 set -e
 mount --make-rprivate /
@@ -102,6 +102,6 @@ def run_confined(
         env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )

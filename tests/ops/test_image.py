@@ -13,6 +13,7 @@ import pytest
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
+from tests.fixtures.waiting import PATIENCE_S
 from tests.ops.chart import configurations, rendered
 from tests.ops.image import DOCKERFILE, ROOT, build, run_confined, stages
 
@@ -21,13 +22,13 @@ FIRST_RELEASE: Final[int | None] = None
 """Last migration of the first release. None: nothing is released, and every table that is altered is empty."""
 OUTSIDE: Final = "-- outside a transaction"
 ON_EMPTY_TABLES_ONLY: Final = ("require-concurrent-index-creation", "constraint-missing-not-valid")
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the build: 20 s of a processor, and the package index
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for the build: 20 s of a processor, and the package index
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a read-only root, which takes root")
 
 
 def tool(name: str, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).parent / name, *arguments]
-    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 # --- as written
@@ -98,7 +99,7 @@ def test_the_bill_of_materials_is_the_lock(prefix: Path) -> None:
 def test_the_prefix_stands_alone(prefix: Path) -> None:
     """No pip, no tests, no local stack's packages; the program is the wheel's, not this checkout's."""
     ask = "import facilitator, importlib.util as u; print(facilitator.__file__, [n for n in ('pip', 'pytest', 'psutil') if u.find_spec(n)])"
-    done = subprocess.run([prefix / "bin" / "python", "-c", ask], cwd="/", capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([prefix / "bin" / "python", "-c", ask], cwd="/", capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout.strip() == f"{next(prefix.glob('lib/python3.*'))}/site-packages/facilitator/__init__.py []"
 
 

@@ -19,7 +19,7 @@ async def buy() -> dict[str, object]:
     """Pay, and tell what came back."""
     client = x402Client()
     register_exact_evm_client(client, signer())
-    async with x402HttpxClient(client, timeout=60) as http:
+    async with x402HttpxClient(client, timeout=120) as http:
         order = os.environ.get("RESOURCE_ORDER")
         how = {"content": order, "headers": {"Content-Type": "application/json"}} if order else {}
         response = await http.request("POST" if order else "GET", os.environ["RESOURCE_URL"], **how)

@@ -17,7 +17,7 @@ def buy() -> dict[str, object]:
     client = x402ClientSync()
     register_exact_evm_client(client, EthAccountSigner(Account.from_key(os.environ["EVM_PRIVATE_KEY"])))
     with x402_requests(client) as http:
-        response = http.get(os.environ["RESOURCE_URL"], timeout=60)
+        response = http.get(os.environ["RESOURCE_URL"], timeout=120)
     reader = x402HTTPClientSync(client)
     body = response.json()
     told: dict[str, object] = {"status": response.status_code, "body": body, "payment_response": None, "error": None}

@@ -30,7 +30,7 @@ async def call_tool(_: str, arguments: dict[str, Any]) -> types.CallToolResult:
     meta = server.request_context.meta
     payment = (meta.model_extra or {}).get("x402/payment") if meta else None
     headers = {} if payment is None else {"PAYMENT-SIGNATURE": base64.b64encode(json.dumps(payment).encode()).decode()}
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
         response = await http.post(os.environ["RESOURCE_URL"], json=arguments, headers=headers)
     demand, receipt = (response.headers.get(name) for name in ("PAYMENT-REQUIRED", "PAYMENT-RESPONSE"))
     told = json.loads(base64.b64decode(demand)) if demand else response.json()

@@ -370,7 +370,7 @@ async def test_one_address_gets_no_more_than_its_share(start: Callable[..., Any]
         assert await is_served(second)
         with stage.connect() as third:
             assert await asyncio.to_thread(ends, third)
-        with socket.create_connection(("127.0.0.1", stage.server.port), timeout=60, source_address=("127.0.0.2", 0)) as neighbour:
+        with socket.create_connection(("127.0.0.1", stage.server.port), timeout=PATIENCE_S, source_address=("127.0.0.2", 0)) as neighbour:
             assert await is_served(neighbour)
         assert CONNECTIONS_REFUSED._value.get() == refused + 1
         first.close()
@@ -379,7 +379,7 @@ async def test_one_address_gets_no_more_than_its_share(start: Callable[..., Any]
         with stage.connect() as again:
             return await is_served(again)
 
-    await eventually(is_there_room, "a place that was given back", timeout_s=60)
+    await eventually(is_there_room, "a place that was given back")
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ async def test_a_caller_that_reads_too_slowly_is_cut_off(start: Callable[..., An
         return closed("unread") == unread + 1 and not held
 
     try:
-        await eventually(is_cut, "the connection to be cut", timeout_s=60)
+        await eventually(is_cut, "the connection to be cut")
     finally:
         cut.set()
         await reading

@@ -20,6 +20,7 @@ from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE
 from tests.fixtures.books import NETWORK, USDC, plant
 from tests.fixtures.hledger import hledger_program
+from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.finance.test_nine import Ledger, bench, ledger
 from tests.integration.settlement.conftest import USDC as TOKEN
 
@@ -52,7 +53,7 @@ async def write(db: Db, path: Path, period: Period = DAY) -> Path:
 def hledger(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin"}
     return subprocess.run(
-        [hledger_program(), "-f", path, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [hledger_program(), "-f", path, *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 

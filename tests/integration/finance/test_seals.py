@@ -19,6 +19,7 @@ from facilitator.finance.settings import Settings
 from facilitator.store.db import Db
 from facilitator.store.seals import Seal, record_event
 from tests.fixtures.books import plant
+from tests.fixtures.waiting import PATIENCE_S
 
 _ENTRY = (
     "insert into journal_entry (phase, debit, credit, asset, amount_atomic, happened_at)"
@@ -196,7 +197,7 @@ async def test_a_bundle_is_checked_by_a_script_that_needs_nothing(db: Db, connec
 
     def check(*given: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-I", tmp_path / "verify.py", *given], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-I", tmp_path / "verify.py", *given], capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         return done.returncode, done.stdout.strip()
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.fixtures.waiting import PATIENCE_S
+
 REPOSITORY = Path(__file__).parents[3]
 MODULES = sorted(path.stem for path in (REPOSITORY / "facilitator" / "gateway").glob("*.py") if path.stem != "__init__")
 PROGRAM = """
@@ -53,7 +55,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the wheel's content and links to what its extra `gateway` needs."""
     directory = tmp_path_factory.mktemp("gateway")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(directory), str(REPOSITORY)], check=True, timeout=100)
+    subprocess.run([*command, "--wheel-dir", str(directory), str(REPOSITORY)], check=True, timeout=PATIENCE_S)
     (wheel,) = directory.glob("facilitator-*.whl")
     installed = directory / "installed"
     with zipfile.ZipFile(wheel) as archive:
@@ -74,7 +76,7 @@ def test_the_kit_works_where_only_its_extra_is_installed(environment: Path, tmp_
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

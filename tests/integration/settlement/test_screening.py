@@ -193,7 +193,7 @@ async def test_who_is_listed_while_waiting_for_a_relayer_is_never_signed_for(
     start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: Callable[..., Awaitable[Any]], token: Token, accounts: List
 ) -> None:
     relayer = await new_relayer(wei=0)
-    rig = await start_engine(screen=accounts.screen, relayers=[relayer], balance_poll_s=0.1, queue_wait_max_s=60.0)
+    rig = await start_engine(screen=accounts.screen, relayers=[relayer], balance_poll_s=0.1)
     bad, good, asked = await new_buyer(), await new_buyer(), terms()
     waiting = [asyncio.create_task(settled(rig, decoded(buyer.pay(2, asked), asked))) for buyer in (bad, good)]
     dispatcher = rig.engine._dispatchers[NETWORK]
@@ -242,7 +242,7 @@ async def test_the_tenants_rule_goes_with_a_queued_payment(
     await theirs.names()
     await theirs.grow_old()
     owner = await start_engine(screen=theirs.screen)
-    front = await start_engine(relayers=[], screen=accounts.screen, deadline_s=10.0 if accept_unscreened else 2.0)
+    front = await start_engine(relayers=[], screen=accounts.screen, **({} if accept_unscreened else {"deadline_s": 3.0}))
     buyer, asked = await new_buyer(), terms()
     task = settled(front, decoded(buyer.pay(2, asked), asked), accept_unscreened=accept_unscreened)
     if accept_unscreened:

@@ -12,6 +12,7 @@ import pytest
 
 from facilitator.devstack.install import node_program
 from facilitator.domain.seals import FIRST, EntryRecord, EventRecord, entry_fields, event_fields, head, leaf, root
+from tests.fixtures.waiting import PATIENCE_S
 
 DOCUMENT: Final = Path(__file__).parents[3] / "docs" / "finance.md"
 ENTRY: Final = EntryRecord(
@@ -78,7 +79,9 @@ def test_the_root_is_that_of_rfc_6962(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_another_language_computes_the_same(count: int) -> None:
     records = [*RECORDS, *([[str(number)] for number in range(5)])][:count]
-    done = subprocess.run([node_program(), "-e", _NODE], input=json.dumps(records), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [node_program(), "-e", _NODE], input=json.dumps(records), capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     leaves = [leaf(record) for record in records]
     assert json.loads(done.stdout) == [[each.hex() for each in leaves], root(leaves).hex(), head(FIRST, 1, count, root(leaves)).hex()]
 

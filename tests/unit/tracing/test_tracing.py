@@ -7,6 +7,7 @@ import pytest
 
 from facilitator import tracing
 from facilitator.tracing import Settings
+from tests.fixtures.waiting import PATIENCE_S
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -20,7 +21,7 @@ def test_what_is_not_traced_imports_nothing() -> None:
         "tracing.stop()\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines() == [CALLER, "[]"]
 
 
