@@ -139,11 +139,13 @@ async def explain(text: bytes, requirements: bytes | None, config: Config | None
         skipped = Line("skip", "chain", "code, nonce, balance, freezes and simulation were not asked for: give --rpc-url or --config")
         return [*lines, *explain_time(authorization, moment, scheme, version), skipped]
     try:
-        return [*lines, *await explain_chain(authorization, evm, scheme, clock, version)]
+        told = await explain_chain(authorization, evm, scheme, clock, version)
     except Fault as fault:
         return [*lines, Line("skip", "chain", f"the chain could not be asked: {fault}")]
     finally:
         await evm.close()
+    guessed = {"signature", "wallet"} if any(line.subject == "wallet" for line in told) else {"wallet"}
+    return [*(line for line in lines if line.subject not in guessed), *told]
 
 
 def _client(network: Network, config: Config | None, rpc_url: str | None, clock: Clock) -> EvmClient | None:
@@ -177,7 +179,7 @@ def explain_terms(found: _Read, scheme: ExactEip3009) -> tuple[list[Line], Versi
         return lines, decoded.version, None
     refusal = scheme.check_signature(authorization)
     if refusal is None:
-        lines.append(Line("ok", "signature", "made by the payer's own key over these terms: right, if no code lies at the payer"))
+        lines.append(Line("ok", "signature", "made by the payer's own key over these terms"))
     else:
         lines.append(_refused("signature", refusal, decoded.version))
         lines.append(Line("skip", "wallet", "if the payer is a smart wallet, its code may take this signature"))

@@ -29,6 +29,7 @@ from tests.fixtures.base_sim import BaseSim, RawTransaction
 from tests.fixtures.crash import Io, Moment, Point, own_tasks
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.succession import Succession, decoded, finalized, prepare
+from tests.fixtures.wallets import install_factory, undeployed
 
 AMOUNT = 1_000
 DOOMED_S = 40
@@ -60,6 +61,8 @@ class Scene:
     """The block that paid is replaced by an empty one after the success was told."""
     standby: bool = False
     """Another replica runs all the time."""
+    wallet: bool = False
+    """A smart wallet pays that the transaction deploys first."""
     stopped: bool = False
     """The engine is told to stop when it sends, and the next block comes later."""
     evidence: str = ""
@@ -75,6 +78,13 @@ BATCH = Scene("batch", payments=8, settings={"batch_min": 1, "linger_ms": 30}, e
 BATCH_RECOVERY = Scene("batch_recovery", payments=8, settings=BATCH.settings, first=RECOVERY.first, evidence=SHARED)
 SWIFT = {"resend_s": 0.05, "bump_blocks": 1}
 BUMP = Scene("bump", settings=SWIFT, withheld=True, evidence="select from relayer_transaction where purpose = 'bump'")
+WALLET = Scene(
+    "wallet",
+    settings=SWIFT,
+    wallet=True,
+    withheld=True,
+    evidence="select from relayer_slot join relayer_transaction using (slot_id) where kind = 'contract_payer' and purpose = 'bump'",
+)
 NOOP = Scene(
     "noop",
     payments=2,
@@ -87,7 +97,9 @@ REORG = Scene("reorg", settings=KEEPS, reorganised=True, evidence="select from i
 TAKE_OVER = Scene("take_over", settings=KEEPS, standby=True)
 SHUTDOWN = Scene("shutdown", stopped=True)
 FINAL = Scene("final", settings={"confirm_level": "finalized", "finality_poll_s": 0.1, "bump_blocks": 10_000}, blocks=True)
-SCENES = {scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY, BUMP, NOOP, REORG, TAKE_OVER, SHUTDOWN)}
+SCENES = {
+    scene.name: scene for scene in (SINGLE, QUEUED, BEATEN, RECOVERY, BATCH, BATCH_RECOVERY, BUMP, WALLET, NOOP, REORG, TAKE_OVER, SHUTDOWN)
+}
 
 
 @dataclass(slots=True)
@@ -130,7 +142,9 @@ class Theatre:
         return succession
 
     async def _payments(self, scene: Scene, number: int, pay_to: str) -> tuple[list[Payment], list[dict[str, Any]]]:
-        buyer = Buyer(dev_account("crash-buyer", number))
+        buyer = undeployed(number) if scene.wallet else Buyer(dev_account("crash-buyer", number))
+        if scene.wallet:
+            await install_factory(self.anvil.node)
         await self.token.mint(buyer.address, scene.payments * AMOUNT)
         terms = requirements(2, pay_to=pay_to, amount_atomic=AMOUNT, maxTimeoutSeconds=10**7)
         raw = [buyer.pay(2, terms) for _ in range(scene.payments)]
@@ -302,6 +316,7 @@ async def theatre(start_chain: Callable[..., Awaitable[Anvil]], postgres: Postgr
         ("batch", 3),
         ("batch_recovery", 5),
         ("bump", 25),
+        ("wallet", 25),
         ("noop", 25),
         ("reorg", 25),
         ("take_over", 25),

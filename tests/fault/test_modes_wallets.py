@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from typing import Any
 
+import pytest
 from eth_abi.abi import encode
 
 from facilitator.devstack.accounts import dev_account
@@ -11,7 +12,9 @@ from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.token import MULTICALL3, transact
 from facilitator.domain.transactions import read_call
 from facilitator.domain.wallets import Rules
+from facilitator.errors import OverloadFault
 from facilitator.protocol.reasons import Reason
+from tests.fault.test_modes_costs import oracle_says
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
 from tests.fixtures.wallets import (
     DEPLOYS,
@@ -233,12 +236,15 @@ async def test_where_wallets_are_off_or_none_is_deployed_they_hear_so_before_any
 
 
 async def test_of_one_wallet_one_transaction_is_in_flight_and_others_do_not_wait_for_it(scene: Scene) -> None:
-    rig = await scene.engine()
+    rig = await scene.engine(wallet_waiting_max=1)
     buyer = await contract(scene)
     scene.sim.pool.hold = lambda transaction: transaction.tx_nonce < 2
     first = await scene.settle_pooled(rig, scene.payment(buyer))
     second = scene.settle(rig, scene.payment(buyer))
     await scene.until(lambda: rig.engine._dispatchers[scene.network]._queue._aside, "the second to be set aside")
+    with pytest.raises(OverloadFault) as third:
+        await scene.settle(rig, scene.payment(buyer))
+    assert third.value.kind == "wallet_busy"
     other = await scene.settle_pooled(rig)
     assert [row["kind"] for row in await scene.rows("select kind from relayer_slot order by tx_nonce")] == ["contract_payer", "single"]
     scene.sim.pool.hold = None
@@ -249,6 +255,33 @@ async def test_of_one_wallet_one_transaction_is_in_flight_and_others_do_not_wait
     blocks = {row["tx_hash"]: row["block_number"] for row in await scene.rows("select tx_hash, block_number from settlement")}
     assert blocks[answers[0].result.tx_hash] < blocks[answers[1].result.tx_hash]
     await scene.finish(settled=3)
+
+
+async def test_what_a_wallet_costs_is_held_against_the_cap_by_its_size_and_gas(scene: Scene) -> None:
+    rig = await scene.engine(l1_fee_poll_s=0.05, payment_cost_cap_wei=10**15)
+    buyer = await contract(scene)
+    await oracle_says(scene, l1_fee_wei=6 * 10**14)
+    await scene.until(lambda: rig.engine._watchers[scene.network].pricing.l1_fee_wei, "the fee to be read")
+    with pytest.raises(OverloadFault) as raised:
+        await scene.settle(rig, scene.payment(buyer))
+    assert raised.value.kind == "gas_price_too_high"
+    assert reason(await scene.answer(scene.settle(rig))) is None, "a key's payment has half the data"
+    await scene.finish(settled=1)
+
+
+async def test_a_wallet_that_there_is_no_money_for_holds_up_nobody(scene: Scene) -> None:
+    rig = await scene.engine(deadline_s=3.0, max_fee_floor_wei=10**10)  # what is bid does not fall with the blocks
+    buyer, [account] = await contract(scene), rig.engine._dispatchers[scene.network].accounts
+    enough_wei = rig.engine._dispatchers[scene.network]._most_wei(1) * 5 // 4
+    await scene.token.set_gas_money(account.address, enough_wei)
+    await scene.until(lambda: account.balance_wei == enough_wei, "the balance to be read")
+    waits = scene.settle(rig, scene.payment(buyer))
+    await scene.until(lambda: len(rig.engine._dispatchers[scene.network]._queue), "the wallet's payment in the queue")
+    assert reason(await scene.answer(scene.settle(rig))) is None
+    with pytest.raises(OverloadFault) as raised:
+        await waits
+    assert raised.value.kind == "not_sent"
+    await scene.finish(settled=1)
 
 
 async def test_what_a_replica_without_relayers_queued_is_judged_afresh_by_the_one_that_signs(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from facilitator.devstack.buyer import Buyer, facilitator_request, requirements
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
 from facilitator.explain import Line, explain
+from tests.fixtures.wallets import Misdeed, delegated, deployed, misbehave, undeployed
 from tests.integration.api.test_cli import Shell, shell
 
 __all__ = ["shell"]
@@ -96,6 +97,26 @@ async def test_everything_that_is_wrong_is_told_not_only_the_first() -> None:
     ]
     assert "expected exactly 20000 (0.02 USDC), got 10000 (0.01 USDC)" in failing[2].what
     assert "s ago" in failing[3].what
+
+
+async def test_a_wallets_signature_is_judged_by_its_code_where_there_is_a_chain_to_ask(chain: Anvil, token: Token) -> None:
+    wallet = await deployed(chain.node, 620_000)
+    key = await delegated(chain.node, dev_account("explained", 1), sponsor=dev_account("explained", 2))
+    await token.fund([wallet.address, key.address], amount_atomic=10_000)
+
+    async def told(buyer: Buyer, rpc_url: str | None) -> dict[str, str]:
+        payment = buyer.pay(2, asked(), valid_before=int(time.time()) + 600)
+        return verdicts(await lines_of(json.dumps(payment).encode(), rpc_url=rpc_url))
+
+    alone = GOOD | {"signature": "fail", "wallet": "skip"}
+    by_its_code = {subject: "ok" for subject in GOOD if subject != "signature"} | {"wallet": "ok"}
+    assert [await told(wallet, None), await told(wallet, chain.rpc_url)] == [alone, by_its_code]
+    assert [await told(key, None), await told(key, chain.rpc_url)] == [GOOD, by_its_code]
+    for buyer in (wallet, key):
+        await misbehave(chain.node, buyer.address, Misdeed.SAY_NO)
+        assert await told(buyer, chain.rpc_url) == by_its_code | {"wallet": "fail", "chain": "fail"}
+    unwrapped = undeployed(620_001)
+    assert (await told(unwrapped, chain.rpc_url))["wallet"] == "fail", "none is deployed unless a configuration says so"
 
 
 async def test_with_a_chain_the_balance_and_the_transaction_that_used_the_nonce_are_told(

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from facilitator.config import ConfigProblems, Loaded, describe, load
+from facilitator.domain.wallets import Rules
 from facilitator.errors import ConfigFault
 from facilitator.references import Secret, Url
 from facilitator.schemes.usdc import USDC
+from facilitator.units import Address, Network
 
 GOOD = """
 [server]
@@ -138,6 +140,18 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
             ("[settlement]", '[tracing]\nendpoint = "https://me:pw@a"\n[settlement]'),
             "tracing.endpoint: expected http://… or https://… without credentials",
         ),
+        (("deadline_s = 20", 'smart_wallets = "all"'), "settlement.smart_wallets: expected one of"),
+        (("deadline_s = 20", 'smart_wallets = "counterfactual"'), "no network names wallet_factories"),
+        (("deadline_s = 20", "wallet_gas_max = 1000"), "settlement.wallet_gas_max = 1000 must lie between 120000 and 16777216"),
+        (("deadline_s = 20", "deployment_gas_max = 20000000"), "must lie between 120000 and 16777216"),
+        (
+            ("[[networks]]", '[[networks]]\nwallet_factories = ["0x036CbD53842c5426634e7929541eC2318f3dCF7e"]'),
+            "wallet_factories: 0x036CbD53842c5426634e7929541eC2318f3dCF7e deploys no wallets",
+        ),
+        (
+            ("[[networks]]", '[[networks]]\nwallet_factories = ["0xcA11bde05977b3631167028862bE2a173976CA11"]'),
+            "deploys no wallets",
+        ),
         (("deadline_s = 20", "receipt_witnesses = 2"), "settlement.receipt_witnesses = 2 needs as many rpc_urls, got 1"),
         (('"env:RELAYER_KEY_1", ', '"aws-kms:alias/x", '), "expected aws-kms:arn:aws:kms:REGION:ACCOUNT:key/ID?address=0x"),
         (("[database]", "[access]\nmode = 'open'\n[database]"), None),
@@ -223,6 +237,15 @@ def test_doubtful_settings_are_warned_of(tmp_path: Path) -> None:
     warnings = "\n".join(read(tmp_path, GOOD.replace("deadline_s = 20", "deadline_s = 29")).warnings)
     assert "clients of the Go SDK give up after 30 s" in warnings
     assert "one RPC URL only" in warnings
+
+
+def test_factories_make_wallets_only_where_the_settings_say_so(tmp_path: Path) -> None:
+    factory = "0x0BA5ED0c6AA8c49038F819E587E2633c4A9F428a"
+    listed = GOOD.replace("[[networks]]", f'[[networks]]\nwallet_factories = ["{factory}"]')
+    assert "wallet_factories are never called" in "\n".join(read(tmp_path, listed).warnings)
+    rules = read(tmp_path, listed.replace("deadline_s = 20", 'smart_wallets = "counterfactual"')).config.wallets
+    assert rules == Rules(mode="counterfactual", factories=frozenset({(Network("eip155:84532"), Address(factory.lower()))}))
+    assert read(tmp_path, GOOD).config.wallets == Rules()
 
 
 def test_a_reference_reads_its_secret_when_asked_and_says_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
