@@ -375,7 +375,7 @@ def _relayers_add(parsed: argparse.Namespace) -> int:
 
     async def run() -> int:
         async with _open(config) as db:
-            print(await add_relayer(config, db, parsed.network, parsed.reference, parsed.address))
+            print(await add_relayer(config, db, f"cli {books.ACTOR}", parsed.network, parsed.reference, parsed.address))
         return DONE
 
     return _run(run())
@@ -386,7 +386,7 @@ def _relayers_change(parsed: argparse.Namespace) -> int:
 
     async def run() -> int:
         async with _open(config) as db:
-            print(await set_relayer_status(config, db, parsed.network, parsed.address, parsed.change))
+            print(await set_relayer_status(config, db, f"cli {books.ACTOR}", parsed.network, parsed.address, parsed.change))
         return DONE
 
     return _run(run())

@@ -147,7 +147,7 @@ async def _balances(config: Config, network: NetworkSettings, pool: Sequence[Poo
         await evm.close()
 
 
-async def add_relayer(config: Config, db: Db, wanted: str, reference: str, address: str | None) -> str:
+async def add_relayer(config: Config, db: Db, actor: str, wanted: str, reference: str, address: str | None) -> str:
     """Add a relayer by where its key lies. `address` is needed when the key cannot be read here.
 
     Raises ConfigFault for a reference that leads to no key, or not to that of `address`, or to an account with code;
@@ -173,7 +173,7 @@ async def add_relayer(config: Config, db: Db, wanted: str, reference: str, addre
         balance_wei = await evm.balance(found, deadline)
     finally:
         await evm.close()
-    await relayers.add(db, network.id, found, max(used), str(secret))
+    await relayers.add(db, actor, network.id, found, max(used), str(secret))
     money = f"it has {balance_wei / 10**18:.6f} of the gas coin" if balance_wei else "send it gas money: it has none"
     return f"{checksum_address(found)} is added on {network.id} by {secret}; {money}"
 
@@ -185,11 +185,11 @@ def _parse_relayer(text: str) -> Address:
         raise ConfigFault("bad_address", f"ADDRESS: {error}") from None
 
 
-async def set_relayer_status(config: Config, db: Db, wanted: str, address: str, command: str) -> str:
+async def set_relayer_status(config: Config, db: Db, actor: str, wanted: str, address: str, command: str) -> str:
     """Drain, activate or remove a relayer. Raises ConfigFault when there is none, or when it still has open transactions."""
     network, relayer = network_of(config, wanted), _parse_relayer(address)
     try:
-        known = await relayers.set_status(db, network.id, relayer, STATUSES[command])
+        known = await relayers.set_status(db, actor, network.id, relayer, STATUSES[command])
     except RelayerBusyError:
         raise ConfigFault("relayer_busy", f"{address} has open transactions: drain it and wait until they are mined") from None
     if not known:

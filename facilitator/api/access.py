@@ -65,7 +65,7 @@ class Access:
 
     async def admit(self, request: web.Request, path: str, scopes: tuple[Scope, ...]) -> Grant:
         """The caller's grant. Raises HttpProblem 401, 403 or 429, or StoreFault when nobody can tell who it is."""
-        grant = await self._identify(request)
+        grant = await self._identify(request, path)
         if grant.scopes.isdisjoint({*scopes, "admin"}):
             raise HttpProblem(403, "forbidden", f"this key has no scope for {path}: it needs {' or '.join(scopes)}")
         if self._settings.rate_per_s is not None:
@@ -75,7 +75,7 @@ class Access:
             self._meter(f"rates.{path}", f"tenant {grant.tenant.tenant_id}", path, rate.per_second, rate.burst)
         return grant
 
-    async def _identify(self, request: web.Request) -> Grant:
+    async def _identify(self, request: web.Request, path: str) -> Grant:
         if self._settings.mode == "open":
             return Grant(tenant=OPEN_TENANT, scopes=frozenset(SCOPES), key_id=None)
         text = _presented(request)
@@ -84,18 +84,32 @@ class Access:
         presented = tenants.parse_key(text)
         key_id = tokens.key_id_of(text) if presented is None else presented.key_id
         key = None if key_id is None or not tenants.is_key_id(key_id) else await self._find(key_id)
-        if key is None or self._expired(key) or not (self._signed(request, text, key) if presented is None else key.opens_with(presented)):
+        if (
+            key is None
+            or self._expired(key)
+            or not (await self._signed(request, path, text, key) if presented is None else key.opens_with(presented))
+        ):
             raise HttpProblem(401, "unauthorized", "this API key or token is unknown, expired, used, revoked or not for this", _CHALLENGE)
         return Grant(tenant=key.tenant, scopes=frozenset(key.scopes), key_id=key.key_id)
 
-    def _signed(self, request: web.Request, token: str, key: LiveKey) -> bool:
-        """Whether this token was signed with that key for this very request, and is used for the first time in this process."""
+    async def _signed(self, request: web.Request, path: str, token: str, key: LiveKey) -> bool:
+        """Whether this token was signed with that key for this very request, and is used for the first time at any replica.
+
+        Without the store only `/verify` goes by this process's own memory, for it changes nothing. Raises StoreFault.
+        """
         if key.public_key is None:
             return False
         now = self._clock.now()
         uris = [f"{request.method} {base}{request.path}" for base in self._settings.jwt_bases]
         use = tokens.single_use(token, key.key_id, key.public_key, uris, now)
-        return use is not None and self._token_uses.first(key.key_id, use, now)
+        if use is None or not self._token_uses.first(key.key_id, use, now):
+            return False
+        try:
+            return await tenants.use_token(self._need_db(), key.key_id, use, tokens.KEPT_S)
+        except StoreFault:
+            if path == "/verify":
+                return True
+            raise
 
     def _expired(self, key: LiveKey) -> bool:
         return key.expires_at is not None and key.expires_at.timestamp() <= self._clock.now()
@@ -198,6 +212,7 @@ class Access:
             await tenants.touch_api_keys(self._need_db(), [known.key.key_id for known in used])
             for known in used:
                 known.used = False
+        await tenants.forget_tokens(self._need_db())
         self._touched_at = self._clock.monotonic()
 
     # ---- rate

@@ -5,7 +5,7 @@ A new key is in the answer that made it, once, and nowhere else.
 """
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, cast
 
 import msgspec
@@ -22,6 +22,8 @@ from facilitator.store.administration import NotPossible, Rules
 from facilitator.store.tenants import ApiKey, Scope, Tenant, TenantRecord
 
 _RULES: Final = ("shared_transactions", "accept_external", "trust_payment_identifier", "confirm_level", "accept_unscreened", "discoverable")
+
+_OVERLAP_MAX_S: Final = 90 * 24 * 3600
 
 
 class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -53,6 +55,13 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     public_key: str | None = None
     """PEM: requests are signed (JWT) instead of carrying a secret."""
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Body of POST /admin/keys/{id}/rotate."""
+
+    overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=_OVERLAP_MAX_S)] = 24 * 3600
+    """How long the old key works yet."""
 
 
 async def list_tenants(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
@@ -119,6 +128,17 @@ async def create_key(desk: Desk, request: web.Request, grant: Grant) -> web.Stre
         row = await administration.create_key(desk.need_db(), grant.actor, new, asked.tenant, scopes, asked.expires)
     except NotPossible as reason:
         raise HttpProblem(404, "not_found", str(reason)) from None
+    return json_response({"key": new.text, **key_facts(row)}, 201)
+
+
+async def rotate_key(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
+    """POST /admin/keys/{id}/rotate: a key in the place of another, both valid for a while; the answer is the only copy of it."""
+    asked, new = await read_json(desk, request, Rotation), tenants.generate_key()
+    overlap = timedelta(seconds=asked.overlap_seconds)
+    try:
+        row = await administration.rotate_key(desk.need_db(), grant.actor, new, request.match_info["id"], overlap)
+    except NotPossible as reason:
+        raise HttpProblem(409, "not_possible", str(reason)) from None
     return json_response({"key": new.text, **key_facts(row)}, 201)
 
 

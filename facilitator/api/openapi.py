@@ -113,6 +113,19 @@ _SCHEMAS: Final[Json] = {
             ["tenant", "scopes"],
         )
     ),
+    "Rotation": closed(
+        struct(
+            {
+                "overlapSeconds": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": 7776000,
+                    "description": "how long the old key works yet; 86400",
+                }
+            },
+            [],
+        )
+    ),
     "PaymentRequest": struct(
         {
             "x402Version": {"type": "integer", "enum": [1, 2]},
@@ -458,6 +471,21 @@ _PATHS: Final[Json] = {
             ("admin",),
             requestBody=body("NewKey"),
         ),
+    },
+    "/admin/keys/{id}/rotate": {
+        "post": operation(
+            "rotateKey",
+            "Make a key in the place of another; both work until the overlap ends, and the answer is the only copy of the new one",
+            {
+                "201": answer("the new key", "MadeKey"),
+                "409": answer("no such key, or one that is dead, was replaced before or signs requests", "Problem"),
+                **BODY,
+                **LOCKED,
+            },
+            ("admin",),
+            requestBody=body("Rotation"),
+            parameters=[_ID],
+        )
     },
     "/admin/keys/{id}": {
         "delete": operation(

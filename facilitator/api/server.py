@@ -115,6 +115,7 @@ ROUTES: Final = (
     Route(method="PATCH", path="/admin/tenants/{id}", handler=admin.change_tenant, scopes=("admin",)),
     Route(method="GET", path="/admin/keys", handler=admin.list_keys, scopes=("admin",)),
     Route(method="POST", path="/admin/keys", handler=admin.create_key, scopes=("admin",)),
+    Route(method="POST", path="/admin/keys/{id}/rotate", handler=admin.rotate_key, scopes=("admin",)),
     Route(method="DELETE", path="/admin/keys/{id}", handler=admin.revoke_key, scopes=("admin",)),
     Route(method="GET", path="/healthz", handler=healthz),
     Route(method="GET", path="/readyz", handler=readyz),

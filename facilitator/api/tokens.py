@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 LIFE_MAX_S: Final = 120
 _SKEW_S: Final = 5
 """How far a caller's clock may be ahead of ours."""
+KEPT_S: Final = LIFE_MAX_S + _SKEW_S + 1
+"""How long a use is remembered: no token is valid any later."""
 _LENGTH_MAX: Final = 4096
 _USE_LENGTH_MAX: Final = 128
 _SEEN_MAX: Final = 200_000
@@ -97,5 +99,5 @@ class Uses:
             self._until.popitem(last=False)
         if (key_id, use) in self._until or len(self._until) >= self._most:
             return False
-        self._until[key_id, use] = now + LIFE_MAX_S + _SKEW_S + 1  # no token is valid any later; so the oldest entry ends first
+        self._until[key_id, use] = now + KEPT_S  # so the oldest entry ends first
         return True

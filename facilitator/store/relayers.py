@@ -1,5 +1,6 @@
 """Relayers in Postgres: leases with a fencing epoch, tx_nonces, and the transactions that are still open."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from facilitator.domain.fees import Fees
-from facilitator.store.db import Db, load_queries
+from facilitator.store.db import Db, Session, load_queries
+from facilitator.store.seals import record_event
 from facilitator.store.settlements import Lease
 from facilitator.units import Address, Gas, Network, TxHash, Wei
 
@@ -147,26 +149,50 @@ async def raise_tx_nonce(db: Db, network: Network, address: Address, owner: str,
     return await db.optional(Relayer, QUERIES["raise_tx_nonce"], network, address, owner, epoch, floor)
 
 
-async def add(db: Db, network: Network, address: Address, next_tx_nonce: int, key_reference: str) -> None:
-    """Make a relayer known by where its key lies, and tell the running services. One on record keeps its tx_nonce."""
+async def add(db: Db, actor: str, network: Network, address: Address, next_tx_nonce: int, key_reference: str) -> None:
+    """Make a relayer known by where its key lies, and tell the running services. One on record keeps its tx_nonce.
+
+    With its line in the audit trail, as every change of `set_status`.
+    """
     async with db.transaction() as session:
+        before = await _facts(session, network, address)
         await session.execute(QUERIES["add_relayer"], network, address, next_tx_nonce, key_reference)
+        await _record(session, "relayer_added", actor, network, address, before)
         await session.execute(QUERIES["notify_relayers"], network)
 
 
-async def set_status(db: Db, network: Network, address: Address, status: str) -> bool:
+async def set_status(db: Db, actor: str, network: Network, address: Address, status: str) -> bool:
     """Take a relayer in or out of use, and tell the running services; False when there is none.
 
     Raises RelayerBusyError when it is to be removed and has open slots. The new status comes first: it locks the row
     that every write-ahead has to change, so that no slot opens between the look and the commit.
     """
     async with db.transaction() as session:
+        before = await _facts(session, network, address)
         if await session.execute(QUERIES["set_status"], network, address, status) != 1:
             return False
         if status == "removed" and await session.many(OpenSlotId, QUERIES["open_slots"], network, [address]):
             raise RelayerBusyError
+        await _record(session, "relayer_changed", actor, network, address, before)
         await session.execute(QUERIES["notify_relayers"], network)
         return True
+
+
+async def _facts(session: Session, network: Network, address: Address) -> dict[str, str | None] | None:
+    """A relayer for the trail: where its key lies, never the key."""
+    pool = await session.many(PoolRelayer, QUERIES["list_relayers"], network)
+    row = next((each for each in pool if each.address == address), None)
+    return None if row is None else {"network": row.network, "status": row.status, "key_reference": row.key_reference}
+
+
+async def _record(
+    session: Session, kind: str, actor: str, network: Network, address: Address, before: dict[str, str | None] | None
+) -> None:
+    """What changes nothing leaves no trace."""
+    after = await _facts(session, network, address)
+    if after != before:
+        detail = {"subject": address, "before": before, "after": after}
+        await record_event(session, kind, actor, json.dumps(detail, sort_keys=True, separators=(",", ":")))
 
 
 class RelayerBusyError(Exception):

@@ -290,6 +290,24 @@ async def find_api_keys(db: Db, key_ids: Sequence[str]) -> list[LiveKey]:
     return await db.many(LiveKey, _QUERIES["find_api_keys"], list(key_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class UsedToken:
+    """A signed token whose use was written down."""
+
+    key_id: str
+
+
+async def use_token(db: Db, key_id: str, use: str, kept_s: float) -> bool:
+    """Write down the one use of a signed token; False when it was used before, at whatever replica."""
+    digest = hashlib.sha256(use.encode()).digest()
+    return await db.optional(UsedToken, _QUERIES["use_token"], key_id, digest, kept_s) is not None
+
+
+async def forget_tokens(db: Db) -> None:
+    """Forget tokens that nobody can use any more."""
+    await db.execute(_QUERIES["forget_tokens"])
+
+
 async def touch_api_keys(db: Db, key_ids: Sequence[str]) -> int:
     """Note that these keys were used; a key noted within the last minute is left alone. Returns how many were written."""
     return await db.execute(_QUERIES["touch_api_keys"], list(key_ids))

@@ -299,7 +299,7 @@ async def test_a_payment_of_a_removed_relayer_is_sent_again_when_its_block_is_re
     removed, _ = scene.relayers
     rig = await scene.engine()
     assert reason(await scene.answer(scene.settle(rig))) is None
-    assert await relayers.set_status(rig.db, scene.network, parse_address(removed.address), "removed")
+    assert await relayers.set_status(rig.db, "cli me", scene.network, parse_address(removed.address), "removed")
     [account] = rig.engine._dispatchers[scene.network].accounts
     await scene.until(lambda: account.lease is None, "the lease to be given back")
 

@@ -6,17 +6,22 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import NamedTuple
 
 import asyncpg
+import jwt
 import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from facilitator.api.access import Access
 from facilitator.api.desk import Grant, HttpProblem
 from facilitator.api.settings import AccessSettings
+from facilitator.api.tokens import parse_public_key
 from facilitator.domain.limits import Limits, Rate, encode_limits
 from facilitator.errors import StoreFault
 from facilitator.store import administration, tenants
@@ -405,3 +410,85 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back(db: Db, clock: Manu
     await admit(access, quiet.text)
     clock.offset_s += 0.5
     await admit(access, noisy.text)
+
+
+# ---- signed tokens, at several replicas
+
+
+def token_request(token: str, path: str = "/settle") -> web.Request:
+    from multidict import CIMultiDict  # noqa: PLC0415
+
+    return make_mocked_request("POST", path, headers=CIMultiDict([("Authorization", f"Bearer {token}")]))
+
+
+async def signing(db: Db) -> tuple[str, Ed25519PrivateKey]:
+    """A key that signs, of a tenant that may settle."""
+    private = Ed25519PrivateKey.generate()
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    new = tenants.signing_key(parse_public_key(pem))
+    await administration.create_key(db, "cli me", new, "shop", ("verify", "settle"), None, make_tenant=True)
+    return new.key_id, private
+
+
+def token_of(key_id: str, private: Ed25519PrivateKey, path: str = "/settle") -> str:
+    now = int(datetime.now(UTC).timestamp())
+    claims = {"sub": key_id, "uris": [f"POST pay.example{path}"], "nbf": now, "exp": now + 120}
+    return jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": key_id, "nonce": token_hex(16)})
+
+
+def replica(db: Db, clock: ManualClock) -> Access:
+    access = Access(AccessSettings(jwt_bases=("pay.example",)), clock)
+    access.connect(db)
+    return access
+
+
+async def test_a_token_opens_once_whichever_replica_it_is_sent_to(db: Db, clock: ManualClock) -> None:
+    key_id, private = await signing(db)
+    replicas = [replica(db, clock) for _ in range(3)]
+    for _ in range(5):
+        token = token_of(key_id, private)
+        asked = [each.admit(token_request(token), "/settle", ("settle",)) for each in replicas * 2]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(each) for each in found].count(Grant) == 1
+        assert [each.status for each in found if isinstance(each, HttpProblem)] == [401] * 5
+    await tenants.forget_tokens(db)
+    with pytest.raises(HttpProblem):
+        await replica(db, clock).admit(token_request(token), "/settle", ("settle",))
+    async with db.session() as session:
+        await session._connection.execute("update token_use set ends_at = now()")
+        await tenants.forget_tokens(db)
+        assert await session._connection.fetchval("select count(*) from token_use") == 0
+
+
+async def test_without_the_store_a_token_opens_verify_once_in_each_process_and_nothing_else(
+    db: Db, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, private = await signing(db)
+    access = replica(db, clock)
+    await access.admit(token_request(token_of(key_id, private)), "/settle", ("settle",))
+
+    async def away(*_: object) -> bool:
+        raise StoreFault("store_unavailable", "away")
+
+    monkeypatch.setattr(tenants, "use_token", away)
+    verify = token_of(key_id, private, "/verify")
+    assert (await access.admit(token_request(verify, "/verify"), "/verify", ("verify",))).key_id == key_id
+    with pytest.raises(HttpProblem):
+        await access.admit(token_request(verify, "/verify"), "/verify", ("verify",))
+    with pytest.raises(StoreFault):
+        await access.admit(token_request(token_of(key_id, private)), "/settle", ("settle",))
+
+
+async def test_a_dump_holds_no_token_that_could_be_used_again(db: Db, clock: ManualClock) -> None:
+    key_id, private = await signing(db)
+    token = token_of(key_id, private)
+    await replica(db, clock).admit(token_request(token), "/settle", ("settle",))
+    async with db.session() as session:
+        tables = [row[0] for row in await session._connection.fetch("select tablename from pg_tables where schemaname = current_schema()")]
+        assert "token_use" in tables
+        dump = "\n".join(
+            [str([tuple(row) for row in await session._connection.fetch(f"select t::text from {table} t")]) for table in tables]  # noqa: S608
+        )
+    assert key_id in dump
+    assert token not in dump
+    assert jwt.get_unverified_header(token)["nonce"] not in dump, "only its hash"

@@ -85,6 +85,32 @@ async def test_a_key_is_made_shown_once_used_and_revoked(office: Office) -> None
     assert [(kind, detail["subject"]) for kind, actor, detail in trail if actor == f"key {made['id']}"] == [("key_revoked", gone.key_id)]
 
 
+async def test_a_key_is_rotated_both_work_until_the_overlap_ends_and_the_trail_has_it(office: Office) -> None:
+    old = tenants.generate_key()
+    await administration.create_key(office.db, "cli me", old, "house", ("read", "admin"), None)
+    status, made = await office.ask("POST", f"/admin/keys/{old.key_id}/rotate", {"overlapSeconds": 3600})
+    assert (status, made["replaces"], made["scopes"], made["tenant"]) == (201, old.key_id, ["read", "admin"], "house")
+    for text in (old.text, made["key"]):
+        office.keys["admin"] = tenants.NewKey(key_id="", sha256=b"", text=text)
+        assert (await office.ask("GET", "/admin/keys"))[0] == 200, "two are valid during rotation"
+    status, told = await office.ask("POST", f"/admin/keys/{old.key_id}/rotate", {})
+    assert (status, told["error"]) == (409, "not_possible")
+    assert "replaced before" in told["message"]
+    status, again = await office.ask("POST", f"/admin/keys/{made['id']}/rotate", {"overlapSeconds": 0})
+    assert status == 201
+    await office.access._refresh()
+    assert (await office.ask("GET", "/admin/keys"))[0] == 401, "an overlap of nothing ends the old one at once"
+    office.keys["admin"] = tenants.NewKey(key_id="", sha256=b"", text=again["key"])
+    assert (await office.ask("POST", "/admin/keys/nokeyatallno/rotate", {}))[0] == 409
+    trail = await office.trail()
+    assert [(kind, detail["subject"]) for kind, _, detail in trail if kind == "key_rotated"] == [
+        ("key_rotated", old.key_id),
+        ("key_rotated", made["id"]),
+    ]
+    for key in (old.text, made["key"], again["key"]):
+        assert key[16:] not in json.dumps(trail)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "said"),
     [
@@ -96,6 +122,8 @@ async def test_a_key_is_made_shown_once_used_and_revoked(office: Office) -> None
         ("PATCH", "/admin/tenants/house", {"limits": {"rates": {"/settle": {"perSecond": -1, "burst": 1}}}}, 400, "perSecond"),
         ("PATCH", "/admin/tenants/house", {"limits": {"networks": ["base"]}}, 400, "CAIP-2"),
         ("PATCH", "/admin/tenants/house", {"confirmLevel": "deep"}, 400, "enum"),
+        ("POST", "/admin/keys/nokeyatallno/rotate", {"overlapSeconds": -1}, 400, "overlapSeconds"),
+        ("POST", "/admin/keys/nokeyatallno/rotate", {"overlap": "1h"}, 400, "unknown field"),
         ("POST", "/admin/keys", {"tenant": "nobody", "scopes": ["read"]}, 404, "there is no tenant nobody"),
         ("POST", "/admin/keys", {"tenant": "house", "scopes": []}, 400, "scopes"),
         ("POST", "/admin/keys", {"tenant": "house", "scopes": ["all"]}, 400, "scopes"),

@@ -115,6 +115,7 @@ ROW_OF = {
     "list_api_keys": tenants.ApiKey,
     "revoke_api_key": tenants.ApiKey,
     "find_api_keys": tenants.LiveKey,
+    "use_token": tenants.UsedToken,
     "gas_budgets": restraints.GasBudget,
     "fresh_rates": restraints.FreshRate,
     "struck": restraints.Struck,

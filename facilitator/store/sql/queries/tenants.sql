@@ -87,3 +87,13 @@ update api_key
 set last_used_at = now()
 where key_id = any ($1::text[])
   and (last_used_at is null or last_used_at < now() - interval '1 minute');
+
+-- A signed token opens once, at one replica. The table is not logged: that costs no flush.
+-- name: use_token :optional
+insert into token_use (key_id, use_sha256, ends_at)
+values ($1::text, $2::bytea, now() + make_interval(secs => $3::double precision))
+on conflict do nothing
+returning key_id;
+
+-- name: forget_tokens :execute
+delete from token_use where ends_at < now();
