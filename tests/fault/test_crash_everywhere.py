@@ -277,7 +277,7 @@ class Theatre:
             f" {time.monotonic() - started:.0f} s"
         )
         assert failed == [], "\n".join(failed)
-        assert len(missed) <= len(points) // 10, missed
+        assert len(missed) <= max(2, len(points) // 10), missed  # polls, on a busy machine
 
 
 def _first_bids() -> Callable[[RawTransaction], bool]:
