@@ -38,6 +38,8 @@ SEARCH_PARAMETERS: Final = ("query", *FILTERS, "limit", "cursor")
 HEADER: Final = "EXTENSION-RESPONSES"
 _PAGE: Final = 20
 _QUERY_CHARS_MAX: Final = 200
+_NUMBER_MAX: Final = 1_000_000
+"""Largest limit, offset or cursor that is read."""
 _EXPIRE_S: Final = 3600.0
 """How often listings are looked at that nobody paid for any more."""
 _Key = tuple[str, str, str, str]
@@ -231,8 +233,8 @@ def _limit(query: Mapping[str, str], settings: DiscoverySettings) -> int:
 
 def _number(query: Mapping[str, str], name: str, default: int) -> int:
     text = query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) <= 7):
-        raise _wrong(name, "expected an integer from 0 to 9999999")
+    if not (text.isascii() and text.isdigit() and len(text) <= 7 and int(text) <= _NUMBER_MAX):
+        raise _wrong(name, f"expected an integer from 0 to {_NUMBER_MAX}")
     return int(text)
 
 
