@@ -194,7 +194,8 @@ class Watcher:
 
     def pays_from_wallet(self, payer: Address) -> bool:
         """Is a transaction of this smart wallet in flight here?"""
-        return any(slot.kind == "contract_payer" and slot.items[0].authorization.payer == payer for slot in self._open.values())
+        slots = [slot for slot in self._open.values() if slot.kind == "contract_payer"]
+        return any(item.authorization.payer == payer for slot in slots for item in slot.items)
 
     def reserved_wei(self, relayer: Address) -> int:
         """The most that this relayer's transactions in flight can still cost."""

@@ -147,6 +147,8 @@ async def test_mode_30_a_wallet_that_burns_again_and_again_is_never_given_more_f
     limits = [row["gas"] for row in (await slots(scene)).values()]
     assert len(limits) == 3
     assert max(limits) - min(limits) < 1_000, limits
+    strikes = await scene.rows("select tenant_id, of_payer from strike where not voided")
+    assert [tuple(strike) for strike in strikes] == [("acme", True)] * 3, "its tenant and itself are struck each time"
     await scene.finish(settled=0)
 
 
