@@ -1,5 +1,6 @@
 """A tenant's limits over a real port: which one, how much is left, when it frees; the engine behind is never asked."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -147,3 +148,27 @@ async def test_what_is_under_way_is_429_with_when_it_frees(house: House) -> None
     house.engine.raises = LimitReached(Breach(limit="settlementsMax", message="no", facts={"max": 1, "left": 0}, frees_s=7))
     status, told, retry_after = await house.post("/settle", v2_request())
     assert (status, told["limit"], retry_after) == (429, {"name": "settlementsMax", "max": 1, "left": 0, "freesInSeconds": 7}, "7")
+
+
+async def test_a_noisy_tenant_hears_429_with_what_is_left_and_when_and_a_quiet_one_beside_it_is_never_refused(house: House) -> None:
+    """The noisy one sends twenty times its rate; what that does to the other's time is in benchmarks/bench_noisy.py."""
+    await house.limit(rates={"/verify": {"perSecond": 0.001, "burst": 5}})
+    quiet = tenants.generate_key()
+    await administration.create_key(house.db, "cli me", quiet, "quiet", ("verify",), None, make_tenant=True)
+
+    async def ask(key: tenants.NewKey, times: int) -> list[tuple[int, dict[str, Any], str | None]]:
+        headers = {"Authorization": f"Bearer {key.text}"}
+        found = []
+        async with aiohttp.ClientSession() as session:
+            for _ in range(times):
+                async with session.post(f"http://{house.host}/verify", json=v2_request(), headers=headers) as answer:
+                    found.append((answer.status, await answer.json(), answer.headers.get("Retry-After")))
+        return found
+
+    noise, silence = await asyncio.gather(ask(house.key, 100), ask(quiet, 20))
+    assert [status for status, _, _ in silence] == [200] * 20
+    assert [status for status, _, _ in noise].count(200) == 5
+    for status, told, retry_after in noise[5:]:
+        assert (status, told["limit"]["name"], told["limit"]["left"]) == (429, "rates./verify", 0)
+        assert int(retry_after or 0) == told["limit"]["freesInSeconds"] > 0
+    assert house.engine.asked == 25
