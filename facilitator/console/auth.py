@@ -104,7 +104,10 @@ class Door:
         """GET /sign-in/oidc: to the provider."""
         self._meter(request)
         provider, flow = self._need_provider(), new_secret()
-        answer = see(await provider.authorization_url(flow, self._callback(request)))
+        try:
+            answer = see(await provider.authorization_url(flow, self._callback(request)))
+        except SignInFault as fault:
+            raise Refused(503, f"Nobody can sign in this way now: {fault}.") from None
         self._set(answer, _FLOW, flow, _FLOW_LIFE_S)
         return answer
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import jwt
-from aiohttp import BasicAuth
+from aiohttp import encode_basic_auth
 
 from facilitator.clock import Clock
 from facilitator.console.roles import Role
@@ -120,8 +120,8 @@ class Provider:
         if self._client.client_secret is not None and metadata.posts_secret:
             form["client_secret"] = self._client.client_secret
         elif self._client.client_secret is not None:  # (RFC 6749 §2.3.1)
-            login = BasicAuth(quote(self._client.client_id, safe=""), quote(self._client.client_secret, safe=""), "utf-8")
-        granted = await _fetch("POST", metadata.token, data=form, auth=login)
+            login = encode_basic_auth(quote(self._client.client_id, safe=""), quote(self._client.client_secret, safe=""), "utf-8")
+        granted = await _fetch("POST", metadata.token, data=form, login=login)
         token = granted.get("id_token")
         if not isinstance(token, str):
             raise SignInFault("the provider gave no ID token")
@@ -157,7 +157,7 @@ class Provider:
         if client.person_claim == "email" and claims.get("email_verified") is False:
             raise SignInFault("the provider has not verified your address")
         said = claims.get(client.role_claim, [])
-        values = set(said) if isinstance(said, list) and all(isinstance(value, str) for value in said) else {said} & {str(said)}
+        values = {value for value in (said if isinstance(said, list) else [said]) if isinstance(value, str)}
         for role in _PRECEDENCE:
             if values.intersection(client.roles[role]):
                 return Person(person, role)
@@ -215,13 +215,14 @@ def _address(url: str, issuer: str) -> str:
     return url
 
 
-async def _fetch(method: str, url: str, data: Mapping[str, str] | None = None, auth: BasicAuth | None = None) -> dict[str, Any]:
+async def _fetch(method: str, url: str, data: Mapping[str, str] | None = None, login: str | None = None) -> dict[str, Any]:
     """A JSON object from the provider; no redirect is followed. Raises SignInFault."""
     try:
+        headers = {"Accept": "application/json"} | ({"Authorization": login} if login else {})
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
-            session.request(method, url, data=data, auth=auth, allow_redirects=False, headers={"Accept": "application/json"}) as answer,
+            session.request(method, url, data=data, headers=headers, allow_redirects=False) as answer,
         ):
             if answer.status != 200:
                 raise SignInFault(f"the provider answered with status {answer.status}")

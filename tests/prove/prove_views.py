@@ -1,0 +1,92 @@
+"""A million settlements: each page of a filter with the sums of the whole filter takes less than 300 ms of server time."""
+
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from facilitator.finance import views
+from facilitator.store.db import Db
+from facilitator.units import UTC_ZONE
+
+SETTLEMENTS = int(os.environ.get("VIEWS_SETTLEMENTS", "1000000"))
+STEP = timedelta(seconds=5)
+"""A million of them are 58 days."""
+PAGE_S_MAX = 0.3
+_PLANT = """
+insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
+                        signature, fingerprint, tenant_id, request_id, resource, state, moves, admitted_block, reason, tx_hash,
+                        log_index, block_number, block_hash, queued_at, resolved_at, answer_state, answer_holder, answer, closed)
+select ('00000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'eip155:8453', '0x833589fcd6edb6e08f4c7c32d4f71b54bda02913',
+       '0x' || lpad(to_hex((i * 7919) % 20000), 40, 'a'), '0x' || lpad(to_hex(i), 64, '0'), 'exact', '0x' || lpad(to_hex(i % 400), 40, 'b'),
+       ('{1000,5000,10000,20000,50000,100000,250000,1000000}'::bigint[])[1 + (i / 400) % 8], 0, 1900000000,
+       decode(repeat('ab', 65), 'hex'), decode(repeat('cd', 32), 'hex'), 'tenant-' || (i % 50), 'request-' || i,
+       'https://shop.example/' || i % 400, s.state, 2, 1, case when s.state <> 'finalized' then upper(s.state) end, '0x' || lpad(to_hex(i), 64, '0'),
+       case when s.state = 'finalized' then 1 end, case when s.state = 'finalized' then 1000 + i end,
+       case when s.state = 'finalized' then '0x' || lpad(to_hex(i), 64, '0') end, $3::timestamptz + i * $4::interval,
+       $3::timestamptz + i * $4::interval + interval '3 s', 'spent', 'replica', jsonb_build_object('success', true, 'transaction', repeat('0', 64)),
+       s.state <> 'finalized'
+  from generate_series($1::bigint, $2::bigint - 1) i,
+       lateral (select case when i % 97 = 3 then 'failed' when i % 397 = 5 then 'external' when i % 4999 = 7 then 'expired' else 'finalized' end as state) s
+"""
+
+
+@pytest.fixture
+async def million(database_url: str) -> AsyncIterator[tuple[Db, datetime]]:
+    start = datetime.now(UTC) - SETTLEMENTS * STEP - timedelta(hours=2)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("insert into tenant (tenant_id) select 'tenant-' || i from generate_series(0, 49) i")
+    began = time.monotonic()
+    for first in range(0, SETTLEMENTS, 50_000):
+        await connection.execute(_PLANT, first, min(first + 50_000, SETTLEMENTS), start, STEP, timeout=600)
+    await connection.execute("vacuum analyze", timeout=600)
+    print(f"planted {SETTLEMENTS} in {time.monotonic() - began:.0f} s")  # noqa: T201
+    await connection.close()
+    db = await Db.connect(database_url, connections_max=2, statement_timeout_s=60.0)
+    yield db, start
+    await db.close()
+
+
+async def test_every_filter_of_a_million_is_shown_in_time(million: tuple[Db, datetime]) -> None:
+    db, start = million
+    middle = (start + SETTLEMENTS * STEP / 2).date()
+    slow = {}
+    for query in (
+        {},
+        {"state": "finalized"},
+        {"state": "failed"},
+        {"state": "expired"},
+        {"state": "queued"},
+        {"tenant": "tenant-7"},
+        {"tenant": "tenant-7", "state": "failed"},
+        {"pay_to": "0x" + f"{7:x}".rjust(40, "b")},
+        {"payer": "0x" + f"{7:x}".rjust(40, "a")},
+        {"payer": "0x" + "f" * 40},
+        {"tx": "0x" + f"{500_000:064x}"},
+        {"amount_min": "1000000"},
+        {"amount_min": "2000000"},
+        {"amount_min": "6000", "amount_max": "30000", "network": "base"},
+        {"from": str(middle), "to": str(middle + timedelta(days=1))},
+        {"from": str(middle), "state": "external"},
+        {"to": str(middle), "pay_to": "0x" + f"{7:x}".rjust(40, "b"), "amount_max": "5000"},
+        {"from": str(middle), "to": str(middle + timedelta(days=1)), "tenant": "tenant-7", "tz": "America/New_York"},
+    ):
+        chosen = views.parse_filter(query, UTC_ZONE)
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            page = await views.settlements(db, chosen, None, 50)
+            paged = time.perf_counter()
+            totals = await views.totals(db, chosen)
+            times.append((time.perf_counter() - began, paged - began))
+        took, paged_s = (statistics.median(column) for column in zip(*times, strict=True))
+        count = sum(total.settlements for total in totals)
+        print(f"{took * 1000:7.1f} ms ({paged_s * 1000:.1f} of it the page)  {count:7} settlements  {query}")  # noqa: T201
+        assert len(page.rows) == min(count, 50)
+        if took > PAGE_S_MAX:
+            slow[str(query)] = took
+    assert slow == {}
