@@ -29,6 +29,7 @@ from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.examination import Examiner
 from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
+from facilitator.finance.tally import Tally
 from facilitator.keyring import KeptSigner, build_signers, open_canary, open_signer, parse_reference
 from facilitator.metrics import BUILD_INFO, RPC_REQUESTS, RPC_SECONDS
 from facilitator.protocol.messages import BAZAAR, PAYMENT_IDENTIFIER, Supported
@@ -196,6 +197,8 @@ class App:
         self._tasks.append(asyncio.create_task(keep_running("rates", self._rate_keeper(db).run, self.clock), name="rates"))
         sealer = Sealer(db, self.clock, self.config.finance)
         self._tasks.append(asyncio.create_task(keep_running("sealer", sealer.run, self.clock), name="sealer"))
+        tally = Tally(db, self.clock)
+        self._tasks.append(asyncio.create_task(keep_running("tally", tally.run, self.clock), name="tally"))
         for network, chain in zip(self.config.networks, self._chains, strict=True):
             assets = [token.address for token in network.tokens]
             examiner = Examiner(db, self.clock, self.config.finance, chain.evm, network.id, assets)

@@ -35,6 +35,11 @@ class Filter:
     amount_max_atomic: int | None = None
 
     @property
+    def few(self) -> bool:
+        """Whether it can fit few of millions only, found by an index of their own."""
+        return self.payer is not None or self.tx_hash is not None
+
+    @property
     def arguments(self) -> tuple[object, ...]:
         """As the queries take it."""
         least, most = self.amount_min_atomic, self.amount_max_atomic
@@ -97,6 +102,13 @@ class StateTotal:
     state: str
     settlements: int
     amount_atomic: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A day of UTC."""
+
+    day: date
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +229,30 @@ class NetworkRow:
 async def settlements(db: Db, chosen: Filter, after: Cursor | None, limit: int) -> list[SettlementRow]:
     """Settlements of a filter, newest first."""
     mark = (None, None) if after is None else (after.queued_at, after.settlement_id)
-    return await db.many(SettlementRow, QUERIES["view_settlements"], *chosen.arguments, *mark, limit)
+    query = QUERIES["view_few_settlements" if chosen.few else "view_settlements"]
+    return await db.many(SettlementRow, query, *chosen.arguments, *mark, limit)
 
 
 def stream_settlements(session: Session, chosen: Filter) -> AsyncIterator[SettlementRow]:
     """All of them, newest first, in constant memory."""
-    return session.stream(SettlementRow, QUERIES["view_settlements"], *chosen.arguments, None, None, None)
+    return session.stream(SettlementRow, QUERIES["stream_settlements"], *chosen.arguments)
 
 
 async def totals(db: Db, chosen: Filter) -> list[StateTotal]:
     """What a whole filter comes to."""
+    if chosen.few:
+        return await db.many(StateTotal, QUERIES["view_few_totals"], *chosen.arguments)
     return await db.many(StateTotal, QUERIES["view_totals"], *chosen.arguments)
+
+
+async def uncounted_days(db: Db) -> list[Day]:
+    """UTC days that may be counted now."""
+    return await db.many(Day, QUERIES["uncounted_days"])
+
+
+async def count_day(session: Session, day: date) -> None:
+    """Count a UTC day, unless it was counted."""
+    await session.execute(QUERIES["count_day"], day)
 
 
 async def settlement(db: Db, settlement_id: UUID) -> SettlementRow | None:

@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from facilitator.clock import SystemClock
 from facilitator.finance import views
+from facilitator.finance.tally import Tally
 from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE
 
@@ -22,16 +24,18 @@ insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme
                         signature, fingerprint, tenant_id, request_id, resource, state, moves, admitted_block, reason, tx_hash,
                         log_index, block_number, block_hash, queued_at, resolved_at, answer_state, answer_holder, answer, closed)
 select ('00000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'eip155:8453', '0x833589fcd6edb6e08f4c7c32d4f71b54bda02913',
-       '0x' || lpad(to_hex((i * 7919) % 20000), 40, 'a'), '0x' || lpad(to_hex(i), 64, '0'), 'exact', '0x' || lpad(to_hex(i % 400), 40, 'b'),
+       '0x' || lpad(to_hex((i * 7919) % 20000), 40, 'a'), w.word, 'exact', '0x' || lpad(to_hex(i % 400), 40, 'b'),
        ('{1000,5000,10000,20000,50000,100000,250000,1000000}'::bigint[])[1 + (i / 400) % 8], 0, 1900000000,
        decode(repeat('ab', 65), 'hex'), decode(repeat('cd', 32), 'hex'), 'tenant-' || (i % 50), 'request-' || i,
-       'https://shop.example/' || i % 400, s.state, 2, 1, case when s.state <> 'finalized' then upper(s.state) end, '0x' || lpad(to_hex(i), 64, '0'),
-       case when s.state = 'finalized' then 1 end, case when s.state = 'finalized' then 1000 + i end,
-       case when s.state = 'finalized' then '0x' || lpad(to_hex(i), 64, '0') end, $3::timestamptz + i * $4::interval,
-       $3::timestamptz + i * $4::interval + interval '3 s', 'spent', 'replica', jsonb_build_object('success', true, 'transaction', repeat('0', 64)),
-       s.state <> 'finalized'
+       'https://shop.example/' || i % 400, s.state, 2, 1, case when not s.paid then upper(s.state) end, w.word,
+       case when s.paid then 1 end, case when s.paid then 1000 + i end, case when s.paid then w.word end, t.at, t.at + interval '3 s',
+       'spent', 'replica', jsonb_build_object('success', true, 'transaction', w.word), not s.paid
   from generate_series($1::bigint, $2::bigint - 1) i,
-       lateral (select case when i % 97 = 3 then 'failed' when i % 397 = 5 then 'external' when i % 4999 = 7 then 'expired' else 'finalized' end as state) s
+       lateral (select '0x' || lpad(to_hex(i), 64, '0') as word) w,
+       lateral (select $3::timestamptz + i * $4::interval as at) t,
+       lateral (select case when i % 97 = 3 then 'failed' when i % 397 = 5 then 'external' when i % 4999 = 7 then 'expired'
+                            else 'finalized' end as state,
+                       not (i % 97 = 3 or i % 397 = 5 or i % 4999 = 7) as paid) s
 """
 
 
@@ -45,8 +49,12 @@ async def million(database_url: str) -> AsyncIterator[tuple[Db, datetime]]:
         await connection.execute(_PLANT, first, min(first + 50_000, SETTLEMENTS), start, STEP, timeout=600)
     await connection.execute("vacuum analyze", timeout=600)
     print(f"planted {SETTLEMENTS} in {time.monotonic() - began:.0f} s")  # noqa: T201
-    await connection.close()
     db = await Db.connect(database_url, connections_max=2, statement_timeout_s=60.0)
+    began = time.monotonic()
+    days = await Tally(db, SystemClock()).count()
+    print(f"counted {days} days in {time.monotonic() - began:.0f} s")  # noqa: T201
+    await connection.execute("vacuum analyze")
+    await connection.close()
     yield db, start
     await db.close()
 

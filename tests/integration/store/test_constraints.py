@@ -699,6 +699,18 @@ async def test_a_link_or_a_session_that_makes_no_sense(ledger: Ledger, constrain
         await ledger.insert(table, row)
 
 
+async def test_a_day_is_counted_once_and_of_nothing_there_is_no_count(ledger: Ledger) -> None:
+    day = {"day": date(2026, 1, 1)}
+    await ledger.insert("settlement_day", day)
+    with refused("settlement_day_pkey"):
+        await ledger.insert("settlement_day", day)
+    count = {"tenant_id": "acme", "network": NETWORK, "asset": "a", "state": "finalized", "amount_atomic": 1}
+    with refused("settlement_tally_settlements_check"):
+        await ledger.insert("settlement_tally", day | count | {"settlements": 0})
+    with refused("settlement_tally_day_fkey"):
+        await ledger.insert("settlement_tally", count | {"day": date(2026, 1, 2), "settlements": 1})
+
+
 async def test_a_secret_of_the_console_is_of_one_link_and_of_one_session(ledger: Ledger) -> None:
     await ledger.insert("console_link", LINK)
     with refused("console_link_pkey"):

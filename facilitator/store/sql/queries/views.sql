@@ -1,12 +1,96 @@
 -- What the finance API and the console show. Reads only.
 
--- Newest first, after the last one of the page before.
+-- Newest first, after the last one of the page before. Read are the days that hold the page, by the tally, and those that are not
+-- counted. What is settled for good and what still moves stand apart, each in an index that has all that filters ask for (0021).
 -- name: view_settlements :many
+with whole as (
+    select day, day::timestamp at time zone 'UTC' as starts, (day + 1)::timestamp at time zone 'UTC' as ends
+      from settlement_day
+     where $7::text is null and $9::text is null
+       and ($1::timestamptz is null or day::timestamp at time zone 'UTC' >= $1::timestamptz)
+       and ($2::timestamptz is null or (day + 1)::timestamp at time zone 'UTC' <= $2::timestamptz)
+), gap as (
+    select coalesce(lag(ends) over (order by day), $1::timestamptz, '-infinity') as starts, starts as ends from whole
+    union all
+    select coalesce(max(ends), $1::timestamptz, '-infinity'), coalesce($2::timestamptz, 'infinity') from whole
+), day_hits as (
+    select w.starts, w.ends, sum(t.settlements) as settlements
+      from whole w join settlement_tally t using (day)
+     where ($12::timestamptz is null or w.starts <= $12::timestamptz)
+       and (t.pay_to is null) = ($8::text is null)
+       and (t.each_atomic is null) = ($8::text is null and $10::text is null and $11::text is null)
+       and ($3::text is null or t.state = $3::text)
+       and ($4::text is null or t.tenant_id = $4::text)
+       and ($5::text is null or t.network = $5::text)
+       and ($6::text is null or t.asset = $6::text)
+       and ($8::text is null or t.pay_to = $8::text)
+       and ($10::text is null or t.each_atomic >= $10::text::numeric)
+       and ($11::text is null or t.each_atomic <= $11::text::numeric)
+     group by w.starts, w.ends
+), range as (
+    select starts, ends from gap where starts < ends
+    union all
+    select starts, ends
+      from (select starts, ends, coalesce(sum(settlements) over (order by starts desc rows between unbounded preceding and 1 preceding), 0)
+                   - case when first_value(starts) over (order by starts desc) = starts then 0
+                          else first_value(settlements) over (order by starts desc) end as later
+              from day_hits) d
+     where later < $14::integer
+), hits as (
+    select found.settlement_id
+      from range g
+     cross join lateral (
+        (
+            select s.queued_at, s.settlement_id
+              from settlement s
+             where (s.state = 'finalized' or s.closed)
+               and ($3::text is null or s.state = $3::text)
+               and ($4::text is null or s.tenant_id = $4::text)
+               and ($5::text is null or s.network = $5::text)
+               and ($6::text is null or s.asset = $6::text)
+               and ($8::text is null or s.pay_to = $8::text)
+               and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+               and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+               and s.queued_at >= g.starts and s.queued_at < g.ends
+               and ($12::timestamptz is null or (s.queued_at, s.settlement_id) < ($12::timestamptz, $13::uuid))
+             order by s.queued_at desc, s.settlement_id desc
+             limit $14::integer
+        )
+        union all
+        (
+            select s.queued_at, s.settlement_id
+              from settlement s
+             where not (s.state = 'finalized' or s.closed)
+               and ($3::text is null or s.state = $3::text)
+               and ($4::text is null or s.tenant_id = $4::text)
+               and ($5::text is null or s.network = $5::text)
+               and ($6::text is null or s.asset = $6::text)
+               and ($8::text is null or s.pay_to = $8::text)
+               and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+               and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+               and s.queued_at >= g.starts and s.queued_at < g.ends
+               and ($12::timestamptz is null or (s.queued_at, s.settlement_id) < ($12::timestamptz, $13::uuid))
+             order by s.queued_at desc, s.settlement_id desc
+             limit $14::integer
+        )
+     ) found
+     order by found.queued_at desc, found.settlement_id desc
+     limit $14::integer
+)
+select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
+       s.amount_atomic, s.auth_nonce, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.resource, s.request_id,
+       (select sum(i.cost_wei) from slot_item i where i.settlement_id = s.settlement_id) as cost_wei
+  from hits join settlement s using (settlement_id)
+ order by s.queued_at desc, s.settlement_id desc;
+
+-- The same, of few settlements: of a payer, or a transaction.
+-- name: view_few_settlements :many
 select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
        s.amount_atomic, s.auth_nonce, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.resource, s.request_id,
        (select sum(i.cost_wei) from slot_item i where i.settlement_id = s.settlement_id) as cost_wei
   from settlement s
- where ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
+ where true
+   and ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
    and ($2::timestamptz is null or s.queued_at < $2::timestamptz)
    and ($3::text is null or s.state = $3::text)
    and ($4::text is null or s.tenant_id = $4::text)
@@ -21,11 +105,93 @@ select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reas
  order by s.queued_at desc, s.settlement_id desc
  limit $14::integer;
 
--- The same filter's sums, whatever the page.
+-- All of a filter, newest first.
+-- name: stream_settlements :many
+select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
+       s.amount_atomic, s.auth_nonce, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.resource, s.request_id,
+       (select sum(i.cost_wei) from slot_item i where i.settlement_id = s.settlement_id) as cost_wei
+  from settlement s
+ where true
+   and ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
+   and ($2::timestamptz is null or s.queued_at < $2::timestamptz)
+   and ($3::text is null or s.state = $3::text)
+   and ($4::text is null or s.tenant_id = $4::text)
+   and ($5::text is null or s.network = $5::text)
+   and ($6::text is null or s.asset = $6::text)
+   and ($7::text is null or s.payer = $7::text)
+   and ($8::text is null or s.pay_to = $8::text)
+   and ($9::text is null or s.tx_hash = $9::text)
+   and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+   and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+ order by s.queued_at desc, s.settlement_id desc;
+
+-- The sums of a filter, whatever the page. Whole UTC days that were counted are taken from the tally, what lies between them from the
+-- settlements themselves.
 -- name: view_totals :many
+with whole as (
+    select day, day::timestamp at time zone 'UTC' as starts, (day + 1)::timestamp at time zone 'UTC' as ends
+      from settlement_day
+     where $7::text is null and $9::text is null
+       and ($1::timestamptz is null or day::timestamp at time zone 'UTC' >= $1::timestamptz)
+       and ($2::timestamptz is null or (day + 1)::timestamp at time zone 'UTC' <= $2::timestamptz)
+), gap as (
+    select coalesce(lag(ends) over (order by day), $1::timestamptz, '-infinity') as starts, starts as ends from whole
+    union all
+    select coalesce(max(ends), $1::timestamptz, '-infinity'), coalesce($2::timestamptz, 'infinity') from whole
+)
+select network, asset, state, sum(settlements)::bigint as settlements, sum(amount_atomic) as amount_atomic
+  from (
+    select t.network, t.asset, t.state, t.settlements, t.amount_atomic
+      from whole w join settlement_tally t using (day)
+     where true
+       and (t.pay_to is null) = ($8::text is null)
+       and (t.each_atomic is null) = ($8::text is null and $10::text is null and $11::text is null)
+       and ($3::text is null or t.state = $3::text)
+       and ($4::text is null or t.tenant_id = $4::text)
+       and ($5::text is null or t.network = $5::text)
+       and ($6::text is null or t.asset = $6::text)
+       and ($8::text is null or t.pay_to = $8::text)
+       and ($10::text is null or t.each_atomic >= $10::text::numeric)
+       and ($11::text is null or t.each_atomic <= $11::text::numeric)
+    union all
+    select l.network, l.asset, l.state, 1, l.amount_atomic
+      from gap g
+     cross join lateral (
+        select s.network, s.asset, s.state, s.amount_atomic
+          from settlement s
+         where (s.state = 'finalized' or s.closed)
+           and ($3::text is null or s.state = $3::text)
+           and ($4::text is null or s.tenant_id = $4::text)
+           and ($5::text is null or s.network = $5::text)
+           and ($6::text is null or s.asset = $6::text)
+           and ($8::text is null or s.pay_to = $8::text)
+           and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+           and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+           and s.queued_at >= g.starts and s.queued_at < g.ends
+        union all
+        select s.network, s.asset, s.state, s.amount_atomic
+          from settlement s
+         where not (s.state = 'finalized' or s.closed)
+           and ($3::text is null or s.state = $3::text)
+           and ($4::text is null or s.tenant_id = $4::text)
+           and ($5::text is null or s.network = $5::text)
+           and ($6::text is null or s.asset = $6::text)
+           and ($8::text is null or s.pay_to = $8::text)
+           and ($10::text is null or s.amount_atomic >= $10::text::numeric)
+           and ($11::text is null or s.amount_atomic <= $11::text::numeric)
+           and s.queued_at >= g.starts and s.queued_at < g.ends
+     ) l
+     where g.starts < g.ends
+  ) counted
+ group by network, asset, state
+ order by network, asset, state;
+
+-- The same, of few settlements.
+-- name: view_few_totals :many
 select s.network, s.asset, s.state, count(*) as settlements, sum(s.amount_atomic) as amount_atomic
   from settlement s
- where ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
+ where true
+   and ($1::timestamptz is null or s.queued_at >= $1::timestamptz)
    and ($2::timestamptz is null or s.queued_at < $2::timestamptz)
    and ($3::text is null or s.state = $3::text)
    and ($4::text is null or s.tenant_id = $4::text)
@@ -38,6 +204,32 @@ select s.network, s.asset, s.state, count(*) as settlements, sum(s.amount_atomic
    and ($11::text is null or s.amount_atomic <= $11::text::numeric)
  group by s.network, s.asset, s.state
  order by s.network, s.asset, s.state;
+
+-- UTC days that have ended and hold nothing that can still change, oldest first.
+-- name: uncounted_days :many
+with day as (
+    select generate_series(
+        date_trunc('day', (select min(queued_at) from settlement where state = 'finalized' or closed) at time zone 'UTC'),
+        (now() - interval '25 hours') at time zone 'UTC', interval '1 day')::date as day
+)
+select d.day from day d
+ where not exists (select from settlement_day c where c.day = d.day)
+   and not exists (select from settlement s
+                    where not (s.state = 'finalized' or s.closed)
+                      and s.queued_at >= d.day::timestamp at time zone 'UTC' and s.queued_at < (d.day + 1)::timestamp at time zone 'UTC')
+ order by d.day;
+
+-- Once, whoever comes first.
+-- name: count_day :execute
+with counted as (
+    insert into settlement_day (day) values ($1::date) on conflict do nothing returning day
+)
+insert into settlement_tally (day, tenant_id, network, asset, state, pay_to, each_atomic, settlements, amount_atomic)
+select c.day, s.tenant_id, s.network, s.asset, s.state, s.pay_to, s.amount_atomic, count(*), sum(s.amount_atomic)
+  from counted c
+  join settlement s on s.queued_at >= $1::date::timestamp at time zone 'UTC' and s.queued_at < ($1::date + 1)::timestamp at time zone 'UTC'
+ where s.state = 'finalized' or s.closed
+ group by c.day, s.tenant_id, s.network, s.asset, s.state, grouping sets ((), (s.amount_atomic), (s.pay_to, s.amount_atomic));
 
 -- name: view_settlement :optional
 select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reason, s.scheme, s.network, s.asset, s.payer, s.pay_to,
