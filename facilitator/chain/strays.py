@@ -4,12 +4,13 @@ It believes a transaction only when it was signed by the account's own key: what
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 
 from facilitator.chain.evm import EvmClient
+from facilitator.domain.facts import Call
 from facilitator.domain.fees import Fees
 from facilitator.domain.transactions import SignedTransaction, Transaction, assemble, signing_hash
 from facilitator.errors import ChainFault
@@ -28,9 +29,13 @@ class Stray:
     """A transaction that the account's key signed."""
 
     tx_nonce: int
+    call: Call
+    """What it does."""
     signed: SignedTransaction
     gas: Gas
     fees: Fees
+    block: int | None = None
+    """Where it was mined; None: in the pool."""
 
 
 class _WireTransaction(msgspec.Struct, frozen=True, rename="camel"):
@@ -101,7 +106,7 @@ async def mined(evm: EvmClient, account: Address, tx_nonce: int, head: int, dead
     for wire in block.transactions if block else ():
         stray = _read(wire, account) if wire.sender.lower() == account else None
         if stray is not None and stray.tx_nonce == tx_nonce:
-            return stray
+            return replace(stray, block=high)
     return None
 
 
@@ -131,4 +136,5 @@ def _read(wire: _WireTransaction, account: Address) -> Stray | None:
     if signer != account or signed.tx_hash != TxHash(wire.hash.lower()):
         return None
     fees = Fees(transaction.max_fee_wei, transaction.max_priority_fee_wei)
-    return Stray(tx_nonce=transaction.tx_nonce, signed=signed, gas=transaction.gas, fees=fees)
+    call = Call(to=transaction.to, data=transaction.data)
+    return Stray(tx_nonce=transaction.tx_nonce, call=call, signed=signed, gas=transaction.gas, fees=fees)

@@ -19,7 +19,7 @@ import msgspec
 from facilitator.domain.facts import Call, Reply
 from facilitator.protocol.address import keccak256
 from facilitator.protocol.messages import Authorization
-from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Gas, TxHash
+from facilitator.units import Address, Atomic, AuthNonce, BlockHash, Gas, Network, TxHash, UnixSeconds
 
 MULTICALL3_ADDRESS: Final = Address("0xca11bde05977b3631167028862be2a173976ca11")
 """The same on every chain that has it."""
@@ -156,6 +156,43 @@ def transfer_with_authorization_bytes(authorization: Authorization, signature: b
 def is_valid_signature(digest: bytes, signature: bytes) -> bytes:
     """Calldata that asks a contract whether it takes this signature over 32 bytes (ERC-1271)."""
     return IS_VALID_SIGNATURE + digest + _uint(2 * 32) + _dynamic(signature)
+
+
+def read_payments(call: Call, network: Network, scheme: str) -> tuple[Authorization, ...]:
+    """The authorizations that a transaction of ours carries out, alone or through Multicall3; none for any other calldata."""
+    calls = read_aggregate3_calls(call.data) if call.to == MULTICALL3_ADDRESS else (call,)
+    found = [_read_transfer(each, network, scheme) for each in calls or ()]
+    return tuple(each for each in found if each is not None)
+
+
+def _read_transfer(call: Call, network: Network, scheme: str) -> Authorization | None:
+    """The authorization in calldata that one of the two overloads made; None for any other bytes, however they decode."""
+    words = [_word_at(call.data, 4 + 32 * index) for index in range(7)]
+    payer, pay_to, amount, valid_after, valid_before, auth_nonce, last = (word if word is not None else -1 for word in words)
+    signature: bytes | None = None
+    if call.data[:4] == TRANSFER_WITH_AUTHORIZATION and 0 <= last < 2**8:
+        signature = call.data[4 + 32 * 7 :] + bytes((last,))
+    elif call.data[:4] == TRANSFER_WITH_AUTHORIZATION_BYTES:
+        signature = _bytes_at(call.data, 4 + last)
+    if signature is None or not (0 <= payer < 2**160 and 0 <= pay_to < 2**160):
+        return None
+    authorization = Authorization(
+        scheme=scheme,
+        network=network,
+        asset=call.to,
+        payer=Address(f"0x{payer:040x}"),
+        pay_to=Address(f"0x{pay_to:040x}"),
+        amount_atomic=Atomic(amount),
+        valid_after=UnixSeconds(valid_after),
+        valid_before=UnixSeconds(valid_before),
+        auth_nonce=AuthNonce(f"0x{auth_nonce:064x}"),
+        signature=signature,
+    )
+    short = call.data[:4] == TRANSFER_WITH_AUTHORIZATION
+    if short and len(signature) != 65:
+        return None
+    made = (transfer_with_authorization if short else transfer_with_authorization_bytes)(authorization, signature)
+    return authorization if made == call.data else None
 
 
 def authorization_state(payer: Address, auth_nonce: AuthNonce) -> bytes:

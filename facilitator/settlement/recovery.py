@@ -22,6 +22,7 @@ from facilitator.errors import ChainFault, ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE, RPC_DISAGREEMENTS
 from facilitator.protocol.messages import Authorization
 from facilitator.settlement.dispatcher import Dispatcher
+from facilitator.settlement.found import record_payments
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.relayer import Account
 from facilitator.settlement.settings import Settings
@@ -327,12 +328,22 @@ class Keeper:
         return found
 
     async def _record_stray(self, lease: Lease, stray: Stray) -> None:
-        """It is watched like any other from here on; whom it pays is found out when they ask again."""
+        """It is watched like any other from here on.
+
+        Payments of what is mined are put on record with it, in nobody's name: they cannot be asked for again. Those of a pooled
+        one are once it is mined, unless somebody asks again before, who then hears its outcome.
+        """
         detail = (
             f"tx_nonce {stray.tx_nonce} was used by a transaction that was not on record: commits were lost, or the key is used elsewhere"
         )
         signed = stray.signed
-        if await relayers.record_stray(self._db, lease, stray.tx_nonce, signed.tx_hash, signed.raw, stray.gas, stray.fees, detail):
+        async with self._db.transaction() as session:
+            recorded = await relayers.record_stray(
+                session, lease, stray.tx_nonce, signed.tx_hash, signed.raw, stray.gas, stray.fees, detail
+            )
+            if recorded:
+                await record_payments(session, self._clock, lease.network, stray)
+        if recorded:
             INCIDENTS.labels("transaction_found").inc()
             log.error("transaction.found", relayer=lease.relayer, tx_nonce=stray.tx_nonce, tx_hash=signed.tx_hash)
 

@@ -15,6 +15,7 @@ import structlog
 from facilitator import tracing
 from facilitator.chain.evm import Receipt, SendOutcome
 from facilitator.chain.rpc import NodeError
+from facilitator.chain.strays import mined as mined_stray
 from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.abi import Log, PaymentProof
@@ -30,12 +31,13 @@ from facilitator.errors import ChainFault, Fault
 from facilitator.metrics import GAS_SPENT, INCIDENTS, OPEN_SLOTS, RPC_DISAGREEMENTS, SETTLED_VALUE, SETTLEMENTS, STAGE_SECONDS, series
 from facilitator.settlement.answers import AnswerBoard
 from facilitator.settlement.flashblocks import Flashblocks
+from facilitator.settlement.found import record_payments
 from facilitator.settlement.lookout import Lookout
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.settings import Settings
-from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included
+from facilitator.settlement.slots import Item, NoRuling, OpenSlot, Ruling, included, item_of
 from facilitator.settlement.tasks import Background, beat
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
@@ -342,6 +344,7 @@ class Watcher:
         """
         if (witnesses := self._settings.receipt_witnesses) > 1 and mined:
             mined = await self._confirmed(mined, witnesses)
+        mined = [(slot, receipt) for slot, receipt in mined if slot.items or await self._find_payments(slot, receipt)]
         proven: list[_Mined] = []
         doubtful: list[tuple[OpenSlot, Receipt]] = []
         for slot, receipt in mined:
@@ -359,6 +362,22 @@ class Watcher:
         for found in await asyncio.gather(*(self._rule_slot(slot, receipt) for slot, receipt in doubtful)):
             if found is not None:
                 await self._close_mined([found])
+
+    async def _find_payments(self, slot: OpenSlot, receipt: Receipt) -> bool:
+        """A transaction whose record was lost was found in a pool and is mined now: what it pays and nobody asked for is put on record.
+
+        False while its block cannot be had: it stays open, and is looked at again.
+        """
+        if slot.is_noop(receipt.tx_hash):
+            return True
+        stray = await mined_stray(self._chain.evm, slot.relayer, slot.tx_nonce, receipt.block_number, self._deadline())
+        if stray is None:
+            log.warning("slot.undecided", slot_id=slot.slot_id, kind="state_unavailable", fault="its block cannot be had")
+            slot.sent_at = self._clock.monotonic()
+            return False
+        async with self._db.transaction() as session:
+            slot.items = tuple(map(item_of, await record_payments(session, self._clock, self._chain.network, stray)))
+        return True
 
     async def _confirmed(self, mined: Sequence[tuple[OpenSlot, Receipt]], witnesses: int) -> list[tuple[OpenSlot, Receipt]]:
         """Those that other endpoints confirm; the others stay open and are asked for again."""

@@ -255,7 +255,9 @@ async def record_attempt(
     )
 
 
-async def record_stray(db: Db, lease: Lease, tx_nonce: int, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees, detail: str) -> bool:
+async def record_stray(
+    db: Db | Session, lease: Lease, tx_nonce: int, tx_hash: TxHash, raw: bytes, gas: Gas, fees: Fees, detail: str
+) -> bool:
     """Put a transaction that was found on record as an open slot, with an incident; its tx_nonce is used from here on.
 
     False when it is on record, its tx_nonce is, or the lease is lost.

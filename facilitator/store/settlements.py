@@ -445,7 +445,7 @@ async def find(db: Db, key: AuthKey) -> Settlement | None:
     return found.record
 
 
-async def records(db: Db, settlement_ids: Sequence[UUID], holder_ttl_s: float) -> list[Settlement]:
+async def records(db: Db | Session, settlement_ids: Sequence[UUID], holder_ttl_s: float) -> list[Settlement]:
     """The settlements of these ids that exist."""
     return await db.many(Settlement, QUERIES["records"], list(settlement_ids), holder_ttl_s)
 
@@ -662,6 +662,35 @@ async def readmit(db: Db, record: Settlement, admission: Admission, owner: str) 
         admission.screening,
     )
     return readmitted.answer_epoch if readmitted else None
+
+
+async def record_found(
+    session: Session, tenant_id: str, tx_hash: TxHash, block: int, ids: Sequence[UUID], paid: Sequence[Authorization]
+) -> int:
+    """Put payments of a found transaction on record as `submitted` and carried by it; how many were not on record before."""
+    entries = [pending_entry(authorization) for authorization in paid]
+    return await session.execute(
+        QUERIES["record_found"],
+        paid[0].network,
+        tenant_id,
+        tx_hash,
+        max(0, block - 1),
+        list(ids),
+        [auth.asset for auth in paid],
+        [auth.payer for auth in paid],
+        [auth.auth_nonce for auth in paid],
+        [auth.scheme for auth in paid],
+        [auth.pay_to for auth in paid],
+        as_text(auth.amount_atomic for auth in paid),
+        as_text(auth.valid_after for auth in paid),
+        as_text(auth.valid_before for auth in paid),
+        [auth.signature for auth in paid],
+        [fingerprint(auth) for auth in paid],
+        list(range(len(paid))),
+        [entry.debit for entry in entries],
+        [entry.credit for entry in entries],
+        [entry.asset for entry in entries],
+    )
 
 
 async def notify_queue(db: Db, network: Network) -> None:

@@ -209,11 +209,12 @@ async def test_mode_41_a_ledger_restored_to_an_older_state_pays_nothing_twice(sc
     incidents = [(row["kind"], row["tx_hash"]) for row in await scene.rows("select kind, tx_hash from incident")]
     assert incidents == [("transaction_found", forgotten.result.tx_hash)]
     again = await scene.answer(scene.settle(heir, lost))
-    assert reason(again) is Reason.NONCE_USED
+    assert (reason(again), again.result.tx_hash) == (Reason.DUPLICATE_SETTLEMENT, forgotten.result.tx_hash)
     scene.told.pop()
+    assert [row["tenant_id"] for row in await scene.rows("select tenant_id from settlement order by settlement_id")][1:] == ["found"]
     assert reason(await scene.answer(scene.settle(heir))) is None
     assert [sent.tx_nonce for sent in scene.sent()] == [0, 1, 2]
-    await scene.finish(settled=2, unclaimed={forgotten.result.tx_hash})
+    await scene.finish(settled=3)
 
 
 @pytest.mark.parametrize("mined", [False, True], ids=["in-the-pool", "mined-while-away"])
@@ -238,13 +239,35 @@ async def test_mode_41_a_lost_transaction_that_is_still_in_the_pool(scene: Scene
     assert reason(answers[1]) is None
     assert [row["status"] for row in await scene.rows("select status from relayer")] == ["active"] * 2
     assert await scene.token.balance_of(lost.requirements.pay_to) == 20_000
-    if mined:  # before anybody asked again: the authorization is used, and no settlement claims it
-        assert reason(answers[0]) is Reason.NONCE_USED
+    if mined:  # before anybody asked again: it is on record, in nobody's name
+        assert (reason(answers[0]), answers[0].result.tx_hash) == (Reason.DUPLICATE_SETTLEMENT, forgotten.tx_hash)
         scene.told = [told for told in scene.told if told[0] is not lost]
-        await scene.finish(settled=1, unclaimed={forgotten.tx_hash})
+        await scene.finish(settled=2)
     else:  # the forgotten transaction is ours, and pays the one who asks again
         assert (reason(answers[0]), answers[0].result.tx_hash) == (None, forgotten.tx_hash)
         await scene.finish(settled=2)
+
+
+async def test_mode_41_a_lost_transaction_that_is_mined_before_anybody_asks_again(scene: Scene, postgres: Postgres) -> None:
+    backup = scene.databases[0].partition("@/")[2].partition("?")[0]
+    await scene.crash(await scene.engine())
+    restored = await postgres.create_database(f"{backup}_restored", backup)
+    rig = await scene.engine()
+    lost = scene.payment()
+    await scene.settle_pooled(rig, lost)
+    await scene.crash(rig)
+    [forgotten] = scene.sent()
+
+    scene.databases.append(restored)
+    heir = await scene.engine()
+    await scene.sim.mine()
+
+    await scene.until(lambda: _states_are(scene, ["included"]), "the payment on record")
+    assert [row["tenant_id"] for row in await scene.rows("select tenant_id from settlement")] == ["found"]
+    again = await scene.answer(scene.settle(heir, lost))
+    assert (reason(again), again.result.tx_hash) == (Reason.DUPLICATE_SETTLEMENT, forgotten.tx_hash)
+    scene.told.clear()
+    await scene.finish(settled=1)
 
 
 async def test_mode_41_a_settlement_that_outlived_the_record_of_its_transaction_is_paid_by_it(scene: Scene, postgres: Postgres) -> None:

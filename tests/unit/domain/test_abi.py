@@ -1,5 +1,7 @@
 """The token's and Multicall3's codecs against known-good vectors, eth-abi, and what real contracts return."""
 
+from collections.abc import Callable
+
 import pytest
 from eth_abi.abi import encode
 from eth_utils.crypto import keccak
@@ -59,6 +61,29 @@ def test_calldata_of_both_overloads_is_that_of_appendix_a() -> None:
     long = abi.transfer_with_authorization_bytes(authorization(), authorization().signature)
     assert len(long) == CALLDATA_BYTES_BYTES
     assert "0x" + keccak(long).hex() == CALLDATA_BYTES_KECCAK
+
+
+def test_what_our_transactions_pay_is_read_back_alone_and_together() -> None:
+    long = authorization(signature=bytes(range(200)))
+    short = authorization()
+    calls = (
+        Call(to=short.asset, data=abi.transfer_with_authorization(short, short.signature)),
+        Call(to=long.asset, data=abi.transfer_with_authorization_bytes(long, long.signature)),
+    )
+    for call, paid in zip(calls, (short, long), strict=True):
+        assert abi.read_payments(call, paid.network, paid.scheme) == (paid,)
+    together = Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls))
+    assert abi.read_payments(together, short.network, short.scheme) == (short, long)
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data + b"\x00", lambda data: b"\xff" * 4 + data[4:],
+                                   lambda data: data[:4] + b"\xff" * 32 + data[36:], lambda data: data[:4], lambda _: b""])  # fmt: skip
+def test_other_calldata_pays_nobody(spoil: Callable[[bytes], bytes]) -> None:
+    paid = authorization()
+    for data in (abi.transfer_with_authorization(paid, paid.signature), abi.transfer_with_authorization_bytes(paid, paid.signature)):
+        assert abi.read_payments(Call(to=paid.asset, data=spoil(data)), paid.network, paid.scheme) == ()
+        together = Call(to=abi.MULTICALL3_ADDRESS, data=spoil(abi.aggregate3([Call(to=paid.asset, data=data)])))
+        assert abi.read_payments(together, paid.network, paid.scheme) == ()
 
 
 def test_reads_of_the_token_are_packed_as_eth_abi_packs_them() -> None:

@@ -185,6 +185,36 @@ with readmitted as (
 )
 select answer_epoch, pg_notify('facilitator_queue', network)::text as notified from readmitted;
 
+-- Payments of a transaction of ours that was found on chain and whose record was lost; those on record stay as they are.
+-- name: record_found :execute
+with offered as (
+    select * from unnest(
+        $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+        $14::bytea[], $15::bytea[], $16::integer[], $17::text[], $18::text[], $19::text[]
+    ) as o (settlement_id, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after, valid_before,
+            signature, fingerprint, item_index, debit, credit, entry_asset)
+), admitted as (
+    insert into settlement (settlement_id, network, asset, payer, auth_nonce, scheme, pay_to, amount_atomic, valid_after,
+                            valid_before, signature, fingerprint, tenant_id, request_id, state, moves, admitted_block,
+                            tx_hash, answer_holder, answer_state)
+    select o.settlement_id, $1::text, o.asset, o.payer, o.auth_nonce, o.scheme, o.pay_to, o.amount_atomic::numeric,
+           o.valid_after::numeric, o.valid_before::numeric, o.signature, o.fingerprint, $2::text, 'found', 'submitted', 1,
+           $4::bigint, $3::text, 'nobody', 'held'
+      from offered o
+        on conflict (network, asset, payer, auth_nonce) do nothing
+    returning settlement_id
+), moved as (
+    insert into settlement_move (settlement_id, move, from_state, to_state, tx_hash)
+    select settlement_id, 1, 'queued', 'submitted', $3::text from admitted
+), entries as (
+    insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission)
+    select 'pending', o.debit, o.credit, o.entry_asset, o.amount_atomic::numeric, o.settlement_id, 1
+      from offered o join admitted using (settlement_id)
+)
+insert into slot_item (slot_id, item_index, settlement_id)
+select t.slot_id, o.item_index, o.settlement_id
+  from offered o join admitted using (settlement_id) join relayer_transaction t on t.tx_hash = $3::text;
+
 -- name: notify_queue :execute
 select pg_notify('facilitator_queue', $1::text);
 
