@@ -35,6 +35,7 @@ LONG_MODULES: Final = {
     "cli.py": "one short function a command, and the doctor's checks in the order in which they are printed",
     "config.py": "every setting that is not a package's own, the tokens that are known, and all relations between settings",
     "devstack/demo.py": "a play in one act: what is staged and what is printed of it, in order",
+    "doctor.py": "every check, in the order in which findings are printed",
     "domain/abi.py": "calls, returns and events of two contracts, each a few lines beside its twin",
     "settlement/admission.py": "the duties of holders and of later callers are one protocol, wrong when read in halves",
     "settlement/dispatcher.py": "what is chosen, signed, recorded and sent is one order of steps",

@@ -91,13 +91,17 @@ class Sealer:
         return sealed
 
     async def show_due(self) -> None:
-        """Since when the oldest book day that is not closed could be."""
-        async with self._db.session() as session:
-            closed = await seals.last_closed(session)
-            oldest = closed + _DAY if closed is not None else await seals.first_day(session)
-        if oldest is not None:
-            due = day_of(oldest, self._settings.booking_zone).end + timedelta(seconds=self._settings.close_grace_s)
+        """Show it as a gauge."""
+        if (due := await close_due(self._db, self._settings)) is not None:
             CLOSE_DUE.set(due.timestamp())
+
+
+async def close_due(db: Db, settings: Settings) -> datetime | None:
+    """Since when the oldest book day that is not closed could be, or from when on; None: nothing was booked."""
+    async with db.session() as session:
+        closed = await seals.last_closed(session)
+        oldest = closed + _DAY if closed is not None else await seals.first_day(session)
+    return None if oldest is None else day_of(oldest, settings.booking_zone).end + timedelta(seconds=settings.close_grace_s)
 
 
 def publish(seal: Seal, settings: Settings) -> None:

@@ -5,6 +5,7 @@ The second pays one atomic unit from the configured account to itself. Its auth_
 replicas together make one such payment in `canary_settle_s`: that is its budget, and it is the identity of payments that holds it.
 """
 
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from facilitator.metrics import CANARY_AT, CANARY_FAILURES, CANARY_INTERVAL, CAN
 from facilitator.protocol.address import keccak256
 from facilitator.protocol.messages import Authorization, Payment, Requirements
 from facilitator.protocol.reasons import Reason
+from facilitator.schemes import exact_eip3009
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import sign, transfer_digest
 from facilitator.settlement.admission import Admitter, Caller, IdempotencyConflict
@@ -104,33 +106,20 @@ class Canary:
             self._settled = stretch if well else self._settled
 
     def _payment(self, key: PrivateKey, auth_nonce: AuthNonce, valid_before: UnixSeconds) -> Payment:
-        """One atomic unit from this account to itself, signed as buyers sign."""
-        token, payer = self._token, address_of(key)
-        authorization = Authorization(
-            scheme="exact",
-            network=token.network,
-            asset=token.address,
-            payer=payer,
-            pay_to=payer,
-            amount_atomic=Atomic(1),
-            valid_after=UnixSeconds(0),
-            valid_before=valid_before,
-            auth_nonce=auth_nonce,
-            signature=b"",
-        )
-        signature = sign(transfer_digest(authorization, token.name, token.version), key)
+        """Such an authorization as buyers send it."""
+        token, authorization = self._token, authorize(key, self._token, auth_nonce, valid_before)
         return Payment(
             version=2,
             wire_network=token.network,
             scheme=authorization.scheme,
             network=token.network,
             payload={
-                "signature": "0x" + signature.hex(),
+                "signature": "0x" + authorization.signature.hex(),
                 "authorization": {
-                    "from": payer,
-                    "to": payer,
-                    "value": "1",
-                    "validAfter": "0",
+                    "from": authorization.payer,
+                    "to": authorization.pay_to,
+                    "value": str(authorization.amount_atomic),
+                    "validAfter": str(authorization.valid_after),
                     "validBefore": str(valid_before),
                     "nonce": auth_nonce,
                 },
@@ -139,8 +128,8 @@ class Canary:
                 scheme=authorization.scheme,
                 network=token.network,
                 asset=token.address,
-                pay_to=payer,
-                amount_atomic=Atomic(1),
+                pay_to=authorization.pay_to,
+                amount_atomic=authorization.amount_atomic,
                 max_timeout_s=_LIFE_S,
                 extra={"name": token.name, "version": token.version},
             ),
@@ -158,3 +147,21 @@ class Canary:
         else:
             CANARY_FAILURES.labels(self._chain.network, path).inc()
             log.warning("canary.failed", network=self._chain.network, path=path, outcome=outcome)
+
+
+def authorize(key: PrivateKey, token: Token, auth_nonce: AuthNonce, valid_before: UnixSeconds) -> Authorization:
+    """One atomic unit from this account to itself."""
+    payer = address_of(key)
+    unsigned = Authorization(
+        scheme=exact_eip3009.NAME,
+        network=token.network,
+        asset=token.address,
+        payer=payer,
+        pay_to=payer,
+        amount_atomic=Atomic(1),
+        valid_after=UnixSeconds(0),
+        valid_before=valid_before,
+        auth_nonce=auth_nonce,
+        signature=b"",
+    )
+    return replace(unsigned, signature=sign(transfer_digest(unsigned, token.name, token.version), key))

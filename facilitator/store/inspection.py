@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from facilitator.store.db import Db, load_queries
+from facilitator.units import Address, Network, Wei
 
 _QUERIES: Final = load_queries("inspection")
 
@@ -23,8 +24,26 @@ class Inspection:
     """Privileges on append-only tables that it should not have."""
     synchronous_commit: str
     """Anything but `off` keeps what was committed through a crash."""
+    encrypted: bool
+    """Is this connection?"""
+    local: bool
+    """Does it stay on this machine?"""
+
+
+@dataclass(frozen=True, slots=True)
+class GasSpent:
+    """What a relayer spent in the last week, and since how many days it has spent."""
+
+    relayer: Address
+    wei: Wei
+    days: float
 
 
 async def inspect(db: Db) -> Inspection:
     """Look once. The schema must be there."""
     return await db.one(Inspection, _QUERIES["inspect"])
+
+
+async def gas_spent(db: Db, network: Network) -> dict[Address, GasSpent]:
+    """By relayer; those that spent nothing are left out."""
+    return {row.relayer: row for row in await db.many(GasSpent, _QUERIES["gas_spent"], network)}

@@ -8,7 +8,7 @@ import json
 import secrets
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.fixtures.service import free_port
 
 SCRAPE_S: Final = 1
 PAYMENTS_PER_S: Final = 8
-_RULES: Final = Path(__file__).parents[2] / "helm" / "facilitator" / "files" / "rules.yaml"
+RULES: Final = Path(__file__).parents[2] / "helm" / "facilitator" / "files" / "rules.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ async def watched(directory: Path, database_url: str, seconds: int) -> AsyncIter
     async with House.open(directory, database_url, settlement=settlement) as house, client_session() as session:
         service = await house.serve()
         port = free_port()
-        with _running(directory / "prometheus", port, service.port) as url:
+        with running(directory / "prometheus", port, [service.port]) as url:
             load = Watched(house, session, url)
-            await eventually(lambda: _is_ready(session, url), "Prometheus to be ready", poll_s=0.1)
+            await eventually(lambda: is_ready(session, url), "Prometheus to be ready", poll_s=0.1)
             async with asyncio.TaskGroup() as group:
                 for _ in range(seconds * PAYMENTS_PER_S):
                     group.create_task(_pay(load))
@@ -93,7 +93,7 @@ async def _has(load: Watched, expression: str) -> bool:
     return bool(await load.query(expression))
 
 
-async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with session.get(f"{url}/-/ready") as response:
             return response.status == 200
@@ -102,13 +102,13 @@ async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 @contextmanager
-def _running(directory: Path, port: int, target: int) -> Iterator[str]:
-    """A Prometheus with our rules that scrapes one port of the loopback; yields its URL."""
+def running(directory: Path, port: int, targets: Sequence[int], rules: Path = RULES) -> Iterator[str]:
+    """A Prometheus with our rules that scrapes ports of the loopback; yields its URL."""
     directory.mkdir(parents=True)
     config = {
         "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": "1s"},
-        "rule_files": [str(_RULES)],
-        "scrape_configs": [{"job_name": "facilitator", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}],
+        "rule_files": [str(rules)],
+        "scrape_configs": [{"job_name": "facilitator", "static_configs": [{"targets": [f"127.0.0.1:{target}" for target in targets]}]}],
     }
     (directory / "prometheus.yml").write_text(json.dumps(config))
     command: list[str | Path] = [

@@ -7,14 +7,29 @@ select
     coalesce(
         (select array_agg(t || ': ' || p order by t, p)
          from unnest(array['tenant', 'api_key', 'replica', 'settlement', 'settlement_move', 'relayer', 'relayer_slot', 'slot_item',
-                           'relayer_transaction', 'journal_entry', 'incident']) t,
+                           'relayer_transaction', 'journal_entry', 'incident', 'reconciliation_run', 'discrepancy', 'rate',
+                           'audit_event', 'seal', 'sealed_leaf', 'day_event', 'fee_schedule', 'invoice']) t,
               unnest(array['select', 'insert', 'update']) p
-         where not (t in ('journal_entry', 'settlement_move') and p = 'update')
+         where not (t in ('journal_entry', 'settlement_move', 'audit_event', 'seal', 'sealed_leaf', 'day_event', 'fee_schedule', 'invoice')
+                    and p = 'update')
            and not has_table_privilege(t, p)),
         '{}'::text[]) as missing,
     coalesce(
         (select array_agg(t || ': ' || p order by t, p)
-         from unnest(array['journal_entry', 'settlement_move']) t, unnest(array['update', 'delete']) p
+         from unnest(array['journal_entry', 'settlement_move', 'audit_event', 'seal', 'sealed_leaf', 'day_event', 'fee_schedule',
+                           'invoice']) t,
+              unnest(array['update', 'delete']) p
          where has_table_privilege(t, p)),
         '{}'::text[]) as excessive,
-    current_setting('synchronous_commit') as synchronous_commit;
+    current_setting('synchronous_commit') as synchronous_commit,
+    coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), false) as encrypted,
+    coalesce(inet_client_addr() = inet_server_addr() or inet_client_addr() << '127.0.0.0/8', true) as local;
+
+-- Gas money that relayers spent in the last week, as it was booked.
+-- name: gas_spent :many
+select split_part(credit, ':', 4) as relayer, sum(amount_atomic) as wei,
+       (extract(epoch from now() - min(happened_at)) / 86400)::double precision as days
+  from journal_entry
+ where book = 'own' and phase = 'pending' and debit like 'gas\_expense:%' and credit like 'gas:' || $1::text || ':%'
+   and happened_at > now() - interval '7 days'
+ group by 1;
