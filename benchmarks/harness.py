@@ -483,6 +483,13 @@ class Ours(Contestant):
         if self._service is not None:
             await self._service.aterminate()
 
+    async def limited_tenant(self, tenant: str, *limits: str) -> str:
+        """Make a tenant with these limits, as `tenants set` takes them, and return a key of it."""
+        assert self._service is not None
+        key = await asyncio.to_thread(self._service.create_key, tenant)
+        await asyncio.to_thread(self._service.command, "tenants", "set", tenant, *limits)
+        return key
+
     async def database(self) -> dict[str, float]:
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as response:
             text = await response.text()
