@@ -22,10 +22,11 @@ from facilitator.chain.signer import address_of
 from facilitator.clock import SystemClock
 from facilitator.config import Config, NetworkSettings
 from facilitator.domain import abi
-from facilitator.domain.facts import Call, Head
+from facilitator.domain.facts import Call, CodeOf, Head, Probe, Question
 from facilitator.domain.screening import is_sanctioned, read_sanctioned
 from facilitator.domain.transactions import Transaction
-from facilitator.errors import ConfigFault, Fault
+from facilitator.domain.wallets import Rules
+from facilitator.errors import ChainFault, ConfigFault, Fault
 from facilitator.finance.seals import close_due
 from facilitator.keyring import KeptSigner, build_signers, open_canary, open_signer, parse_reference
 from facilitator.protocol.address import checksum_address
@@ -41,7 +42,7 @@ from facilitator.store.inspection import GasSpent
 from facilitator.store.migrate import schema_standing
 from facilitator.store.relayers import PoolRelayer
 from facilitator.telemetry import redact_text
-from facilitator.units import Address, AuthNonce, Gas, Network, UnixSeconds, Wei, chain_id_of
+from facilitator.units import ZERO_ADDRESS, Address, AuthNonce, Gas, Network, UnixSeconds, Wei, chain_id_of
 
 _RUNWAY_DAYS: Final = 3
 """Gas money for fewer days is soon to be renewed."""
@@ -168,6 +169,8 @@ async def _examine_network(config: Config, network: NetworkSettings, pool: Seque
         try:
             async for finding in _examine_endpoint(config, client, network, subject):
                 yield finding
+            async for finding in _examine_wallets(config.wallets, client, f"{subject} wallets"):
+                yield finding
             heads[index] = await client.head(client.deadline_in(5.0))
         except Fault as fault:
             yield Finding("fail", subject, str(fault), "check the URL, the provider's status and your quota")
@@ -262,6 +265,25 @@ async def _examine_endpoint(config: Config, client: EvmClient, network: NetworkS
             yield await _examine_judgement(client, token, subject)
     if config.screening is not None and network.screening_oracle is not None:
         yield await _examine_oracle(config.screening, client, network.screening_oracle, f"{network.id} screening oracle")
+
+
+async def _examine_wallets(rules: Rules, client: EvmClient, subject: str) -> AsyncIterator[Finding]:
+    """Can this endpoint try out what a wallet's code does, and are the factories there that are called?"""
+    if rules.mode == "off":
+        return
+    factories = sorted(factory for network, factory in rules.factories if network == client.network and rules.mode == "counterfactual")
+    questions: tuple[Question, ...] = (
+        Probe(call=Call(to=ZERO_ADDRESS, data=b""), gas=Gas(50_000)),
+        *(CodeOf(address=factory) for factory in factories),
+    )
+    try:
+        _, *codes = (await client.answer(questions, client.deadline_in(5.0))).replies
+    except ChainFault as fault:
+        yield Finding("warn", subject, str(fault), "smart wallets get 503 by it: use another endpoint, or set smart_wallets = off")
+        return
+    for factory in [factory for factory, code in zip(factories, codes, strict=True) if not code.data]:
+        yield Finding("fail", subject, f"no contract lies at {checksum_address(factory)}", "correct wallet_factories")
+    yield Finding("ok", subject, f"{rules.mode}: their code can be tried out, {sum(bool(code.data) for code in codes)} factories")
 
 
 async def _examine_list(settings: ScreeningSettings) -> Finding:
