@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from facilitator.domain.money import decimal_text
-from facilitator.domain.periods import Period, day_start, local_date, parse_instant
+from facilitator.domain.periods import Period, day_of, local_date, parse_instant
 from facilitator.domain.states import State
 from facilitator.finance.detail import Cell, Column
 from facilitator.finance.export import complete_through
@@ -258,7 +258,7 @@ async def overview(db: Db, zone: Zone) -> Overview:
     return Overview(
         complete_through=complete,
         networks=networks,
-        days=await views.days(db, Period(day_start(first_day, zone), now + timedelta(days=1)), zone),
+        days=[total for number in range(_OVERVIEW_DAYS) for total in await _day_totals(db, first_day + timedelta(days=number), zone)],
         first_day=first_day,
         last_day=today,
         open=[total for state in sorted(OPEN) for total in await views.totals(db, Filter(state=state))],
@@ -268,6 +268,13 @@ async def overview(db: Db, zone: Zone) -> Overview:
         last_closed=last_closed,
         seal=seal,
     )
+
+
+async def _day_totals(db: Db, day: date, zone: Zone) -> list[DayTotal]:
+    """One day at a time: days that were counted are not read again."""
+    period = day_of(day, zone)
+    found = await views.totals(db, Filter(queued_from=period.start, queued_to=period.end))
+    return [DayTotal(day, each.network, each.asset, each.state, each.settlements, each.amount_atomic) for each in found]
 
 
 # ---- discrepancies, days, trail

@@ -270,11 +270,6 @@ async def attempts_of(db: Db, settlement_id: UUID) -> list[Attempt]:
     return await db.many(Attempt, QUERIES["attempts_of"], settlement_id)
 
 
-async def days(db: Db, period: Period, zone: Zone) -> list[DayTotal]:
-    """What was asked for on each day."""
-    return await db.many(DayTotal, QUERIES["view_days"], period.start, period.end, zone)
-
-
 async def gas(db: Db, period: Period, zone: Zone) -> list[GasSpent]:
     """What transactions cost on each day."""
     return await db.many(GasSpent, QUERIES["view_gas"], period.start, period.end, zone)

@@ -133,7 +133,6 @@ ROW_OF = {
     "view_settlement": views.SettlementRow,
     "entries_of": views.SettlementEntry,
     "attempts_of": views.Attempt,
-    "view_days": views.DayTotal,
     "view_gas": views.GasSpent,
     "view_relayers": views.RelayerRow,
     "view_tenants": views.TenantRow,

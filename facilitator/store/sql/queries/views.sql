@@ -253,14 +253,6 @@ select t.tx_hash, s.relayer, s.tx_nonce, t.attempt, t.purpose, t.recorded_at, t.
  where i.settlement_id = $1::uuid
  order by t.recorded_at, t.attempt;
 
--- Days of a zone on which something was asked for.
--- name: view_days :many
-select (s.queued_at at time zone $3::text)::date as day, s.network, s.asset, s.state, count(*) as settlements,
-       sum(s.amount_atomic) as amount_atomic
-  from settlement s
- where s.queued_at >= $1::timestamptz and s.queued_at < $2::timestamptz
- group by 1, 2, 3, 4 order by 1, 2, 3, 4;
-
 -- What transactions cost, by day of a zone and by what they were for.
 -- name: view_gas :many
 select (e.happened_at at time zone $3::text)::date as day, split_part(e.asset, '/', 1) as network,
