@@ -11,6 +11,7 @@ from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.token import BASE_SEPOLIA_USDC
 from facilitator.domain import abi
 from facilitator.domain.batching import GasTable
+from facilitator.domain.states import PAID
 from facilitator.errors import OverloadFault
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
@@ -90,8 +91,8 @@ async def test_a_batch_of_which_two_fail_is_shared_out_to_the_wei_by_cause_and_p
         " where kind = 'batch' order by item_index"
     )
     assert sum(row["cost_wei"] for row in rows) == cost
-    paid = sum(row["cost_wei"] for row in rows if row["state"] == "included")
-    entries = [entry for entry in await book(scene) if entry["tx_hash"] == batch["mined_tx_hash"]]
+    paid = sum(row["cost_wei"] for row in rows if row["state"] in PAID)
+    entries = [entry for entry in await book(scene) if entry["tx_hash"] == batch["mined_tx_hash"] and entry["phase"] == "pending"]
     gas, relayer = f"gas_expense:{scene.network}", f"gas:{scene.network}:{scene.relayers[0].address.lower()}"
     assert [(entry["phase"], entry["debit"], entry["credit"], entry["amount_atomic"]) for entry in entries] == [
         ("pending", f"{gas}:payment", relayer, paid),

@@ -23,6 +23,13 @@ QUIET = {
 }
 
 
+OF_LOOPS = {
+    *("count_watched", "gas_budgets", "heartbeat", "list_queued", "list_relayers"),
+    *("live_replicas", "queue_ages", "struck", "take_watched", "unfinal_blocks"),
+}
+"""Statements of loops, whose first round may come late."""
+
+
 class Counter:
     """HTTP requests to the chain by what they carry, and statements by name."""
 
@@ -38,7 +45,7 @@ class Counter:
 
         def counted(original: Callable[..., Awaitable[Any]], place: int) -> Callable[..., Awaitable[Any]]:
             async def statement(session: Session, *arguments: Any) -> Any:
-                if arguments[place].name not in {"queue_ages", "list_queued"}:  # the look that follows a relayer's taking up may come late
+                if arguments[place].name not in OF_LOOPS:
                     self.sql.append(arguments[place].name)
                 return await original(session, *arguments)
 
