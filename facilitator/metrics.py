@@ -41,6 +41,13 @@ LOOP_HEARTBEAT = Gauge("facilitator_loop_heartbeat_timestamp_seconds", "When a l
 REQUESTS = Counter("facilitator_http_requests_total", "HTTP requests answered.", ["route", "status"])
 REQUEST_SECONDS = Histogram("facilitator_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_REQUEST)
 REQUESTS_IN_FLIGHT = Gauge("facilitator_http_in_flight_requests", "HTTP requests being answered.", ["route"])
+JUDGING = Gauge("facilitator_http_judging_requests", "Requests whose payments are being judged.")
+JUDGED_MAX = Gauge("facilitator_http_judging_requests_max", "Bound of that number.")
+REQUESTS_SHED = Counter(
+    "facilitator_http_requests_shed_total",
+    "Requests beyond that bound, answered 503: of an admitted caller, or on its connection before parsing.",
+    ["at"],
+)
 CONNECTIONS = Gauge("facilitator_http_connections", "Open HTTP connections.")
 CONNECTIONS_MAX = Gauge("facilitator_http_connections_max", "Bound of that number.")
 CONNECTIONS_REFUSED = Counter("facilitator_http_connections_refused_total", "Connections not taken, because there were too many.")

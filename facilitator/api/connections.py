@@ -15,8 +15,9 @@ from typing import Final, cast
 
 from aiohttp import web
 
+from facilitator.api.overload import Gate
 from facilitator.api.settings import Settings
-from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED
+from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED, REQUESTS, series
 
 LINGER_S: Final = 2.0
 """How long the rest of a refused body is read and thrown away, so that the answer is not lost to a reset."""
@@ -31,8 +32,9 @@ _NEXT_S: Final = 0.01
 class Connections:
     """Those of one server. `open` is the protocol factory of its listener."""
 
-    def __init__(self, settings: Settings, server: web.Server) -> None:
+    def __init__(self, settings: Settings, server: web.Server, gate: Gate) -> None:
         self._settings = settings
+        self._gate = gate
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._open: set[Connection] = set()
@@ -83,6 +85,13 @@ class Connections:
         """Whether the next byte belongs to the head of a request."""
         return connection in self._silent or connection in self._idle
 
+    def refusal(self, connection: "Connection", data: bytes) -> bytes | None:
+        """What to answer at once, if `data` is another request of a caller that has more in judgement than it may."""
+        if connection not in self._idle or connection.due != float("inf") or connection.caller is None:
+            return None  # a request is in hand, or its head has begun, or nobody is known here
+        tenant_id, credential = connection.caller
+        return self._gate.refusal(data, credential) if self._gate.beyond(tenant_id) else None
+
     def forget(self, connection: "Connection") -> None:
         """It is closed, or as good as closed. May be called twice."""
         if connection not in self._open:
@@ -117,7 +126,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_connections", "_header_timeout_s", "_unread_timeout_s", "due", "peer")
+    __slots__ = ("_connections", "_header_timeout_s", "_unread_timeout_s", "caller", "due", "peer")
 
     def __init__(self, connections: Connections, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -131,6 +140,8 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._header_timeout_s = settings.header_timeout_s
         self._unread_timeout_s = settings.unread_timeout_s
+        self.caller: tuple[str, bytes] | None = None
+        """The tenant and the key id, empty in mode `open`, of the last request that was admitted here."""
         self.peer = ""
         """Where it comes from: an IPv4 address, or the /64 that one IPv6 caller has to itself."""
         self.due = loop.time() + settings.header_timeout_s
@@ -146,7 +157,12 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """The first byte after an answer begins the next head."""
+        """The first byte after an answer begins the next head, unless the request is refused as it stands."""
+        if (refusal := self._connections.refusal(self, data)) is not None:
+            assert self.transport is not None
+            series(REQUESTS, data[5:12].decode(), "503").inc()
+            self.transport.write(refusal)
+            return
         if self._connections.awaits_head(self):
             self.due = min(self.due, self._loop.time() + self._header_timeout_s)
         super().data_received(data)

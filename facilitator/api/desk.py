@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from facilitator.api.delivery import Deliveries
+from facilitator.api.overload import Gate
 from facilitator.api.settings import Settings
 from facilitator.clock import Clock, Timeouts
 from facilitator.domain.limits import Breach
@@ -94,8 +95,12 @@ class Desk:
     engine: Engine | None = None
     db: Db | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+    gate: Gate = field(init=False)
     heartbeat_at: float = field(default=float("-inf"))
     """Monotonic time of the event loop's last heartbeat."""
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.settings.judged_max, self.settings.retry_after_s)
 
     def need_engine(self) -> Engine:
         """The engine. Raises StoreFault while it cannot run."""

@@ -151,7 +151,7 @@ class Server:
         await runner.setup()
         assert runner.server is not None
         self._runner = runner
-        self._connections = Connections(self._desk.settings, runner.server)
+        self._connections = Connections(self._desk.settings, runner.server, self._desk.gate)
         try:
             self._listener = await asyncio.get_running_loop().create_server(
                 self._connections.open, self._listen.host, self._listen.port, backlog=1024, reuse_address=True
@@ -190,6 +190,7 @@ class Server:
                     grant = _NOBODY
                     if route.scopes:
                         grant = await access.admit(request, route.path, route.scopes)
+                        cast("Connection", request.protocol).caller = (grant.tenant.tenant_id, (grant.key_id or "").encode())
                         annotate(tenant=grant.tenant.tenant_id, key_id=grant.key_id)
                         bind_too(tenant=grant.tenant.tenant_id)
                     if route.own_deadline:

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from facilitator import tracing
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response, limited
+from facilitator.api.overload import Place
 from facilitator.domain.limits import judge_terms
 from facilitator.metrics import SETTLE_ANSWERS
 from facilitator.protocol import codec
@@ -33,6 +34,14 @@ _ERROR: Final = {"body": "invalid_request", "too_large": "body_too_large", "medi
 
 async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /verify: would this payment settle now?"""
+    place = desk.gate.enter(grant.tenant.tenant_id)
+    try:
+        return await _verify(desk, request, grant)
+    finally:
+        place.leave()
+
+
+async def _verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     decoded = await _decode(desk, request, _malformed_verify)
     if isinstance(decoded, Refused):
         _annotate_refusal(decoded.refusal)
@@ -52,6 +61,14 @@ async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
 
 async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /settle: get this payment onto the chain once, and say how it ended."""
+    place = desk.gate.enter(grant.tenant.tenant_id)
+    try:
+        return await _settle(desk, request, grant, place)
+    finally:
+        place.leave()
+
+
+async def _settle(desk: Desk, request: web.Request, grant: Grant, place: Place) -> web.StreamResponse:
     idempotency_key = _idempotency_key(request)
     decoded = await _decode(desk, request, _malformed_settle)
     if isinstance(decoded, Refused):
@@ -63,7 +80,9 @@ async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
     _hold_to_limits(grant, decoded, _malformed_settle)
     engine = desk.need_engine()
     try:
-        answer = await engine.settle(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded, idempotency_key)
+        answer = await engine.settle(
+            Caller(tenant=grant.tenant, request_id=request[REQUEST_ID], judged=place.leave), decoded, idempotency_key
+        )
     except InDoubtFault:
         message = "it is not known whether the payment was recorded; if it was, it is carried out: the same request again gets the truth"
         raise HttpProblem(503, "in_doubt", message, {"Retry-After": str(desk.settings.retry_after_s)}) from None

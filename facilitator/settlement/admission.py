@@ -6,7 +6,7 @@ slot and changes nothing about the payment.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -63,6 +63,8 @@ class Caller:
 
     tenant: Tenant
     request_id: str
+    judged: Callable[[], None] = lambda: None
+    """Called when from now on the caller waits for something else than our judgement; perhaps more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +206,9 @@ class Admitter:
 
     async def _pass(self, request: _Request, judged: Judged) -> SettleAnswer | None:
         """Enter, then wait as holder or behind one. None: look at the record again."""
-        async with self._turn(key_of(request.authorization), request.deadline):
+        async with self._turn(request):
             entered = await self._enter(request, judged)
+        request.caller.judged()
         if isinstance(entered, Admitted):
             with self._board.seat(entered.settlement_id) as seat:
                 seat.begin(entered.tx_hash)
@@ -220,11 +223,13 @@ class Admitter:
         return min(deadline, self._clock.monotonic() + self._settings.verify_deadline_s)
 
     @asynccontextmanager
-    async def _turn(self, key: AuthKey, deadline: float) -> AsyncIterator[None]:
+    async def _turn(self, request: _Request) -> AsyncIterator[None]:
         """One caller of this process at a time reads the record of an authorization and admits it."""
+        key = key_of(request.authorization)
         while (admitting := self._admitting.get(key)) is not None:
+            request.caller.judged()
             try:
-                async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
+                async with asyncio.timeout(max(0.0, request.deadline - self._clock.monotonic())):
                     await admitting.wait()
             except TimeoutError:
                 raise OverloadFault("busy", "another request for this payment is being judged; ask again") from None
@@ -311,6 +316,7 @@ class Admitter:
             accept_unscreened=request.caller.tenant.accept_unscreened,
             wallet=wallet,
         )
+        request.caller.judged()
         try:
             if record is None:
                 with tracing.span("admission"):

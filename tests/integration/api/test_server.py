@@ -21,7 +21,7 @@ from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_f
 from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.errors import ChainFault, ConfigFault, OverloadFault, StoreFault
-from facilitator.metrics import CONNECTIONS_CLOSED, CONNECTIONS_REFUSED
+from facilitator.metrics import CONNECTIONS_CLOSED, CONNECTIONS_REFUSED, REQUESTS_SHED
 from facilitator.protocol.messages import SettleResult, Supported, SupportedKind, VerifyResult
 from facilitator.settlement.admission import SettleAnswer, Ticket
 from facilitator.settlement.engine import Engine
@@ -543,3 +543,41 @@ async def test_bytes_that_are_no_http_get_a_plain_400(stage: Stage) -> None:
         assert answer.startswith(b"HTTP/1."), data[:20]
         assert b" 400 " in answer.splitlines()[0], answer[:80]
         assert b"Traceback" not in answer
+
+
+async def exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: bytes, request_id: str
+) -> tuple[int, dict[str, Any]]:
+    """One request on an open connection, and its answer."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert f"X-Request-Id: {request_id}\r\n".encode() in answer
+    length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+    return int(answer.split()[1]), json.loads(await reader.readexactly(length))
+
+
+@pytest.mark.parametrize("path", ["/verify", "/settle"])
+async def test_beyond_what_can_be_judged_callers_hear_503_and_nothing_is_done_for_them(start: Callable[..., Any], path: str) -> None:
+    stage: Stage = await start(judged_max=2)
+    body = json.dumps(v2_request()).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.port)
+    try:
+        assert (await exchange(reader, writer, path, body, "first"))[0] == 200
+        stage.engine.gate = asyncio.Event()
+        async with aiohttp.ClientSession(stage.url) as session:
+            held = asyncio.create_task(session.post(path, data=body, headers={"Content-Type": "application/json"}))
+            await stage.engine.entered(2)  # the first, and the one that is being judged
+            async with session.post(path, data=body, headers={"Content-Type": "application/json"}) as other:  # a connection of its own
+                assert (other.status, other.headers["Retry-After"]) == (503, str(SETTINGS.retry_after_s))
+                assert (await problem(other))["error"] == "overloaded"
+            shed = REQUESTS_SHED.labels("connection")._value.get()
+            status, told = await exchange(reader, writer, path, body, "second")  # a known caller: refused before parsing
+            assert (status, told["error"], told["requestId"]) == (503, "overloaded", "second")
+            assert REQUESTS_SHED.labels("connection")._value.get() == shed + 1
+            stage.engine.gate.set()
+            async with await held as answer:
+                assert answer.status == 200
+        assert (await exchange(reader, writer, path, body, "third"))[0] == 200, "the same connection goes on"
+    finally:
+        writer.close()
