@@ -1,8 +1,8 @@
 """Death at every I/O: a settlement is run once to count its I/O, then once for each of them and each side of it.
 
 An engine dies before an I/O happens, or after it happened and before its result is seen; another takes over on the same
-database and the same chain, and clients ask again until they have a final answer. Each run ends in the oracle. Here every point
-of one payment's and a share of the other scenes'; `FACILITATOR_SEED` says which, and `make prove` runs them all.
+database and the same chain, and clients ask again until they have a final answer. Each run ends in the oracle. Here a share of
+each scene's points; `FACILITATOR_SEED` says which, and `make prove` runs them all.
 """
 
 import asyncio
@@ -309,12 +309,12 @@ async def theatre(start_chain: Callable[..., Awaitable[Anvil]], postgres: Postgr
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("single", 1),
-        ("queued", 3),
-        ("beaten", 3),
-        ("recovery", 2),
-        ("batch", 3),
-        ("batch_recovery", 5),
+        ("single", 3),
+        ("queued", 6),
+        ("beaten", 6),
+        ("recovery", 6),
+        ("batch", 8),
+        ("batch_recovery", 12),
         ("bump", 25),
         ("wallet", 25),
         ("noop", 25),
