@@ -263,7 +263,7 @@ class Ensemble:
     async def _ready(self, session: aiohttp.ClientSession) -> bool:
         if not self.url:
             ports = _ports(self.service_log)
-            if "server" not in ports:
+            if not {"server", "console"} <= ports.keys():
                 return False
             self.url, self.console_url = (f"http://127.0.0.1:{ports[name]}" for name in ("server", "console"))
         try:
@@ -280,7 +280,7 @@ class Ensemble:
 def _ports(log: Path) -> dict[str, int]:
     """Which ports the service says that it listens on: `server`, `console`."""
     told = [json.loads(line) for line in log.read_bytes().splitlines(keepends=True) if b'.started"' in line and line.endswith(b"\n")]
-    return {line["event"].partition(".")[0]: int(line["listen"].rpartition(":")[2]) for line in told}
+    return {line["event"].partition(".")[0]: int(line["listen"].rpartition(":")[2]) for line in told if "listen" in line}
 
 
 def _write_private(path: Path, text: str) -> None:

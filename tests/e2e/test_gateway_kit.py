@@ -96,7 +96,8 @@ def run_client(directory: Path, name: str, buyer: Buyer, url: str) -> dict[str, 
 def run_program(directory: Path, source: Path, buyer: Buyer, url: str) -> dict[str, Any]:
     """Run a program that buys, beside the installed packages."""
     program = directory / source.name
-    program.write_bytes(source.read_bytes())
+    for path in (source, *source.parent.glob("signers.*")):
+        (directory / path.name).write_bytes(path.read_bytes())
     if not (directory / "node_modules").exists():
         (directory / "node_modules").symlink_to(CONFORMANCE / "npm" / "node_modules", target_is_directory=True)
     own = {"RESOURCE_URL": url, "EVM_PRIVATE_KEY": "0x" + bytes(buyer.account.key).hex()}

@@ -83,7 +83,8 @@ def run_client(directory: Path, name: str, buyer: Buyer, url: str, order: Json |
     """Run one of the official clients' programs once, beside the installed packages."""
     directory.mkdir(exist_ok=True)
     program = directory / name
-    program.write_bytes((CONFORMANCE / "clients" / name).read_bytes())
+    for path in (CONFORMANCE / "clients" / name, *(CONFORMANCE / "clients").glob("signers.*")):
+        (directory / path.name).write_bytes(path.read_bytes())
     modules = directory / "node_modules"
     if not modules.exists():
         modules.symlink_to(CONFORMANCE / "npm" / "node_modules", target_is_directory=True)
