@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from eth_account.signers.local import LocalAccount
@@ -29,9 +30,13 @@ def state_directory() -> Iterator[StateDirectory]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres(state_directory: StateDirectory) -> AsyncIterator[Postgres]:
-    """The session's PostgreSQL server."""
+    """The session's PostgreSQL server. No transaction runs in it but those of tests: what is booked can be sealed at once."""
     server = Postgres(state_directory)
     await server.start()
+    connection = await asyncpg.connect(server.url)
+    await connection.execute("alter system set autovacuum = off")
+    await connection.execute("select pg_reload_conf()")
+    await connection.close()
     yield server
     await server.stop()
 

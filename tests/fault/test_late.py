@@ -70,7 +70,9 @@ async def failed(scene: Scene, rig: Rig, **how: Any) -> tuple[Buyer, Payment]:
     task = await scene.settle_pooled(rig, payment)
     await drain(scene, buyer)
     scene.sim.pool.hold = None
-    assert reason(await scene.answer(task)) is Reason.INSUFFICIENT_BALANCE
+    await scene.sim.mine()  # ours reverts; no block more, or the failure is final
+    await scene.until(task.done, "the answer")
+    assert reason(task.result()) is Reason.INSUFFICIENT_BALANCE
     await scene.token.fund([buyer.address], amount_atomic=10**6)
     return buyer, payment
 
@@ -203,9 +205,10 @@ async def test_a_block_that_proved_somebody_else_s_use_is_reorganised_away_and_w
     before = await scene.block()
     await use(scene, buyer, payment, how)
     scene.sim.pool.hold = None
-    answer = await scene.answer(task)
-    assert reason(answer) is USES[how]
-    await in_state(scene, how)
+    await scene.sim.mine()  # ours reverts; no more blocks than these, or what they prove is final
+    await scene.until(task.done, "the answer")
+    assert reason(task.result()) is USES[how]
+    await in_state(scene, how, mine=False)
     await scene.sim.mine(max(0, depth - (await scene.block() - before)))
     await scene.reorganise(await scene.block() - before)
 

@@ -75,7 +75,7 @@ class Bench:
         async with asyncio.timeout(PATIENCE_S):
             while not task.done():
                 await self.call("evm_mine")
-                await asyncio.wait([task], timeout=0.1)
+                await asyncio.wait([task], timeout=1.0)  # few blocks, or what they prove is final
         return task.result()
 
     async def state(self) -> str:
