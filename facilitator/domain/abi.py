@@ -159,9 +159,17 @@ def is_valid_signature(digest: bytes, signature: bytes) -> bytes:
 
 
 def read_payments(call: Call, network: Network, scheme: str) -> tuple[Authorization, ...]:
-    """The authorizations that a transaction of ours carries out, alone or through Multicall3; none for any other calldata."""
-    calls = read_aggregate3_calls(call.data) if call.to == MULTICALL3_ADDRESS else (call,)
-    found = [_read_transfer(each, network, scheme) for each in calls or ()]
+    """The authorizations that a transaction of ours carries out, alone, through Multicall3, or after its wallet's deployment.
+
+    Empty for any other calldata.
+    """
+    if call.to != MULTICALL3_ADDRESS:
+        calls: Sequence[Call] = (call,)
+    elif (pair := read_deploy_and_pay(call.data)) is not None:
+        calls = pair[1:]
+    else:
+        calls = read_aggregate3_calls(call.data) or ()
+    found = [_read_transfer(each, network, scheme) for each in calls]
     return tuple(each for each in found if each is not None)
 
 

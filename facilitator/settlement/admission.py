@@ -255,7 +255,7 @@ class Admitter:
         if record is not None and (not self._may_readmit(record) or (record.answer is not None and request.shares_key(record))):
             return record
         tenant, authorization, dispatcher = request.caller.tenant, request.authorization, self._dispatchers[request.authorization.network]
-        self._restraints.judge_tenant(tenant, authorization.network, dispatcher.need_wei(), goes_on=True)
+        self._restraints.judge_tenant(tenant, authorization.network, dispatcher.need_wei(), goes_on=False)
         if (resting := self._restraints.judge_payer(tenant, authorization.payer)) is not None:
             return SettleAnswer(result=SettleResult(payer=authorization.payer, refusal=resting))
         with dispatcher.place(authorization, request.deadline):
@@ -271,6 +271,7 @@ class Admitter:
             assert head is not None
             if wallet is not None:
                 dispatcher.refuse_dear_wallet(wallet)
+            self._restraints.judge_tenant(tenant, authorization.network, dispatcher.need_wei(wallet), goes_on=True)
             return await self._admit(request, record, head.number, wallet)
 
     async def _read_record(self, request: _Request) -> Settlement | None:
@@ -331,7 +332,7 @@ class Admitter:
             if violated.constraint in {AUTHORIZATION_TAKEN, IDENTIFIER_TAKEN}:
                 return None  # the record says whose it is
             if violated.constraint == GAS_BUDGET:
-                await self._restraints.refused(request.caller.tenant, request.authorization.network, dispatcher.need_wei())
+                await self._restraints.refused(request.caller.tenant, request.authorization.network, dispatcher.need_wei(wallet))
             raise
         if epoch is not None:
             dispatcher.claim_soon()

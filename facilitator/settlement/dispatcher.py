@@ -182,9 +182,9 @@ class Dispatcher:
         if self._pricing.too_dear():
             raise OverloadFault("gas_price_too_high", "a payment would cost more than this facilitator pays; ask again later")
 
-    def need_wei(self) -> int:
-        """The most that a fresh payment can cost that goes alone."""
-        return self._pricing.need_wei()
+    def need_wei(self, wallet: Wallet | None = None) -> int:
+        """The most that a fresh payment can cost that goes alone, a smart wallet's perhaps."""
+        return self._pricing.need_wei(wallet)
 
     def refuse_dear_wallet(self, wallet: Wallet) -> None:
         """A smart wallet's payment may cost more than others. Raises OverloadFault."""

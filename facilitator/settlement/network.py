@@ -7,6 +7,7 @@ from typing import Final
 from coincurve import PrivateKey
 
 from facilitator.chain.evm import EvmClient
+from facilitator.chain.sharing import Settings as SharingSettings
 from facilitator.chain.sharing import SharedAnswers
 from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
@@ -29,6 +30,8 @@ _INCLUSIONS_S: Final = 60.0
 """How long: a chain that was slow and takes nothing more is tried again after that."""
 _RECKONED_S: Final = 1.0
 """How often they are summed up."""
+_DOUBTS_MAX: Final = SharingSettings(requests_max=4)
+"""Requests under way at once that may run payers' code: each keeps a node busy for as long as that code likes, within its gas."""
 _GAP_MAX_S: Final = 2.0
 """Never wait longer than this for a block without looking."""
 
@@ -123,6 +126,8 @@ class ServedNetwork:
         self.evm: Final = evm
         self.answers: Final = SharedAnswers(evm)
         """Answers to verifications, shared by those that run side by side. Loops that rule alone ask `evm`."""
+        self.doubts: Final = SharedAnswers(evm, _DOUBTS_MAX)
+        """The same for what may run a payer's own code, in requests of its own: none of that code keeps a plain payment waiting."""
         self.signers: tuple[Signer, ...] = tuple(signers)
         """Keys that this process signs with; more may come and some may go while it runs."""
         self.head: Final = head

@@ -71,9 +71,12 @@ class Pricing:
         """Payments that would pay as much beside gas. L1's part grows with the data, the operator's with the gas."""
         return max(-(-data_bytes // _SINGLE_BYTES), -(-gas // self.gas.limit(1)))
 
-    def need_wei(self) -> int:
-        """That of a fresh payment which goes alone; 0 while no block is known."""
-        return self.most_wei(self.gas.limit(1), self.quote(), _SINGLE_BYTES) if self._chain.head.newest is not None else 0
+    def need_wei(self, wallet: Wallet | None = None) -> int:
+        """That of a fresh payment which goes alone, a smart wallet's perhaps; 0 while no block is known."""
+        if self._chain.head.newest is None:
+            return 0
+        gas, data_bytes = (wallet.gas, len(wallet.call.data)) if wallet else (self.gas.limit(1), _SINGLE_BYTES)
+        return self.most_wei(gas, self.quote(), data_bytes)
 
     def payment_cost_wei(self) -> int:
         """The most that a payment costs that goes alone in the next block: gas limit, L1 fee and operator fee together."""

@@ -139,7 +139,7 @@ class Verifier:
         if refusal is not None:
             if len(authorization.signature) <= SIGNATURE_LENGTH and not await self._has_code(authorization, chain, deadline):
                 return refusal
-            facts = await chain.answers.answer(scheme.ask_wallet(authorization), deadline)
+            facts = await chain.doubts.answer(scheme.ask_wallet(authorization), deadline)
             chain.head.observe(facts.head)
             wallet = scheme.judge_wallet(authorization, facts, refusal)
             if isinstance(wallet, Refusal):
@@ -223,11 +223,12 @@ class Verifier:
 
     async def _judge_facts(self, judged: Judged, deadline: float) -> Verdict:
         """Why it would not be made; or what it takes, where code judges the payer's signature."""
-        facts, refusal, wallet = await judge_facts(judged.chain.answers, judged.scheme, judged.authorization, judged.wallet, deadline)
+        facts, refusal, wallet = await judge_facts(judged.chain.doubts, judged.scheme, judged.authorization, judged.wallet, deadline)
         refusal = self._check_time(judged, facts.head) or refusal
         if wallet is not None:
             series(WALLET_VERIFICATIONS, judged.chain.network, wallet.kind.value, "refused" if refusal else "valid").inc()
-            wallet = judged.chain.wallet_gas.measured(wallet, facts.replies[-1].gas_used)
+            if facts.replies[-1].ok:  # what is valid from the next block on was stopped by the token before the code ran: it keeps the most
+                wallet = judged.chain.wallet_gas.measured(wallet, facts.replies[-1].gas_used)
         return Verdict(refusal, facts.head, wallet)
 
     async def _name_use(self, judged: Judged, refusal: Refusal, head: Head, deadline: float) -> Refusal:

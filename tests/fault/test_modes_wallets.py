@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -10,12 +11,16 @@ from eth_abi.abi import encode
 from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.buyer import Buyer
 from facilitator.devstack.token import MULTICALL3, transact
+from facilitator.domain import probes
 from facilitator.domain.transactions import read_call
 from facilitator.domain.wallets import Rules
 from facilitator.errors import OverloadFault
+from facilitator.protocol.messages import VerifyResult
 from facilitator.protocol.reasons import Reason
 from tests.fault.test_modes_costs import oracle_says
+from tests.fixtures.base_sim import Hang
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
+from tests.fixtures.waiting import PATIENCE_S
 from tests.fixtures.wallets import (
     DEPLOYS,
     FACTORY,
@@ -149,6 +154,40 @@ async def test_mode_30_a_wallet_that_burns_again_and_again_is_never_given_more_f
     assert max(limits) - min(limits) < 1_000, limits
     strikes = await scene.rows("select tenant_id, of_payer from strike where not voided")
     assert [tuple(strike) for strike in strikes] == [("acme", True)] * 3, "its tenant and itself are struck each time"
+    await scene.finish(settled=0)
+
+
+async def test_a_wallets_payment_that_is_valid_from_the_next_block_on_is_given_the_most_for_nobody_could_measure_it(scene: Scene) -> None:
+    """The token stops its simulation in the last block before the wallet is asked: what that took says nothing."""
+    rig = await scene.engine()
+    wallets = [await contract(scene), await delegating(scene)]
+    await scene.sim.mine()
+    newest: Any = await scene.node.call("eth_getBlockByNumber", "latest", False)
+    now = int(newest["timestamp"], 16)
+    await scene.until(lambda: time.time() >= now + 1, "the wall clock to be ahead of the chain")
+    tasks = [scene.settle(rig, scene.payment(buyer, valid_after=now)) for buyer in wallets]
+    await scene.until(lambda: len(scene.sent()) == 2 or any(task.done() for task in tasks), "both signed before the next block")
+
+    answers = await scene.answers(tasks)
+
+    assert [reason(answer) for answer in answers] == [None] * 2
+    assert [row["gas"] for row in (await slots(scene)).values()] == [CAP] * 2
+    await scene.finish(settled=2)
+
+
+async def test_payers_code_that_keeps_a_node_busy_keeps_no_plain_payment_waiting(scene: Scene) -> None:
+    rig = await scene.engine(request_timeout_s=PATIENCE_S)
+    wallets = [await contract(scene) for _ in range(9)]
+    lane = rig.engine._networks[scene.network].doubts
+    hanging = Hang(method="eth_call", where=lambda call: probes.CREATION_CODE.hex() in str(call.params[0]))
+    async with scene.sim.faults(hanging):
+        stuck: list[asyncio.Task[VerifyResult]] = []
+        for buyer in wallets:
+            stuck.append(asyncio.create_task(rig.engine.verify(rig.caller(), scene.payment(buyer))))
+            await scene.until(lambda: len(lane._waiting) + len(lane._under_way) >= len(stuck), "one request after the other")
+        assert (await rig.engine.verify(rig.caller(), scene.payment())).refusal is None
+    scene.sim.release()
+    await asyncio.gather(*stuck, return_exceptions=True)
     await scene.finish(settled=0)
 
 

@@ -15,6 +15,7 @@ from tests.fault.conftest import StartScene
 from tests.fault.test_modes_chain import batched, buyers, drain
 from tests.fixtures.base_sim import Rules
 from tests.fixtures.scene import Scene, reason
+from tests.fixtures.wallets import deployed
 from tests.integration.settlement.conftest import Rig
 
 UNKNOWN: dict[str, Any] = {"limits_poll_s": 600.0}
@@ -260,3 +261,35 @@ async def test_what_another_sender_executed_is_a_strike_of_the_tenant_alone(scen
     assert await strikes(scene) == [("acme", "SETTLEMENT_EXTERNAL", False)], "committed with the answer"
     assert await word(rig, scene.payment()) is None, "the payer is not struck"
     await scene.finish(settled=0)
+
+
+async def informed(scene: Scene, spare_tenths: int) -> Rig:
+    """An engine that has read the budget of `acme`, a payment and so many tenths of one, and reads it no more."""
+    first = await scene.engine(relayers=scene.relayers[1:], **UNKNOWN)
+    need_wei = first.engine._dispatchers[scene.network].need_wei()
+    await budget(first, "acme", gasWeiPerDay=str(need_wei + need_wei * spare_tenths // 10))
+    rig = await scene.engine(**UNKNOWN)
+    await known(scene, rig, "acme")
+    return rig
+
+
+async def test_what_the_chain_refuses_takes_nothing_of_its_tenants_budget(scene: Scene) -> None:
+    rig = await informed(scene, 5)
+    penniless = await buyers(scene, 2)
+    for buyer in penniless:
+        await drain(scene, buyer)
+    told = await asyncio.gather(*(scene.settle(rig, scene.payment(buyer)) for buyer in penniless))
+    assert [reason(answer) for answer in told] == [Reason.INSUFFICIENT_BALANCE] * 2
+    assert reason(await scene.answer(scene.settle(rig))) is None, "strangers without money do not use up a tenant's gas"
+    await scene.finish(settled=1)
+
+
+async def test_a_wallet_that_the_budget_is_too_small_for_is_refused_before_the_write_ahead(scene: Scene) -> None:
+    rig = await informed(scene, 0)
+    wallet = await deployed(scene.node, 9_001, b"passkey" * 400)  # so long that it needs more than a key
+    await scene.token.fund([wallet.address], amount_atomic=10**6)
+    with pytest.raises(LimitReached) as raised:
+        await scene.settle(rig, scene.payment(wallet))
+    assert raised.value.breach.limit == "gasWeiPerDay"
+    assert reason(await scene.answer(scene.settle(rig))) is None
+    await scene.finish(settled=1)

@@ -74,6 +74,8 @@ def test_what_our_transactions_pay_is_read_back_alone_and_together() -> None:
         assert abi.read_payments(call, paid.network, paid.scheme) == (paid,)
     together = Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls))
     assert abi.read_payments(together, short.network, short.scheme) == (short, long)
+    deployed_first = Call(to=abi.MULTICALL3_ADDRESS, data=abi.deploy_and_pay(Call(to=short.pay_to, data=b"make it"), calls[1]))
+    assert abi.read_payments(deployed_first, long.network, long.scheme) == (long,)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data + b"\x00", lambda data: b"\xff" * 4 + data[4:],
