@@ -19,7 +19,7 @@ from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import Period, local_date, parse_day, parse_instant, parse_month, parse_period
 from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
-from facilitator.finance import closes, export, invoices, seals
+from facilitator.finance import closes, export, invoices, seals, views
 from facilitator.finance.examination import explain
 from facilitator.finance.export import whole_or_absent
 from facilitator.finance.hledger import hledger_lines
@@ -82,7 +82,11 @@ def _add_exports(
     detail.add_argument("--format", choices=sorted(FORMATS), default="csv")
     detail.add_argument("--tenant")
     detail.add_argument("--out", type=Path, required=True, metavar="FILE")
-    detail.set_defaults(run=on_ledger(export_settlements))
+    detail.set_defaults(run=on_ledger(export_report), report=export.SETTLEMENTS)
+    gas = exports.add_parser("gas", parents=[period], help="the gas report: every wei of relayers by cause, with a manifest beside it")
+    gas.add_argument("--format", choices=sorted(FORMATS), default="csv")
+    gas.add_argument("--out", type=Path, required=True, metavar="FILE")
+    gas.set_defaults(run=on_ledger(export_report), report=export.GAS, tenant=None)
     journal = exports.add_parser("journal", parents=[period], help="every entry, for a program that checks books")
     journal.add_argument("--format", choices=["csv", "hledger"], default="hledger")
     journal.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -187,10 +191,11 @@ def _add_reports(
     invoice.set_defaults(run=on_ledger(report_invoice))
 
 
-async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
-    """`export settlements`."""
+async def export_report(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
+    """`export settlements` and `export gas`."""
     zone = parsed.tz or config.finance.booking_zone
     asked = export.Asked(
+        report=parsed.report,
         period=_period(parsed, zone),
         zone=zone,
         tenant_id=parsed.tenant,
@@ -199,8 +204,10 @@ async def export_settlements(config: Config, db: Db, parsed: argparse.Namespace)
         rate_stale_s=config.finance.rate_stale_s,
         booking_zone=config.finance.booking_zone,
     )
-    manifest = await export.export_settlements(db, asked, parsed.out)
-    await record_event(db, "settlements_exported", ACTOR, json.dumps({"filter": manifest["filter"], "sha256": manifest["sha256"]}))
+    manifest = await export.export_report(db, asked, parsed.out)
+    await record_event(
+        db, f"{parsed.report.name}_exported", ACTOR, json.dumps({"filter": manifest["filter"], "sha256": manifest["sha256"]})
+    )
     whole = "complete" if manifest["is_complete"] else f"not complete: open after {manifest['complete_through']['time']}"
     return Done(0, [f"{parsed.out}: {manifest['rows']} rows, {whole}; manifest {export.manifest_path(parsed.out)}"])
 
@@ -254,18 +261,18 @@ async def report_statement(config: Config, db: Db, parsed: argparse.Namespace) -
     """`report statement`."""
     zone, decimals = parsed.tz or config.finance.booking_zone, decimals_of(config.tokens)
     period = _period(parsed, zone)
-    async with db.snapshot() as session:
-        balance = await billing.opening(session, parsed.account, period.start)
-        rows = [_statement_row("opening", asset, decimals, balance[asset]) for asset in balance]
-        async for moved in billing.movements(session, parsed.account, period):
-            balance[moved.asset] = balance.get(moved.asset, 0) + moved.amount_atomic
-            about = moved.reference or str(moved.settlement_id or moved.tx_hash or "")
-            row = _statement_row(str(moved.entry_id), moved.asset, decimals, balance[moved.asset])
-            side = "debit" if moved.amount_atomic >= 0 else "credit"
-            amount = decimal_text(abs(moved.amount_atomic), decimals(moved.asset))
-            on = local_date(moved.happened_at, zone).isoformat()
-            rows.append(row | {"date": on, side: amount, "against": moved.against, "about": about})
-        rows += [_statement_row("closing", asset, decimals, balance[asset]) for asset in sorted(balance)]
+    found = await views.statement(db, parsed.account, period)
+    balance = dict(found.opening)
+    rows = [_statement_row("opening", asset, decimals, balance[asset]) for asset in balance]
+    for moved in found.movements:
+        balance[moved.asset] = balance.get(moved.asset, 0) + moved.amount_atomic
+        about = moved.reference or str(moved.settlement_id or moved.tx_hash or "")
+        row = _statement_row(str(moved.entry_id), moved.asset, decimals, balance[moved.asset])
+        side = "debit" if moved.amount_atomic >= 0 else "credit"
+        amount = decimal_text(abs(moved.amount_atomic), decimals(moved.asset))
+        on = local_date(moved.happened_at, zone).isoformat()
+        rows.append(row | {"date": on, side: amount, "against": moved.against, "about": about})
+    rows += [_statement_row("closing", asset, decimals, amount) for asset, amount in found.closing.items()]
     return Done(0, table_lines(["entry", "date", "asset", "debit", "credit", "balance", "against", "about"], rows, parsed.format))
 
 

@@ -23,7 +23,7 @@ from facilitator.errors import ConfigFault, Fault
 from facilitator.finance import closes, export, views
 from facilitator.finance.examination import explain
 from facilitator.finance.tables import TEXTS
-from facilitator.store import billing, books
+from facilitator.store import books
 from facilitator.store import views as rows
 from facilitator.store.seals import record_event
 from facilitator.store.views import Filter
@@ -163,20 +163,10 @@ async def get_statement(desk: Desk, request: web.Request, _grant: Grant) -> web.
     if not query.get("account"):
         raise _wrong("account: expected one, such as receivable:acme")
     period = _period(query, _zone(desk, query))
-    async with desk.need_db().snapshot() as session:
-        opening = await billing.opening(session, query["account"], period.start)
-        moved = [movement async for movement in billing.movements(session, query["account"], period)]
-    closing = dict(opening)
-    for movement in moved:
-        closing[movement.asset] = closing.get(movement.asset, 0) + movement.amount_atomic
-    return json_response(
-        {
-            "account": query["account"],
-            "opening": {asset: str(amount) for asset, amount in sorted(opening.items())},
-            "movements": [render(movement) for movement in moved],
-            "closing": {asset: str(amount) for asset, amount in sorted(closing.items())},
-        }
-    )
+    found = await views.statement(desk.need_db(), query["account"], period)
+    balances = {"opening": found.opening, "closing": found.closing}
+    told = {name: {asset: str(amount) for asset, amount in balance.items()} for name, balance in balances.items()}
+    return json_response(render(found, leave_out=tuple(balances)) | told)
 
 
 async def list_balances(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
@@ -210,9 +200,20 @@ async def download_settlements(desk: Desk, request: web.Request, grant: Grant) -
 
 async def download_report(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """GET /finance/report: the settlement detail report of a period, byte for byte as `facilitator export settlements` writes it."""
-    query = _query(request, ("from", "to", "tz", "tenant", "format"))
+    return await _send_report(desk, request, grant, export.SETTLEMENTS, "report")
+
+
+async def download_gas(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
+    """GET /finance/gas/file: the gas report of a period, byte for byte as `facilitator export gas` writes it."""
+    return await _send_report(desk, request, grant, export.GAS, "gas")
+
+
+async def _send_report(desk: Desk, request: web.Request, grant: Grant, report: export.Report, name: str) -> web.StreamResponse:
+    of_tenant = ("tenant",) if report is export.SETTLEMENTS else ()
+    query = _query(request, ("from", "to", "tz", "format", *of_tenant))
     zone, form = _zone(desk, query), _format(query)
     asked = export.Asked(
+        report=report,
         period=_period(query, zone),
         zone=zone,
         booking_zone=desk.finance.booking_zone,
@@ -222,8 +223,8 @@ async def download_report(desk: Desk, request: web.Request, grant: Grant) -> web
         rate_stale_s=desk.finance.rate_stale_s,
     )
     async with _DOWNLOADS:
-        await _taken(desk, grant, "report", dict(query))
-        return await send_text(request, f"report.{form}", _CONTENT_TYPES[form], export.settlement_report(desk.need_db(), asked))
+        await _taken(desk, grant, name, dict(query))
+        return await send_text(request, f"{name}.{form}", _CONTENT_TYPES[form], export.report_text(desk.need_db(), asked))
 
 
 async def _taken(desk: Desk, grant: Grant, what: str, query: Mapping[str, str]) -> None:

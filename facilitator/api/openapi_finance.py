@@ -144,6 +144,7 @@ PATHS: Final[Json] = {
     "/finance/days/{day}/reopen/confirm": _post("confirmReopening", "Reopen what somebody else asked for", "Reopening", _DAY),
     "/finance/relayers": _get("financeRelayers", "Relayers and what they had when that was last read", "RelayerList"),
     "/finance/gas": _get("financeGas", "What transactions cost, by day, relayer and cause", "GasList", *_PERIOD),
+    "/finance/gas/file": _file("financeGasFile", "The gas report of a period: every wei of relayers by cause", *_PERIOD),
     "/finance/tenants": _get("financeTenants", "Tenants, their terms and what they owe", "FinanceTenantList"),
     "/finance/invoices": _get("financeInvoices", "Invoices as issued, newest first", "InvoiceList", parameter("tenant", _TEXT)),
     "/finance/invoices/{id}": _get("financeInvoice", "One invoice as issued", "Invoice", _ID, missing="no such invoice"),

@@ -84,7 +84,7 @@ ROUTES: Final = (
             path=path,
             handler=handler,
             scopes=("finance",),
-            own_deadline=path in {"/finance/settlements/file", "/finance/report"},
+            own_deadline=path in {"/finance/settlements/file", "/finance/report", "/finance/gas/file"},
         )
         for method, path, handler in (
             ("GET", "/finance/overview", finance.overview),
@@ -102,6 +102,7 @@ ROUTES: Final = (
             ("POST", "/finance/days/{day}/reopen/confirm", finance.confirm_reopening),
             ("GET", "/finance/relayers", finance.list_relayers),
             ("GET", "/finance/gas", finance.list_gas),
+            ("GET", "/finance/gas/file", finance.download_gas),
             ("GET", "/finance/tenants", finance.list_tenants),
             ("GET", "/finance/invoices", finance.list_invoices),
             ("GET", "/finance/invoices/{id}", finance.get_invoice),

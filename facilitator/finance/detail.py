@@ -14,7 +14,7 @@ from facilitator.domain.rates import RATE_DECIMALS
 from facilitator.domain.schedules import USD_DECIMALS, Charge
 from facilitator.domain.screening import decode_screening
 from facilitator.finance.pricing import gas_cost_micros
-from facilitator.store.books import SettlementLine
+from facilitator.store.books import GasLine, SettlementLine
 from facilitator.units import Address, Network, Zone
 
 REPORT_VERSION: Final = 1
@@ -145,18 +145,18 @@ def cells(line: SettlementLine, charge: Charge | None, zone: Zone, decimals: Map
         "relayer": line.relayer,
         "tx_nonce": line.tx_nonce,
         "gas_used": line.gas_used,
-        "effective_gas_price_wei": _whole(line.effective_gas_price_wei),
+        "effective_gas_price_wei": whole_text(line.effective_gas_price_wei),
         "l2_fee_wei": l2_fee,
-        "l1_fee_wei": _whole(line.l1_fee_wei),
-        "operator_fee_wei": _whole(line.operator_fee_wei),
-        "total_fee_wei": _whole(line.cost_wei),
+        "l1_fee_wei": whole_text(line.l1_fee_wei),
+        "operator_fee_wei": whole_text(line.operator_fee_wei),
+        "total_fee_wei": whole_text(line.cost_wei),
         "total_fee_eth": None if line.cost_wei is None else decimal_text(line.cost_wei, NATIVE_DECIMALS),
         "gas_cost_usd": None if not line.gas_used or gas_cost is None else decimal_text(gas_cost, USD_DECIMALS),
         "fee_usd": None if charged is None else decimal_text(charged, USD_DECIMALS),
         "fee_schedule_version": None if charge is None else str(charge.version),
         "margin_usd": None if charged is None or gas_cost is None else decimal_text(charged - gas_cost, USD_DECIMALS),
         "eth_usd": decimal_text(line.usd_e8, RATE_DECIMALS) if line.usd_e8 is not None and line.rate_fresh else None,
-        "eth_usd_source": _source(line),
+        "eth_usd_source": rate_source(line),
         "eth_usd_at_utc": line.rate_at,
         "screening_decision": None if screening is None else screening.decision,
         "screening_list_version": None if screening is None else " ".join(screening.lists),
@@ -172,7 +172,7 @@ def _moment(unix_s: int) -> datetime | None:
     return datetime.fromtimestamp(unix_s, UTC) if unix_s <= UNIX_MAX else None
 
 
-def _source(line: SettlementLine) -> str | None:
+def rate_source(line: SettlementLine | GasLine) -> str | None:
     """Where the rate is from; for a cost without a fresh one, why there is none."""
     if line.gas_used is None:
         return None
@@ -181,5 +181,6 @@ def _source(line: SettlementLine) -> str | None:
     return f"{'' if line.rate_fresh else 'stale '}{line.rate_source}#{line.rate_round}"
 
 
-def _whole(number: int | None) -> str | None:
+def whole_text(number: int | None) -> str | None:
+    """An integer of any size, as every file has it."""
     return None if number is None else str(number)

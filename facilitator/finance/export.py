@@ -1,4 +1,4 @@
-"""Writes the settlement detail report to a file with a manifest beside it, and verifies such a file.
+"""Writes the settlement detail report, or the gas report, to a file with a manifest beside it, and verifies such a file.
 
 The file is written under another name and takes its own only when it is whole. What the manifest says was counted while
 the rows went by, in the snapshot in which they were read.
@@ -8,20 +8,21 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from facilitator.domain.periods import Period
-from facilitator.finance.detail import COLUMNS, REPORT_VERSION, category, cells
+from facilitator.finance import detail, gas
+from facilitator.finance.detail import Cell, Column
 from facilitator.finance.pricing import Pricer
 from facilitator.finance.tables import FORMATS, TEXTS, time_text
 from facilitator.store import books, seals
 from facilitator.store.books import Completeness
-from facilitator.store.db import Db
+from facilitator.store.db import Db, Session
 from facilitator.units import Address, Network, Zone
 
 COMMIT_S: Final = 60
@@ -29,16 +30,54 @@ COMMIT_S: Final = 60
 _CHUNK_BYTES: Final = 1 << 20
 
 
+class Row(NamedTuple):
+    """One row of a report, and what it counts as."""
+
+    entry_id: int
+    asset: str
+    category: str
+    amount_atomic: int
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a file is made of."""
+
+    name: str
+    version: int
+    columns: tuple[Column, ...]
+    rows: "Callable[[Session, Asked], AsyncIterator[Row]]"
+
+
+async def _settlement_rows(session: Session, asked: "Asked") -> AsyncIterator[Row]:
+    pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
+    async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
+        cells = detail.cells(line, pricer.price(line), asked.zone, asked.decimals)
+        yield Row(line.entry_id, f"{line.network}/{line.asset}", detail.category(line), line.amount_atomic, cells)
+
+
+async def _gas_rows(session: Session, asked: "Asked") -> AsyncIterator[Row]:
+    async for line in books.gas_lines(session, asked.period, asked.rate_stale_s):
+        yield Row(line.entry_id, f"{line.network}/native", gas.category(line), line.amount_wei, gas.cells(line, asked.zone))
+
+
+SETTLEMENTS: Final = Report("settlements", detail.REPORT_VERSION, detail.COLUMNS, _settlement_rows)
+GAS: Final = Report("gas", gas.REPORT_VERSION, gas.COLUMNS, _gas_rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """Which rows, and how."""
 
+    report: Report = SETTLEMENTS
     period: Period
     zone: Zone
     """Of `local_date` and `period`."""
     booking_zone: Zone
     """Whose months fee schedules count by."""
     tenant_id: str | None
+    """None: of all. Gas is nobody's in particular."""
     format: str
     """One of `FORMATS`."""
     decimals: Mapping[tuple[Network, Address], int]
@@ -46,25 +85,25 @@ class Asked:
     rate_stale_s: float
 
 
-async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]:
+async def export_report(db: Db, asked: Asked, path: Path) -> dict[str, Any]:
     """Write `path` and its manifest; returns the manifest. Raises StoreFault, OSError, and ConfigFault for a missing extra."""
+    report = asked.report
     sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     rows, first, last = 0, None, None
     with whole_or_absent(path) as partial:
-        with FORMATS[asked.format](partial, COLUMNS) as add:  # an XLSX file takes long to close: the snapshot ends before
+        with FORMATS[asked.format](partial, report.columns) as add:  # an XLSX file takes long to close: the snapshot ends before
             async with db.snapshot() as session:
                 through, seal = await books.completeness(session), await seals.last(session)
-                pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
-                async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
-                    add(cells(line, pricer.price(line), asked.zone, asked.decimals))
-                    total = sums[f"{line.network}/{line.asset}"][category(line)]
+                async for row in report.rows(session, asked):
+                    add(row.cells)
+                    total = sums[row.asset][row.category]
                     total[0] += 1
-                    total[1] += line.amount_atomic
-                    rows, first, last = rows + 1, first or line.entry_id, line.entry_id
+                    total[1] += row.amount_atomic
+                    rows, first, last = rows + 1, first or row.entry_id, row.entry_id
         complete = complete_through(through)
         manifest = {
-            "report": "settlements",
-            "report_version": REPORT_VERSION,
+            "report": report.name,
+            "report_version": report.version,
             "file": path.name,
             "format": asked.format,
             "bytes": partial.stat().st_size,
@@ -89,14 +128,13 @@ async def export_settlements(db: Db, asked: Asked, path: Path) -> dict[str, Any]
     return manifest
 
 
-async def settlement_report(db: Db, asked: Asked) -> AsyncIterator[str]:
+async def report_text(db: Db, asked: Asked) -> AsyncIterator[str]:
     """The same rows as text, part by part, in the bytes of the file: `asked.format` is one of `TEXTS`. Raises StoreFault."""
-    head, spell = TEXTS[asked.format](COLUMNS)
+    head, spell = TEXTS[asked.format](asked.report.columns)
     yield head
     async with db.snapshot() as session:
-        pricer = await Pricer.open(session, asked.period, asked.tenant_id, asked.booking_zone, asked.decimals)
-        async for line in books.settlement_lines(session, asked.period, asked.tenant_id, asked.rate_stale_s):
-            yield spell(cells(line, pricer.price(line), asked.zone, asked.decimals))
+        async for row in asked.report.rows(session, asked):
+            yield spell(row.cells)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every function reads the ledger and returns rows; nothing here writes, prices or
 place, `parse_filter`, so that a URL means the same wherever it is sent.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,10 +18,11 @@ from facilitator.finance.detail import Cell, Column
 from facilitator.finance.export import complete_through
 from facilitator.finance.tables import TEXTS
 from facilitator.protocol import v1
-from facilitator.store import books, seals, survey, views
+from facilitator.store import billing, books, seals, survey, views
 from facilitator.store import days as book_days
 from facilitator.store import discrepancies as discrepancies_store
 from facilitator.store import settlements as settlements_store
+from facilitator.store.billing import Movement
 from facilitator.store.days import DayEvent
 from facilitator.store.db import Db
 from facilitator.store.discrepancies import Discrepancy, Matched
@@ -275,6 +277,31 @@ async def _day_totals(db: Db, day: date, zone: Zone) -> list[DayTotal]:
     period = day_of(day, zone)
     found = await views.totals(db, Filter(queued_from=period.start, queued_to=period.end))
     return [DayTotal(day, each.network, each.asset, each.state, each.settlements, each.amount_atomic) for each in found]
+
+
+# ---- accounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What one account had before a period, what moved it, and what it had then. Debits are positive."""
+
+    account: str
+    opening: Mapping[str, int]
+    """By asset, as `closing`: the next period opens with that."""
+    movements: Sequence[Movement]
+    closing: Mapping[str, int]
+
+
+async def statement(db: Db, account: str, period: Period) -> Statement:
+    """Of any account; one that is not in the books has nothing."""
+    async with db.snapshot() as session:
+        opening = await billing.opening(session, account, period.start)
+        movements = [movement async for movement in billing.movements(session, account, period)]
+    closing = Counter(opening)
+    for movement in movements:
+        closing[movement.asset] += movement.amount_atomic
+    return Statement(account=account, opening=opening, movements=movements, closing=dict(sorted(closing.items())))
 
 
 # ---- discrepancies, days, trail

@@ -68,6 +68,40 @@ class SettlementLine:
 
 
 @dataclass(frozen=True, slots=True)
+class GasLine:
+    """One posted entry in the coin of a network, and the transaction that it pays for, if it does."""
+
+    entry_id: int
+    pending_entry_id: int
+    network: Network
+    debit: str
+    credit: str
+    amount_wei: int
+    reference: str | None
+    included_at: datetime
+    """When the pending entry happened."""
+    happened_at: datetime
+    booked_at: datetime
+    tx_hash: TxHash | None
+    tx_nonce: int | None
+    block_number: int | None
+    block_hash: BlockHash | None
+    settlements: int
+    """That the transaction carried."""
+    gas_used: int | None
+    effective_gas_price_wei: int | None
+    l1_fee_wei: int | None
+    operator_fee_wei: int | None
+    usd_e8: int | None
+    """As in `SettlementLine`."""
+    rate_source: str | None
+    rate_round: str | None
+    rate_at: datetime | None
+    seal_no: int | None
+    rate_fresh: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Completeness:
     """What of one network is not final yet."""
 
@@ -118,6 +152,11 @@ class AccountTotal:
 def settlement_lines(session: Session, period: Period, tenant_id: str | None, rate_stale_s: float) -> AsyncIterator[SettlementLine]:
     """Admissions that ended in the period, in order of their ends; of one tenant, if one is named."""
     return session.stream(SettlementLine, QUERIES["settlement_lines"], period.start, period.end, tenant_id, rate_stale_s)
+
+
+def gas_lines(session: Session, period: Period, rate_stale_s: float) -> AsyncIterator[GasLine]:
+    """What moved the accounts of relayers in the period, in order: gas by cause, top-ups, sweeps and corrections."""
+    return session.stream(GasLine, QUERIES["gas_lines"], period.start, period.end, rate_stale_s)
 
 
 async def completeness(session: Session) -> list[Completeness]:

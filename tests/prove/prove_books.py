@@ -28,7 +28,7 @@ import asyncio, json, re, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from facilitator.domain.periods import Period
-from facilitator.finance.export import Asked, export_settlements
+from facilitator.finance.export import Asked, export_report
 from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE
 
@@ -40,9 +40,9 @@ async def main(url, kind, out):
     period = Period(datetime(2025, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
     small = Period(period.start, datetime(2025, 11, 1, 0, 10, tzinfo=UTC))
     asked = dict(zone=UTC_ZONE, tenant_id=None, format=kind, decimals={}, rate_stale_s=3600.0, booking_zone=UTC_ZONE)
-    await export_settlements(db, Asked(period=small, **asked), Path(out))  # what every export loads
+    await export_report(db, Asked(period=small, **asked), Path(out))  # what every export loads
     before = peak()
-    manifest = await export_settlements(db, Asked(period=period, **asked), Path(out))
+    manifest = await export_report(db, Asked(period=period, **asked), Path(out))
     after = peak()
     await db.close()
     print(json.dumps({"growth": after - before, "manifest": manifest}))

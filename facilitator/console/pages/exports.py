@@ -55,7 +55,7 @@ async def download_report(desk: Desk, visit: Visit) -> web.StreamResponse:
         decimals=desk.decimals,
         rate_stale_s=desk.finance.rate_stale_s,
     )
-    parts = export.settlement_report(desk.need_db(), report)
+    parts = export.report_text(desk.need_db(), report)
     return await send_text(visit.request, f"settlements-{asked['from']}-{asked['to']}.{form}".replace(":", ""), _TYPES[form], parts)
 
 

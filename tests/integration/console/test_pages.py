@@ -26,7 +26,7 @@ from facilitator.console.roles import PERMISSIONS, ROLES, Role
 from facilitator.console.table import ENTRIES, PAGES
 from facilitator.devstack.stack import Postgres
 from facilitator.domain.periods import parse_period
-from facilitator.finance.export import Asked, export_settlements
+from facilitator.finance.export import Asked, export_report
 from facilitator.finance.seals import seal_once
 from facilitator.store import seals
 from facilitator.units import UTC_ZONE, parse_zone
@@ -424,7 +424,7 @@ async def test_the_detail_report_is_the_bytes_that_the_command_writes(house: Hou
         decimals=house.room.desk.decimals,
         rate_stale_s=house.room.desk.finance.rate_stale_s,
     )
-    await export_settlements(house.room.db, asked, tmp_path / "detail.csv")
+    await export_report(house.room.db, asked, tmp_path / "detail.csv")
     assert file.read_bytes() == (tmp_path / "detail.csv").read_bytes()
     await page.goto("/exports")
     await expect(page.get_by_role("row").nth(1)).to_contain_text("Grace Hopper")

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from facilitator.domain.periods import Period, day_of, days_of, month_of, parse_month
 from facilitator.finance import export
 from facilitator.finance.detail import COLUMNS
-from facilitator.finance.export import Asked, export_settlements, manifest_path, verify
+from facilitator.finance.export import Asked, export_report, manifest_path, verify
 from facilitator.store.db import Db
 from facilitator.units import UTC_ZONE, Address, Network, Zone
 from tests.fixtures.books import NETWORK, USDC, plant
@@ -56,7 +56,7 @@ def amount(manifest: dict[str, Any], kind: str = "settlement") -> int:
 
 async def test_the_report_is_the_journal(db: Db, connection: Any, tmp_path: Path) -> None:
     await plant(connection, 500, start=NOVEMBER.start - timedelta(hours=1), step=timedelta(hours=2))
-    manifest = await export_settlements(db, asked(), tmp_path / "nov.csv")
+    manifest = await export_report(db, asked(), tmp_path / "nov.csv")
     rows = read(tmp_path / "nov.csv")
     journal = await connection.fetch(
         "select entry_id, amount_atomic, phase from journal_entry where phase <> 'pending' and happened_at >= $1 and happened_at < $2"
@@ -77,7 +77,7 @@ async def test_the_report_is_the_journal(db: Db, connection: Any, tmp_path: Path
 
 async def test_a_row_says_all_that_is_known(db: Db, connection: Any, tmp_path: Path) -> None:
     await plant(connection, 1, start=datetime(2025, 11, 5, 3, tzinfo=UTC), step=timedelta(hours=1))
-    await export_settlements(db, asked(zone="America/New_York"), tmp_path / "f.csv")
+    await export_report(db, asked(zone="America/New_York"), tmp_path / "f.csv")
     (row,) = read(tmp_path / "f.csv")
     word = "0x" + "0" * 64
     assert {name: value for name, value in row.items() if value} == {
@@ -131,11 +131,11 @@ def test_the_columns_are_those_that_were_promised() -> None:
 async def test_the_sum_of_the_days_is_the_sum_of_the_month(db: Db, connection: Any, tmp_path: Path, zone: str) -> None:
     month = month_of(parse_month("2025-11"), Zone(zone))
     await plant(connection, 400, start=month.start - timedelta(hours=30), step=timedelta(hours=2, minutes=7))
-    whole = await export_settlements(db, asked(month, zone=zone), tmp_path / "month.csv")
+    whole = await export_report(db, asked(month, zone=zone), tmp_path / "month.csv")
     days = list(days_of(month, Zone(zone)))
     assert days[0] == date(2025, 11, 1)
     assert len(days) == 30
-    parts = [await export_settlements(db, asked(day_of(day, Zone(zone)), zone=zone), tmp_path / "day.csv") for day in days]
+    parts = [await export_report(db, asked(day_of(day, Zone(zone)), zone=zone), tmp_path / "day.csv") for day in days]
     for kind in ("settlement", "settlement_external", "unpaid"):
         assert sum(amount(part, kind) for part in parts) == amount(whole, kind) > 0
     assert sum(part["rows"] for part in parts) == whole["rows"]
@@ -144,9 +144,7 @@ async def test_the_sum_of_the_days_is_the_sum_of_the_month(db: Db, connection: A
 
 async def test_all_formats_hold_the_same_rows(db: Db, connection: Any, tmp_path: Path) -> None:
     await plant(connection, 50, start=NOVEMBER.start, step=timedelta(hours=2))
-    manifests = {
-        kind: await export_settlements(db, asked(kind=kind), tmp_path / f"f.{kind}") for kind in ("csv", "jsonl", "xlsx", "parquet")
-    }
+    manifests = {kind: await export_report(db, asked(kind=kind), tmp_path / f"f.{kind}") for kind in ("csv", "jsonl", "xlsx", "parquet")}
     assert len({json.dumps(manifest["sums"]) for manifest in manifests.values()}) == 1
     assert [verify(tmp_path / f"f.{kind}", manifest) for kind, manifest in manifests.items()] == [[]] * 4
     rows = read(tmp_path / "f.csv")
@@ -163,7 +161,7 @@ async def test_all_formats_hold_the_same_rows(db: Db, connection: Any, tmp_path:
 
 async def test_one_tenant_sees_its_own_only(db: Db, connection: Any, tmp_path: Path) -> None:
     await plant(connection, 30, start=NOVEMBER.start, step=timedelta(hours=2))
-    manifest = await export_settlements(db, asked(tenant_id="tenant-1"), tmp_path / "f.csv")
+    manifest = await export_report(db, asked(tenant_id="tenant-1"), tmp_path / "f.csv")
     assert {row["tenant"] for row in read(tmp_path / "f.csv")} == {"tenant-1"}
     assert (manifest["rows"], manifest["filter"]["tenant"]) == (10, "tenant-1")
 
@@ -176,19 +174,19 @@ async def test_what_is_still_open_makes_later_periods_incomplete(db: Db, connect
         datetime(2025, 11, 20, tzinfo=UTC),
     )
     early = Period(NOVEMBER.start, datetime(2025, 11, 20, tzinfo=UTC))
-    assert (await export_settlements(db, asked(early), tmp_path / "a.csv"))["is_complete"]
-    late = await export_settlements(db, asked(), tmp_path / "b.csv")
+    assert (await export_report(db, asked(early), tmp_path / "a.csv"))["is_complete"]
+    late = await export_report(db, asked(), tmp_path / "b.csv")
     assert not late["is_complete"]
     assert late["complete_through"]["time"] == "2025-11-20T00:00:00.000000Z"
     future = Period(NOVEMBER.start, datetime.now(UTC) + timedelta(days=1))
     await connection.execute("update settlement set state = 'finalized' where state = 'included'")
-    assert not (await export_settlements(db, asked(future), tmp_path / "c.csv"))["is_complete"]
+    assert not (await export_report(db, asked(future), tmp_path / "c.csv"))["is_complete"]
 
 
 async def test_one_changed_byte_is_found(db: Db, connection: Any, tmp_path: Path) -> None:
     await plant(connection, 30, start=NOVEMBER.start, step=timedelta(hours=2))
     path = tmp_path / "f.csv"
-    manifest = await export_settlements(db, asked(), path)
+    manifest = await export_report(db, asked(), path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"0.001003", b"0.001004", 1))
     assert [word.split()[0] for word in verify(path, manifest)] == ["sha256"]
@@ -209,5 +207,5 @@ async def test_a_file_that_could_not_be_finished_is_not_there(
 
     monkeypatch.setattr(export, "category", broken)
     with pytest.raises(RuntimeError):
-        await export_settlements(db, asked(), tmp_path / "f.csv")
+        await export_report(db, asked(), tmp_path / "f.csv")
     assert list(tmp_path.iterdir()) == []

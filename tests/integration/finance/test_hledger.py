@@ -3,6 +3,7 @@
 import csv
 import re
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ import asyncpg
 import pytest
 
 from facilitator.domain.periods import Period
+from facilitator.finance.export import GAS, SETTLEMENTS, Asked, export_report, verify
 from facilitator.finance.hledger import hledger_lines
 from facilitator.finance.journal import decimals_of
 from facilitator.store import books
@@ -159,3 +161,63 @@ async def test_what_an_engine_booked_passes_with_its_gas(ledger: Ledger, db: Db,
     assert spent == -sum(total.balance_atomic for total in totals if total.account.startswith(f"gas:{NETWORK}:")) > 0
     shown = hledger(path, "balance", "--flat", "--no-total", "--layout=bare", "-O", "csv", "gas_expense").stdout
     assert sum(Decimal(row["balance"]) for row in csv.DictReader(shown.splitlines())) == Decimal(spent).scaleb(-18)
+
+
+async def test_the_gas_report_has_every_wei_of_the_gas_book_and_hledger_agrees(ledger: Ledger, db: Db, tmp_path: Path) -> None:
+    """What an engine booked, a transaction that paid nobody, a top-up; a block that left the chain and gas not final yet are not in it."""
+    await ledger.busy(3)
+    connection = await asyncpg.connect(db.url)
+    burned = "0x" + "ab" * 32
+    gas = f"gas:{NETWORK}:0x" + "11" * 20
+    entries = [
+        (f"gas_expense:{NETWORK}:revert", gas, 70_001, burned, "posted"),
+        (f"gas_expense:{NETWORK}:noop", gas, 21_000, "0x" + "ac" * 32, "posted"),
+        (f"gas_expense:{NETWORK}:revert", gas, 5, "0x" + "ad" * 32, "voided"),
+        (f"gas_expense:{NETWORK}:payment", gas, 7, "0x" + "ae" * 32, "pending"),
+        (gas, f"funding:{NETWORK}", 10**18, None, "posted"),
+        (f"funding:{NETWORK}", gas, 3, None, "posted"),
+        (gas, f"gas_expense:{NETWORK}:revert", 1, None, "posted"),
+    ]
+    for debit, credit, wei, tx_hash, phase in entries:
+        values = "'own', {}, $1::text, $2::text, $3::text, $4::numeric, $5::text, case when $5::text is null then null else 1 end"
+        columns = "book, phase, debit, credit, asset, amount_atomic, tx_hash, admission"
+        first = await connection.fetchval(
+            f"insert into journal_entry ({columns}) values ({values.format(chr(39) + 'pending' + chr(39))}) returning entry_id",  # noqa: S608
+            *(debit, credit, f"{NETWORK}/native", wei, tx_hash),
+        )
+        if phase != "pending":
+            await connection.execute(
+                f"insert into journal_entry ({columns}, resolves) values ({values.format('$6::text')}, $7)",  # noqa: S608
+                *(debit, credit, f"{NETWORK}/native", wei, tx_hash, phase, first),
+            )
+    await connection.close()
+    now = datetime.now(UTC)
+    hour = Period(now - timedelta(hours=1), now + timedelta(hours=1))
+    common: dict[str, Any] = {"period": hour, "zone": UTC_ZONE, "booking_zone": UTC_ZONE, "tenant_id": None, "format": "csv"}
+    decimals = {(TOKEN.network, TOKEN.address): TOKEN.decimals}
+    manifests, rows = {}, {}
+    for report in (SETTLEMENTS, GAS):
+        path = tmp_path / f"{report.name}.csv"
+        manifests[report] = await export_report(db, Asked(report=report, decimals=decimals, rate_stale_s=60.0, **common), path)
+        assert verify(path, manifests[report]) == []
+        with path.open(encoding="utf-8", newline="") as file:
+            rows[report] = list(csv.DictReader(file))
+
+    sums = {name: int(total["amount_atomic"]) for name, total in manifests[GAS]["sums"][f"{NETWORK}/native"].items()}
+    paid = sums.pop("gas_payment")
+    assert sums.pop("gas_revert") > 70_001, "the engine had one of its own: somebody else was quicker"
+    assert sums == {"gas_noop": 21_000, "relayer_topup": 10**18, "relayer_sweep": 3, "correction": 1}
+    assert paid == sum(int(row["total_fee_wei"]) for row in rows[SETTLEMENTS] if row["reporting_category"] == "settlement") > 0
+    assert {row["tx_hash"] for row in rows[SETTLEMENTS] if row["reporting_category"] == "settlement"} == {
+        row["tx_hash"] for row in rows[GAS] if row["reporting_category"] == "gas_payment"
+    }
+    assert [row["amount"] for row in rows[GAS] if row["tx_hash"] == burned] == ["0.000000000000070001"]
+
+    moved: Counter[str] = Counter()
+    for row in rows[GAS]:
+        moved[row["debit"]] += int(row["amount_atomic"])
+        moved[row["credit"]] -= int(row["amount_atomic"])
+    book = await write(db, tmp_path / "engine.journal", hour)
+    assert hledger(book, "check", "--strict").returncode == 0
+    theirs = its_balances(book, "--cleared", f"cur:{NETWORK}/native")
+    assert {name: Decimal(wei).scaleb(-18) for name, wei in moved.items()} == {name: amount for name, amount in theirs.items() if amount}

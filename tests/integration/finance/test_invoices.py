@@ -17,7 +17,7 @@ from facilitator.domain.rates import Rate
 from facilitator.domain.schedules import GasTerms, Terms, Tier
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance import invoices
-from facilitator.finance.export import Asked, export_settlements
+from facilitator.finance.export import Asked, export_report
 from facilitator.finance.invoices import Billing, issue, issued_again, make, parse_usd
 from facilitator.store import billing, rates
 from facilitator.store.db import Db
@@ -69,7 +69,7 @@ async def test_an_invoice_is_the_sum_of_its_lines_and_of_the_settlements_in_the_
         period=month_of(NOVEMBER, ZONE), zone=ZONE, booking_zone=ZONE, tenant_id=TENANT, format="csv", decimals=HOW.decimals,
         rate_stale_s=HOW.rate_stale_s,
     )  # fmt: skip
-    await export_settlements(db, asked, tmp_path / "f.csv")
+    await export_report(db, asked, tmp_path / "f.csv")
     with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["reporting_category"] == "settlement"]
     charged = sum(Decimal(row["fee_usd"]) for row in rows)
@@ -89,7 +89,7 @@ async def test_a_file_that_begins_within_a_month_counts_what_came_before(db: Db,
         asked = Asked(
             period=period, zone=ZONE, booking_zone=ZONE, tenant_id=None, format="csv", decimals=HOW.decimals, rate_stale_s=HOW.rate_stale_s
         )
-        await export_settlements(db, asked, tmp_path / "f.csv")
+        await export_report(db, asked, tmp_path / "f.csv")
         with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:
             return [row["fee_usd"] for row in csv.DictReader(file) if row["tenant"] == TENANT]
 

@@ -17,7 +17,7 @@ from facilitator.devstack.stack import Anvil
 from facilitator.domain.periods import Period
 from facilitator.domain.rates import Rate
 from facilitator.errors import ChainFault, ConfigFault
-from facilitator.finance.export import Asked, export_settlements
+from facilitator.finance.export import Asked, export_report
 from facilitator.finance.rates import RateKeeper, read_feed, read_file
 from facilitator.finance.settings import Settings
 from facilitator.store import rates
@@ -133,7 +133,7 @@ async def test_a_fresh_rate_prices_a_cost_and_a_stale_or_absent_one_leaves_it_em
         rate_stale_s=4500.0,
         booking_zone=UTC_ZONE,
     )
-    await export_settlements(db, asked, tmp_path / "f.csv")
+    await export_report(db, asked, tmp_path / "f.csv")
     with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:
         found = [(row["eth_usd"], row["eth_usd_source"]) for row in csv.DictReader(file)]
     assert found == [("", "none"), ("3100.00000000", "file:x#0.75"), ("", "stale file:x#0.75"), ("", "stale file:x#0.75")]

@@ -66,6 +66,7 @@ ROW_OF = {
     "rows_of_authorizations": reconciliation.LedgerRow,
     "claimless_in_blocks": reconciliation.LedgerRow,
     "settlement_lines": books.SettlementLine,
+    "gas_lines": books.GasLine,
     "completeness": books.Completeness,
     "journal_lines": books.JournalLine,
     "open_lines": books.JournalLine,

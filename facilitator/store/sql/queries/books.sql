@@ -78,3 +78,25 @@ select account, asset, sum(debit) filter (where posted) as debits_atomic, sum(cr
  where posted or not exists (select from journal_entry r where r.resolves = legs.entry_id)
  group by account, asset
  order by account, asset;
+
+-- Own entries in the coin of a network that are posted: what each transaction cost by cause, whomever it paid, and what relayers were
+-- sent and sent away. The pending entry was booked when the transaction was included, as the move of what it carried.
+-- name: gas_lines :many
+select e.entry_id, e.resolves as pending_entry_id, split_part(e.asset, '/', 1) as network, e.debit, e.credit, e.amount_atomic as amount_wei,
+       e.reference, p.happened_at as included_at, e.happened_at, e.booked_at, e.tx_hash, l.tx_nonce, l.block_number, l.block_hash,
+       (select count(*) from slot_item i where i.slot_id = l.slot_id) as settlements,
+       t.gas_used, t.effective_gas_price_wei, t.l1_fee_wei, t.operator_fee_wei,
+       q.usd_e8, q.source as rate_source, q.round as rate_round, q.quoted_at as rate_at, f.seal_no,
+       q.quoted_at > p.happened_at - make_interval(secs => $3::double precision) as rate_fresh
+  from journal_entry e
+  join journal_entry p on p.entry_id = e.resolves
+  left join relayer_transaction t on t.tx_hash = e.tx_hash
+  left join relayer_slot l on l.slot_id = t.slot_id
+  left join sealed_leaf f on f.source = 'journal' and f.row_id = e.entry_id
+  left join lateral (
+      select a.usd_e8, a.source, a.round, a.quoted_at from rate a
+       where a.network = split_part(e.asset, '/', 1) and a.quoted_at <= p.happened_at
+       order by a.quoted_at desc limit 1) q on t.gas_used is not null
+ where e.book = 'own' and e.phase = 'posted' and e.asset like '%/native'
+   and e.happened_at >= $1::timestamptz and e.happened_at < $2::timestamptz
+ order by e.happened_at, e.entry_id;
