@@ -27,10 +27,9 @@ from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_ce
 from facilitator.finance.tables import FORMATS, time_text
 from facilitator.operate import discrepancy_line, discrepancy_row
 from facilitator.store import billing, books, days
-from facilitator.store.db import ConstraintViolated, Db
+from facilitator.store.db import Db
 from facilitator.store.discrepancies import list_all
 from facilitator.store.seals import record_event
-from facilitator.store.tenants import find_tenant
 from facilitator.units import Address, Network, Zone, parse_zone
 
 ACTOR: Final = os.environ.get("USER") or f"uid {os.getuid()}"
@@ -312,13 +311,9 @@ async def fees_add(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
         start, terms = parse_day(parsed.start), decode_terms(parsed.terms.read_bytes())
     except ValueError as error:
         raise ConfigFault("bad_terms", str(error)) from None
-    try:
-        added = await billing.add_schedule(db, parsed.tenant, start, terms)
-    except ConstraintViolated:
-        raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}") from None
+    added = await invoices.add_terms(db, ACTOR, parsed.tenant, start, terms)
     if added is None:
-        return Done(1, [f"{parsed.tenant} has terms from {start} or later already, or was invoiced for that day: choose a later one"])
-    await record_event(db, "terms_added", ACTOR, f"{parsed.tenant}, version {added.version} from {added.effective_from}")
+        return Done(1, [invoices.reaches_back(parsed.tenant, start)])
     return Done(0, [f"version {added.version} of {parsed.tenant} holds from {added.effective_from}"])
 
 
@@ -334,12 +329,10 @@ async def fees_list(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
 
 async def fees_book(_: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """`fees payment` and `fees credit`."""
-    if await find_tenant(db, parsed.tenant) is None:
-        raise ConfigFault("unknown_tenant", f"--tenant: there is no tenant {parsed.tenant}")
     amount = invoices.parse_usd(parsed.usd)
-    entry_id = await invoices.book(db, parsed.tenant, parsed.kind, amount, parsed.reference, datetime.now(UTC))
-    await record_event(db, f"{parsed.kind}_booked", ACTOR, f"entry {entry_id}, {parsed.tenant}: {parsed.reference}")
-    return Done(0, [f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"])
+    entry_id, new = await invoices.book(db, ACTOR, parsed.tenant, parsed.kind, amount, parsed.reference)
+    told = f"entry {entry_id}: {parsed.kind} of {decimal_text(amount, USD_DECIMALS)} USD, {parsed.tenant}"
+    return Done(0, [told if new else f"{told}; {parsed.reference} was booked before, nothing is booked again"])
 
 
 async def discrepancies_list(_: Config, db: Db, parsed: argparse.Namespace) -> Done:

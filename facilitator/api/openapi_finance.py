@@ -1,4 +1,4 @@
-"""The finance routes as OpenAPI 3.1: what they answer is described by the rows that they are made of (`api/rows.py`)."""
+"""The routes of finance and fees as OpenAPI 3.1: what they answer is described by the rows that they are made of (`api/rows.py`)."""
 
 from typing import Any, Final
 
@@ -57,6 +57,27 @@ def _list(name: str, row: type[Any], *, leave_out: tuple[str, ...] = (), beside:
     return struct(properties, list(properties))
 
 
+_WHOLE: Final[Json] = {"type": "integer", "minimum": 0}
+_TERMS: Final = closed(
+    struct(
+        {
+            "tiers": {
+                "type": "array",
+                "minItems": 1,
+                "items": closed(struct({"above": _WHOLE, "flat_micros": _WHOLE, "basis_points": _WHOLE}, [])),
+            },
+            "free_settlements": _WHOLE,
+            "gas": nullable(closed(struct({"margin_basis_points": _WHOLE}, []))),
+        },
+        [],
+        "as in the file of `facilitator fees add`",
+    )
+)
+_FEES: Final[dict[str, Any]] = struct(
+    {"tenant": _TEXT, "version": {"type": "integer"}, "from": {**_DATE, "description": "the first book day"}, "terms": _TERMS},
+    ["tenant", "version", "from", "terms"],
+)
+
 SCHEMAS: Final[Json] = {
     "FinanceOverview": schema(views.Overview, zone=_TEXT),
     "FinanceSettlementPage": _list("settlements", rows.SettlementRow, beside={"nextCursor": nullable(_TEXT)}),
@@ -84,6 +105,28 @@ SCHEMAS: Final[Json] = {
         },
         ["account", "opening", "movements", "closing"],
     ),
+    "Fees": _FEES,
+    "FeesList": struct({"fees": {"type": "array", "items": _FEES}}, ["fees"]),
+    "NewFees": closed(struct({name: _FEES["properties"][name] for name in ("tenant", "from", "terms")}, ["tenant", "from", "terms"])),
+    "Booked": struct(
+        {"entry": {"type": "integer"}, "tenant": _TEXT, "amount": {**ATOMIC, "description": "micro-dollars"}, "reference": _TEXT},
+        ["entry", "tenant", "amount", "reference"],
+    ),
+    "NewBooking": closed(
+        struct(
+            {
+                "tenant": _TEXT,
+                "usd": {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{0,6})?$", "description": "dollars such as 12.50; not 0"},
+                "reference": {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": 200,
+                    "description": "what it can be found by outside; each is booked once, again is the same entry",
+                },
+            },
+            ["tenant", "usd", "reference"],
+        )
+    ),
     "EventList": _list("events", rows.EventRow),
 }
 
@@ -105,6 +148,20 @@ def _file(name: str, summary: str, *parameters: Json) -> Json:
     shown = {form: {"schema": _TEXT} for form in ("text/csv", "application/jsonl")}
     answers = {"200": {"description": summary, "content": shown}, "400": answer("a wrong query parameter", "Problem"), **LOCKED}
     return {"get": operation(name, summary, answers, _SCOPES, parameters=[*parameters, _FORMAT])}
+
+
+_ADMIN: Final = ("admin",)
+_NO_TENANT: Final[Json] = {"404": answer("no such tenant", "Problem"), **BODY, **LOCKED}
+
+
+def _booking(name: str, summary: str) -> Json:
+    answers = {
+        "201": answer("the entry", "Booked"),
+        "200": answer("the entry that this reference has already, of the same amount", "Booked"),
+        "409": answer("the reference was booked with another amount", "Problem"),
+        **_NO_TENANT,
+    }
+    return {"post": operation(name, summary, answers, _ADMIN, requestBody=body("NewBooking"))}
 
 
 _ID: Final[Json] = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
@@ -162,6 +219,24 @@ PATHS: Final[Json] = {
         parameter("actor", _TEXT),
         _BEFORE,
         _LIMIT,
-        scopes=("admin",),
+        scopes=_ADMIN,
     ),
+    "/admin/fees": {
+        "get": operation(
+            "listFees",
+            "Every version of tenants' terms",
+            {"200": answer("of all tenants, or of one", "FeesList"), "400": answer("a wrong query parameter", "Problem"), **LOCKED},
+            _ADMIN,
+            parameters=[parameter("tenant", _TEXT)],
+        ),
+        "post": operation(
+            "addFees",
+            "A new version of a tenant's terms; versions are never edited",
+            {"201": answer("the version", "Fees"), "409": answer("it would reach back", "Problem"), **_NO_TENANT},
+            _ADMIN,
+            requestBody=body("NewFees"),
+        ),
+    },
+    "/admin/fees/payment": _booking("bookPayment", "Book what a tenant paid"),
+    "/admin/fees/credit": _booking("bookCredit", "Book what a tenant is credited"),
 }

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator import tracing
-from facilitator.api import admin, catalogue, finance, openapi, settlements, x402
+from facilitator.api import admin, catalogue, fees, finance, openapi, settlements, x402
 from facilitator.api.access import Access
 from facilitator.api.connections import LINGER_S, Connection, Connections
 from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
@@ -114,6 +114,10 @@ ROUTES: Final = (
     Route(method="GET", path="/admin/tenants", handler=admin.list_tenants, scopes=("admin",)),
     Route(method="POST", path="/admin/tenants", handler=admin.create_tenant, scopes=("admin",)),
     Route(method="PATCH", path="/admin/tenants/{id}", handler=admin.change_tenant, scopes=("admin",)),
+    Route(method="GET", path="/admin/fees", handler=fees.list_fees, scopes=("admin",)),
+    Route(method="POST", path="/admin/fees", handler=fees.add_fees, scopes=("admin",)),
+    Route(method="POST", path="/admin/fees/payment", handler=fees.book_payment, scopes=("admin",)),
+    Route(method="POST", path="/admin/fees/credit", handler=fees.book_credit, scopes=("admin",)),
     Route(method="GET", path="/admin/keys", handler=admin.list_keys, scopes=("admin",)),
     Route(method="POST", path="/admin/keys", handler=admin.create_key, scopes=("admin",)),
     Route(method="POST", path="/admin/keys/{id}/rotate", handler=admin.rotate_key, scopes=("admin",)),

@@ -15,13 +15,15 @@ from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import month_of
 from facilitator.domain.postings import Entry
 from facilitator.domain.rates import MICROS
-from facilitator.domain.schedules import USD, USD_DECIMALS
+from facilitator.domain.schedules import USD, USD_DECIMALS, Schedule, Terms
 from facilitator.errors import ConfigFault, Fault
 from facilitator.finance.export import complete_through
 from facilitator.finance.pricing import Pricer
 from facilitator.store import billing, books
 from facilitator.store.billing import Invoice
 from facilitator.store.db import Db, Session
+from facilitator.store.seals import record_event
+from facilitator.store.tenants import lock_tenant
 from facilitator.units import Address, Atomic, Network, Zone
 
 CASH: Final = "cash:usd"
@@ -169,12 +171,46 @@ def parse_usd(text: str) -> Atomic:
     return Atomic(micros)
 
 
-async def book(db: Db, tenant_id: str, kind: str, amount: Atomic, reference: str, happened_at: datetime) -> int:
-    """Book a `payment` of a tenant, or a `credit` to it; returns the entry's id."""
-    debit = CASH if kind == "payment" else fee_income(tenant_id)
-    entry = Entry(debit=debit, credit=receivable(tenant_id), asset=USD, amount_atomic=amount)
+async def add_terms(db: Db, actor: str, tenant_id: str, effective_from: date, terms: Terms) -> Schedule | None:
+    """The next version of a tenant's terms, with its event; None when it would reach back. Raises ConfigFault without a tenant."""
     async with db.transaction() as session:
-        return await billing.post_entry(session, entry, happened_at, reference)
+        await _lock(session, tenant_id)
+        added = await billing.add_schedule(session, tenant_id, effective_from, terms)
+        if added is not None:
+            await record_event(session, "terms_added", actor, f"{tenant_id}, version {added.version} from {added.effective_from}")
+        return added
+
+
+def reaches_back(tenant_id: str, effective_from: date) -> str:
+    """Why terms were not added."""
+    return f"{tenant_id} has terms from {effective_from} or later already, or was invoiced for that day: choose a later one"
+
+
+async def book(
+    db: Db, actor: str, tenant_id: str, kind: str, amount: Atomic, reference: str, happened_at: datetime | None = None
+) -> tuple[int, bool]:
+    """Book a `payment` of a tenant or a `credit` to it, with its event; returns the entry's id, and whether it is a new one.
+
+    A reference is booked once: again, and of the same amount, is the entry that it has. Raises ConfigFault without a tenant,
+    and Fault for another amount.
+    """
+    debit, credit = CASH if kind == "payment" else fee_income(tenant_id), receivable(tenant_id)
+    async with db.transaction() as session:
+        await _lock(session, tenant_id)
+        known = await billing.find_entry(session, debit, credit, reference)
+        if known is not None and known.amount_atomic != amount:
+            raise Fault("reference_taken", f"{reference} was booked as entry {known.entry_id}, of {_usd(known.amount_atomic)} USD")
+        if known is not None:
+            return known.entry_id, False
+        entry = Entry(debit=debit, credit=credit, asset=USD, amount_atomic=amount)
+        entry_id = await billing.post_entry(session, entry, happened_at or datetime.now(UTC), reference)
+        await record_event(session, f"{kind}_booked", actor, f"entry {entry_id}, {tenant_id}: {reference}")
+        return entry_id, True
+
+
+async def _lock(session: Session, tenant_id: str) -> None:
+    if await lock_tenant(session, tenant_id) is None:
+        raise ConfigFault("unknown_tenant", f"there is no tenant {tenant_id}")
 
 
 async def _month(session: Session, how: Billing, tenant_id: str, month: date) -> _Month:

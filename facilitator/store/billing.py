@@ -65,6 +65,14 @@ class EntryId:
 
 
 @dataclass(frozen=True, slots=True)
+class Booked:
+    """An entry that was booked before, and of how much."""
+
+    entry_id: int
+    amount_atomic: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
     """Debits less credits of an account before a period."""
 
@@ -87,7 +95,7 @@ class Movement:
     booked_at: datetime
 
 
-async def add_schedule(db: Db, tenant_id: str, effective_from: date, terms: Terms) -> Schedule | None:
+async def add_schedule(db: Db | Session, tenant_id: str, effective_from: date, terms: Terms) -> Schedule | None:
     """The next version; None when a version begins there or later already, or that day was invoiced.
 
     Raises ConstraintViolated when there is no such tenant.
@@ -132,6 +140,11 @@ async def post_entry(session: Session, entry: Entry, happened_at: datetime, refe
     """Book an entry of our own that needs no second phase; returns the posted entry's id."""
     arguments = entry.debit, entry.credit, entry.asset, entry.amount_atomic, happened_at, reference
     return (await session.one(EntryId, QUERIES["post_entry"], *arguments)).entry_id
+
+
+async def find_entry(session: Session, debit: str, credit: str, reference: str) -> Booked | None:
+    """What was booked between these accounts with that reference."""
+    return await session.optional(Booked, QUERIES["find_entry"], debit, credit, reference)
 
 
 async def opening(session: Session, account: str, before: datetime) -> dict[str, int]:

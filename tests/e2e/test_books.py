@@ -126,7 +126,11 @@ async def test_terms_invoice_payment_statement(books: ServeProcess, tmp_path: Pa
     total = json.loads(document)["total"]
     assert total == "0.026039"  # 13 of 16, each 0.002 and 0.30 % of about 0.001
 
-    books.command("fees", "payment", *tenant, "--usd", total, "--reference", "bank 77")
+    payment = ["fees", "payment", *tenant, "--reference", "bank 77", "--usd"]
+    assert books.command(*payment, total) == f"entry 124: payment of {total} USD, tenant-1\n"
+    assert "bank 77 was booked before, nothing is booked again" in books.command(*payment, total)
+    with pytest.raises(ServeFailed, match="bank 77 was booked as entry 124"):
+        books.command(*payment, "1")
     account = ["report", "statement", "--account", "receivable:tenant-1", "--from", "2025-11", "--to", "2999-01"]
     rows = json.loads(books.command(*account, "--format", "json"))
     assert [(row["debit"], row["credit"], row["balance"], row["about"]) for row in rows] == [

@@ -1,5 +1,6 @@
 """Administration over a real port and a real database: who may, what changes, what the trail says; and every route by every scope."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -109,6 +110,61 @@ async def test_a_key_is_rotated_both_work_until_the_overlap_ends_and_the_trail_h
     ]
     for key in (old.text, made["key"], again["key"]):
         assert key[16:] not in json.dumps(trail)
+
+
+async def test_terms_payments_and_credits_are_booked_once_and_the_trail_names_the_key(office: Office) -> None:
+    terms = {"tiers": [{"flat_micros": 2000}, {"above": 100, "basis_points": 15}], "gas": {"margin_basis_points": 500}}
+    asked = {"tenant": "house", "from": "2025-11-01", "terms": terms}
+    status, first = await office.ask("POST", "/admin/fees", asked)
+    assert (status, first["version"], first["from"], first["terms"]["tiers"][1]["basis_points"]) == (201, 1, "2025-11-01", 15), first
+    status, told = await office.ask("POST", "/admin/fees", asked)
+    assert (status, told["error"], "choose a later one" in told["message"]) == (409, "reaches_back", True)
+    second = (await office.ask("POST", "/admin/fees", asked | {"from": "2025-12-01", "terms": {}}))[1]
+    assert (await office.ask("GET", "/admin/fees?tenant=house"))[1] == {"fees": [first, second]}
+    assert (await office.ask("GET", "/admin/fees?tenant=nobody"))[1] == {"fees": []}
+
+    paid = {"tenant": "house", "usd": "12.5", "reference": "bank 77"}
+    answers = await asyncio.gather(*(office.ask("POST", "/admin/fees/payment", paid) for _ in range(4)))
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 201], "an answer that was lost is asked for again"
+    ((_, booked), *others) = answers
+    assert all(told == booked for _, told in others)
+    assert booked["amount"] == "12500000"
+    status, told = await office.ask("POST", "/admin/fees/payment", paid | {"usd": "12.6"})
+    assert (status, told["error"], "12.500000 USD" in told["message"]) == (409, "reference_taken", True)
+    status, credit = await office.ask("POST", "/admin/fees/credit", paid | {"usd": "0.5"})
+    assert (status, credit["amount"]) == (201, "500000"), "a credit is another thing than a payment"
+    query = "account=receivable:house&from=2025-01-01&to=2999-01-01"
+    statement = (await office.ask("GET", f"/finance/statement?{query}", scope="finance"))[1]
+    assert [(row["id"], row["amount"], row["against"], row["reference"]) for row in statement["movements"]] == [
+        (booked["entry"], "-12500000", "cash:usd", "bank 77"),
+        (credit["entry"], "-500000", "fee_income:house", "bank 77"),
+    ]
+    assert (statement["opening"], statement["closing"]) == ({}, {"USD": "-13000000"})
+
+    wrong = [
+        ("", asked | {"tenant": "nobody"}, 404, "there is no tenant nobody"),
+        ("", asked | {"from": "soon"}, 400, "from"),
+        ("", asked | {"terms": {"tiers": [{"above": 1}]}}, 400, "the first tier begins above 0"),
+        ("", asked | {"terms": {"free": 1}}, 400, "unknown field"),
+        ("", asked | {"until": "2026-01-01"}, 400, "unknown field"),
+        ("/payment", paid | {"tenant": "nobody"}, 404, "there is no tenant nobody"),
+        ("/payment", paid | {"usd": "-1"}, 400, "usd: expected dollars"),
+        ("/payment", paid | {"usd": 1}, 400, "usd"),
+        ("/payment", paid | {"usd": "0.0"}, 400, "nothing"),
+        ("/credit", paid | {"reference": "  "}, 400, "reference"),
+        ("/credit", paid | {"reference": "a\nb"}, 400, "reference"),
+    ]
+    for path, body, expected, said in wrong:
+        status, told = await office.ask("POST", f"/admin/fees{path}", body)
+        assert (status, said in told["message"]) == (expected, True), (body, told)
+    assert (await office.ask("GET", "/admin/fees?tenants=house"))[0] == 400
+    events = (await office.ask("GET", f"/finance/audit?actor=key%20{office.keys['admin'].key_id}"))[1]["events"]
+    assert [(event["kind"], event["detail"]) for event in reversed(events)] == [
+        ("terms_added", "house, version 1 from 2025-11-01"),
+        ("terms_added", "house, version 2 from 2025-12-01"),
+        ("payment_booked", f"entry {booked['entry']}, house: bank 77"),
+        ("credit_booked", f"entry {credit['entry']}, house: bank 77"),
+    ]
 
 
 @pytest.mark.parametrize(

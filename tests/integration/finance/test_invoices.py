@@ -125,7 +125,7 @@ async def test_numbers_have_no_gap_whoever_issues_at_the_same_time(db: Db, conne
 async def test_an_issued_invoice_is_made_again_to_the_byte_until_the_books_were_altered(db: Db, connection: Any) -> None:
     await billing.add_schedule(db, TENANT, date(2025, 1, 1), TERMS)
     first = await issue(db, HOW, TENANT, NOVEMBER)
-    await invoices.book(db, TENANT, "payment", parse_usd("0.10"), "bank 1", datetime.now(UTC))
+    await invoices.book(db, "cli me", TENANT, "payment", parse_usd("0.10"), "bank 1", datetime.now(UTC))
     assert (await issue(db, HOW, TENANT, NOVEMBER)).document == first.document
     async with db.snapshot() as session:
         again = await billing.find_invoice(session, TENANT, NOVEMBER)
@@ -139,8 +139,8 @@ async def test_an_issued_invoice_is_made_again_to_the_byte_until_the_books_were_
 async def test_what_is_owed_is_handed_on_from_month_to_month(db: Db) -> None:
     await billing.add_schedule(db, TENANT, date(2025, 1, 1), TERMS)
     await issue(db, HOW, TENANT, NOVEMBER)
-    await invoices.book(db, TENANT, "payment", parse_usd("0.1"), "bank 1", datetime(2025, 12, 5, tzinfo=UTC))
-    await invoices.book(db, TENANT, "credit", parse_usd("0.05"), "goodwill", datetime(2025, 12, 6, tzinfo=UTC))
+    await invoices.book(db, "cli me", TENANT, "payment", parse_usd("0.1"), "bank 1", datetime(2025, 12, 5, tzinfo=UTC))
+    await invoices.book(db, "cli me", TENANT, "credit", parse_usd("0.05"), "goodwill", datetime(2025, 12, 6, tzinfo=UTC))
     before, after = (await draft(db, NOVEMBER))["receivable"], (await draft(db, date(2025, 12, 1)))["receivable"]
     assert after["opening"] == json.loads((await issue(db, HOW, TENANT, NOVEMBER)).document)["receivable"]["closing"]
     assert (after["received"], after["credited"], before["received"]) == ("0.100000", "0.050000", "0.000000")

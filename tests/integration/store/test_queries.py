@@ -78,6 +78,7 @@ ROW_OF = {
     "invoiced_after": billing.Invoice,
     "next_number": billing.NextNumber,
     "post_entry": billing.EntryId,
+    "find_entry": billing.Booked,
     "opening": billing.Opening,
     "movements": billing.Movement,
     "reconciled_through": discrepancies.Through,

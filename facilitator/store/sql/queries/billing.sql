@@ -49,6 +49,13 @@ insert into journal_entry (book, phase, debit, credit, asset, amount_atomic, hap
 select 'own', 'posted', debit, credit, asset, amount_atomic, happened_at, reference, entry_id from p
 returning entry_id;
 
+-- What was booked of that reference; entries without a transaction stand together in journal_entry_gas.
+-- name: find_entry :optional
+select r.entry_id, r.amount_atomic
+  from journal_entry p join journal_entry r on r.resolves = p.entry_id
+ where p.book = 'own' and p.phase = 'pending' and p.tx_hash is null and p.debit = $1::text and p.credit = $2::text and p.reference = $3::text
+ order by r.entry_id limit 1;
+
 -- What an account had before a time, by asset.
 -- name: opening :many
 select asset, sum(case when debit = $1::text then amount_atomic else -amount_atomic end) as balance_atomic
