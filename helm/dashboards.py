@@ -136,6 +136,13 @@ SERVICE: Final = (
         runbook="EventLoopLagging",
     ),
     Panel(
+        title="Age of the last good canary",
+        unit="s",
+        description="A payment of our own that was judged (verify) or made (settle).",
+        expressions=(("time() - max by (network, path) (facilitator_canary_last_success_timestamp_seconds)", "{{network}} {{path}}"),),
+        runbook="CanaryFailing",
+    ),
+    Panel(
         title="Log lines",
         unit="short",
         description="Lines a second, by level. An error asks for a person.",
@@ -395,6 +402,32 @@ MONEY: Final = (
         warn=120,
         bad=600,
         runbook="SealerStalled",
+    ),
+    Panel(
+        title="Gas budgets spent",
+        unit="short",
+        description="Tenants that are refused until midnight UTC, or for want of a dollar rate.",
+        expressions=(("max(facilitator_gas_budgets_exhausted)", "tenants"),),
+        runbook="GasBudgetExhausted",
+    ),
+    Panel(
+        title="Payers and tenants at rest",
+        unit="short",
+        description="After payments that cost gas and paid nobody.",
+        expressions=(("max by (who) (facilitator_cooling_down)", "{{who}}"),),
+        runbook="TenantCoolingDown",
+    ),
+    Panel(
+        title="How long the oldest book day has waited for its close",
+        unit="s",
+        description="0 while none can be closed.",
+        expressions=(
+            (
+                "(time() - max(facilitator_close_due_timestamp_seconds)) * (max(facilitator_close_due_timestamp_seconds) > bool 0)",
+                "day",
+            ),
+        ),
+        runbook="CloseOverdue",
     ),
     Panel(
         title="Looks at sanctions lists",

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.children import launched
 from tests.fixtures import prometheus
 from tests.fixtures.house import House, client_session, eventually
@@ -23,6 +24,7 @@ from tests.fixtures.service import free_port
 
 SCRAPE_S: Final = 1
 PAYMENTS_PER_S: Final = 8
+LISTED: Final = dev_account("listed").address
 RULES: Final = Path(__file__).parents[2] / "helm" / "facilitator" / "files" / "rules.yaml"
 
 
@@ -54,7 +56,9 @@ async def watched(directory: Path, database_url: str, seconds: int) -> AsyncIter
     """Start everything, load it for that long, and hand it over."""
     settlement = {"survey_s": 0.5, "finality_poll_s": 1.0, "balance_poll_s": 1.0, "canary_verify_s": 1.0}
     async with House.open(directory, database_url, settlement=settlement) as house, client_session() as session:
-        service = await house.serve()
+        listed = directory / "listed.txt"
+        listed.write_text(f"{LISTED}\n")
+        service = await house.serve(settings={"screening": {"known_listed": LISTED, "list_file": str(listed)}})
         port = free_port()
         with running(directory / "prometheus", port, [service.port]) as url:
             load = Watched(house, session, url)
