@@ -403,17 +403,24 @@ class Dispatcher:
             payer = waiting.admission.authorization.payer
             if waiting.admission.wallet is None:
                 turn.append(waiting)
-            elif payer in paying or self._watcher.pays_from_wallet(payer) or waiting.judged_at < stale_at:
+            elif payer in paying or self._held_up(payer, waiting.admission.wallet) or waiting.judged_at < stale_at:
                 self._background.start("judge_alone", self._judge_alone(waiting))
             else:
                 paying.add(payer)
                 turn.append(waiting)
         return turn
 
-    async def _judge_alone(self, waiting: Waiting) -> None:
-        """It would fail by now, or among others, or its wallet pays another: judge it afresh, and let it go alone if it would pay.
+    def _held_up(self, payer: Address, wallet: Wallet) -> bool:
+        """Is a transaction of this smart wallet in flight, or has no relayer the money for one? It takes nobody's place meanwhile."""
+        ready = [account for account in self.accounts if account.ready]
+        cost_wei = self._pricing.wallet_cost_wei(wallet)
+        poor = bool(ready) and all(self._spare_wei(account) < cost_wei for account in ready)
+        return poor or self._watcher.pays_from_wallet(payer)
 
-        While what refuses it ends by itself, or its wallet's transaction is in flight, it waits, as long as its caller does.
+    async def _judge_alone(self, waiting: Waiting) -> None:
+        """It would fail by now, or among others, or its wallet is held up: judge it afresh, and let it go alone if it would pay.
+
+        While what refuses it ends by itself, or its wallet is held up, it waits, as long as its caller does.
         """
         self._queue.set_aside(waiting)
         authorization = waiting.admission.authorization
@@ -422,7 +429,7 @@ class Dispatcher:
         judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
         backoff = Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
         while True:
-            while waiting.admission.wallet is not None and self._watcher.pays_from_wallet(authorization.payer):
+            while waiting.admission.wallet is not None and self._held_up(authorization.payer, waiting.admission.wallet):
                 await self._clock.sleep(_TURN_S)
                 if waiting.abandoned or waiting.done.done():
                     return
@@ -748,7 +755,7 @@ class Dispatcher:
         for record in payable:
             if record.settlement_id not in wallets:
                 turn.append(record)
-            elif record.payer in paying or self._watcher.pays_from_wallet(record.payer):
+            elif record.payer in paying or self._held_up(record.payer, wallets[record.settlement_id]):
                 self._let_others_go_first(record)
             else:
                 paying.add(record.payer)

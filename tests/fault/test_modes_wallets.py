@@ -317,12 +317,32 @@ async def test_a_wallet_that_there_is_no_money_for_holds_up_nobody(scene: Scene)
     await scene.token.set_gas_money(account.address, enough_wei)
     await scene.until(lambda: account.balance_wei == enough_wei, "the balance to be read")
     waits = scene.settle(rig, scene.payment(buyer))
-    await scene.until(lambda: len(rig.engine._dispatchers[scene.network]._queue), "the wallet's payment in the queue")
+    await scene.until(lambda: rig.engine._dispatchers[scene.network]._queue._aside or waits.done(), "the wallet's payment to be set aside")
     assert reason(await scene.answer(scene.settle(rig))) is None
     with pytest.raises(OverloadFault) as raised:
         await waits
     assert raised.value.kind == "not_sent"
     await scene.finish(settled=1)
+
+
+@pytest.mark.parametrize("where", ["here", "in the queue"])
+async def test_a_wallet_that_there_is_no_money_for_leaves_the_one_slot_to_others_and_is_paid_when_there_is(
+    scene: Scene, where: str
+) -> None:
+    back = await scene.engine(max_fee_floor_wei=10**10, slots_soft=1, slots_max=1)
+    front = back if where == "here" else await scene.engine(relayers=[])
+    buyer, [account] = await contract(scene), back.engine._dispatchers[scene.network].accounts
+    enough_wei = back.engine._dispatchers[scene.network]._most_wei(1) * 5 // 4
+    await scene.token.set_gas_money(account.address, enough_wei)
+    await scene.until(lambda: account.balance_wei == enough_wei, "the balance to be read")
+    waits = scene.settle(front, scene.payment(buyer))
+    queue = back.engine._dispatchers[scene.network]._queue
+    await scene.until((lambda: queue._all or queue._aside) if front is back else (lambda: queued(scene, 1)), "it to wait")
+    assert reason(await scene.answer(scene.settle(front))) is None
+    await scene.sim.mine()  # anvil changes the newest block's balances: not those of the block that holds the payment
+    await scene.token.set_gas_money(account.address, 10**19)
+    assert reason(await scene.answer(waits)) is None
+    await scene.finish(settled=2)
 
 
 async def test_what_a_replica_without_relayers_queued_is_judged_afresh_by_the_one_that_signs(scene: Scene) -> None:
