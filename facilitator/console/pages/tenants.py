@@ -2,20 +2,32 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
 from facilitator.console.desk import Desk, Refused, Visit
 from facilitator.domain.money import decimal_text
-from facilitator.domain.periods import local_date, parse_month
-from facilitator.domain.schedules import USD_DECIMALS, Terms, Tier, decode_terms
-from facilitator.finance import invoices
+from facilitator.domain.periods import Period, day_start, local_date, parse_month
+from facilitator.domain.schedules import USD, USD_DECIMALS, Terms, Tier, decode_terms
+from facilitator.finance import invoices, views
 from facilitator.finance.invoices import Billing
 from facilitator.store import billing
 from facilitator.store import views as rows
+from facilitator.store.billing import Movement
 
 _NUMBER_DIGITS: Final = 18
+
+
+class _Account(NamedTuple):
+    """What a tenant owes, in micro-dollars."""
+
+    first: date
+    opening: int
+    movements: list[tuple[Movement, int]]
+    """With what was owed after each."""
+    closing: int
 
 
 async def show_tenants(desk: Desk, visit: Visit) -> web.StreamResponse:
@@ -43,6 +55,7 @@ async def show_tenant(desk: Desk, visit: Visit) -> web.StreamResponse:
         schedules=[(each.version, each.effective_from, describe(decode_terms(each.terms))) for each in schedules],
         issued=[(each, json.loads(each.document)) for each in issued],
         drafts=_drafts(month, {each.month for each in issued}),
+        account=await _account(desk, tenant_id, month.replace(year=month.year - 1), today),
     )
 
 
@@ -69,6 +82,15 @@ async def show_draft(desk: Desk, visit: Visit) -> web.StreamResponse:
     async with db.snapshot() as session:
         text, _, _ = await invoices.make(session, how, tenant_id, month, None, None)
     return desk.render(visit, "invoice.html", here="tenants", document=json.loads(text), month=month)
+
+
+async def _account(desk: Desk, tenant_id: str, first: date, today: date) -> _Account:
+    zone = desk.finance.booking_zone
+    period = Period(day_start(first, zone), day_start(today + timedelta(days=1), zone))
+    found = await views.statement(desk.need_db(), invoices.receivable(tenant_id), period)
+    opening = found.opening.get(USD, 0)
+    after = list(accumulate((each.amount_atomic for each in found.movements), initial=opening))
+    return _Account(first, opening, list(zip(found.movements, after[1:], strict=True)), after[-1])
 
 
 def describe(terms: Terms) -> list[str]:

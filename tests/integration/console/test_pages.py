@@ -25,7 +25,9 @@ from playwright.async_api import BrowserContext, Page, async_playwright, expect
 from facilitator.console.roles import PERMISSIONS, ROLES, Role
 from facilitator.console.table import ENTRIES, PAGES
 from facilitator.devstack.stack import Postgres
+from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import parse_period
+from facilitator.finance import views
 from facilitator.finance.export import Asked, export_report
 from facilitator.finance.seals import seal_once
 from facilitator.store import seals
@@ -323,6 +325,23 @@ async def test_an_invoice_is_shown_as_it_was_issued(house: House) -> None:
     for figure in (document["total"], document["receivable"]["closing"], *(line["charge"] for line in document["lines"])):
         assert figure in shown
     assert document["tenant"] in shown
+    await page.context.close()
+
+
+async def test_a_tenant_s_account_is_the_statement_of_the_books(house: House) -> None:
+    today = datetime.now(UTC).date()
+    first = today.replace(day=1, year=today.year - 1)
+    found = await views.statement(house.room.db, "receivable:model-hub", parse_period(f"{first}", f"{today + timedelta(days=1)}", UTC_ZONE))
+    owed, expected = 0, [("Opening balance", "0.000000")]
+    for movement in found.movements:
+        owed += movement.amount_atomic
+        expected.append((str(movement.reference), decimal_text(owed, 6)))
+    expected.append(("Closing balance", decimal_text(owed, 6)))
+    assert (len(expected), expected[-2][0], found.opening, found.closing) == (4, "wire 4471", {}, {"USD": owed})
+    page = await house.open("viewer")
+    await page.goto("/tenants/model-hub")
+    rows = await page.get_by_role("region", name="Account of the last twelve months").locator("tbody tr, tfoot tr").all()
+    assert [(await row.locator("th").inner_text(), await row.locator("data").last.get_attribute("value")) for row in rows] == expected
     await page.context.close()
 
 
