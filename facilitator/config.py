@@ -408,6 +408,8 @@ def _bad_level(config: Config) -> Iterator[str]:
 
 def _bad_bounds(config: Config) -> Iterator[str]:
     """Times and bounds are positive, whatever package they belong to, and waits end before those that hold them."""
+    if config.settlement.canary_settle_s < 1:
+        yield f"settlement.canary_settle_s = {config.settlement.canary_settle_s} must be at least 1"
     if config.settlement.send_sync_ms >= config.rpc.request_timeout_s * 1000:
         yield (
             f"settlement.send_sync_ms = {config.settlement.send_sync_ms} must be below"

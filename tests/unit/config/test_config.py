@@ -131,6 +131,7 @@ def test_an_asset_of_ones_own_joins_the_built_in_one_or_replaces_it(tmp_path: Pa
         (('["http://127.0.0.1:8545"]', "[]"), "networks.0.rpc_urls: expected at least one entry"),
         (('["http://127.0.0.1:8545"]', '["ftp://x"]'), "expected http://… or https://…"),
         (('"env:RELAYER_KEY_1", ', '"env:A", "env:A", '), "a relayer is listed twice"),
+        (("deadline_s = 20", "canary_settle_s = 0.5"), "settlement.canary_settle_s = 0.5 must be at least 1"),
         (("deadline_s = 20", "send_sync_ms = 6000"), "settlement.send_sync_ms = 6000 must be below rpc.request_timeout_s = 5.0"),
         (
             ("[settlement]", '[tracing]\nendpoint = "http://a"\nsample_ratio = 1.5\n[settlement]'),
