@@ -49,6 +49,8 @@ class _Left:
 @dataclass(frozen=True, slots=True)
 class _Strikes:
     count: int
+    most: int | None
+    """A tenant's own bound."""
     until_s: float
     """Monotonic."""
 
@@ -62,6 +64,8 @@ class Restraints:
         self._clock = clock
         self._settings = settings
         self._budgets: dict[str, dict[str, _Left]] = {}
+        self._needs: dict[tuple[str, str], int] = {}
+        """What the last payment that was held to a budget could cost, by tenant and unit."""
         self._rates: Mapping[Network, int] = {}
         self._strikes: dict[tuple[str, str], _Strikes] = {}
         self._read_at = float("-inf")
@@ -84,7 +88,7 @@ class Restraints:
         for budget in budgets:
             self._budgets.setdefault(budget.tenant_id, {})[budget.unit] = _Left(budget, budget.held + budget.spent)
         self._rates = rates
-        self._strikes = {(row.who, row.name): _Strikes(row.strikes, asked_at + row.frees_s) for row in struck}
+        self._strikes = {(row.who, row.name): _Strikes(row.strikes, row.most, asked_at + row.frees_s) for row in struck}
         self._read_at = asked_at
         self._tell()
 
@@ -93,7 +97,7 @@ class Restraints:
         exhausted = {
             tenant_id
             for tenant_id, units in self._budgets.items()
-            if any(left.budget.spent >= left.budget.most for left in units.values()) or (USD in units and not self._rates)
+            if any(self._is_spent(left.budget) for left in units.values()) or (USD in units and not self._rates)
         }
         for tenant_id in exhausted - self._refused:
             log.warning("gas_budget.exhausted", tenant_id=tenant_id)
@@ -101,9 +105,15 @@ class Restraints:
             log.info("gas_budget.renewed", tenant_id=tenant_id)
         self._refused = exhausted
         GAS_BUDGETS_EXHAUSTED.set(len(exhausted))
-        most = {"payer": self._settings.payer_strikes_max, "tenant": self._settings.tenant_strikes_max}
-        for who in ("payer", "tenant"):
-            COOLING_DOWN.labels(who).set(sum(of == who and found.count >= most[who] for (of, _), found in self._strikes.items()))
+        for who, most in (("payer", self._settings.payer_strikes_max), ("tenant", self._settings.tenant_strikes_max)):
+            COOLING_DOWN.labels(who).set(sum(of == who and found.count >= (found.most or most) for (of, _), found in self._strikes.items()))
+
+    def _is_spent(self, budget: GasBudget) -> bool:
+        """Would it not suffice for one more payment like the last one, even if all that is held came back?
+
+        To be signed, a payment needs several times what it will cost, so no budget is ever spent to the last wei.
+        """
+        return budget.spent + self._needs.get((budget.tenant_id, budget.unit), 1) > budget.most
 
     # --- judging ---
 
@@ -137,6 +147,7 @@ class Restraints:
         ends_in_s = budget.ends_in_s - (self._clock.monotonic() - self._read_at)
         if ends_in_s <= 0:
             return  # a new day has begun since it was read
+        self._needs[budget.tenant_id, budget.unit] = need
         if (breach := over_budget(limit, unit, budget.most, left.used, need, budget.spent, ends_in_s)) is not None:
             raise LimitReached(breach)
 

@@ -44,6 +44,8 @@ class Struck:
     """`payer` or `tenant`."""
     name: str
     """Address or id."""
+    most: int | None
+    """A tenant's own `strikesMax`."""
     strikes: int
     frees_s: float
 

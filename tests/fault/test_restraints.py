@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from facilitator.devstack.buyer import Buyer
 from facilitator.domain.limits import Limits
@@ -24,7 +25,7 @@ AT_ONCE: dict[str, Any] = {"limits_poll_s": 0.05}
 RIVAL = "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
 
 
-async def budget(rig: Rig, tenant: str, **limits: str | None) -> None:
+async def budget(rig: Rig, tenant: str, **limits: str | int | None) -> None:
     await administration.change_tenant(rig.db, "cli me", tenant, {}, limits=limits)
 
 
@@ -244,6 +245,47 @@ async def test_a_tenant_s_strikes_are_counted_together_and_a_reorganisation_take
     await scene.until(taken_back, "the strike to be taken back", mine=True)
     await scene.finish(settled=0)
     assert len(await strikes(scene)) == 2, "mined again, and in vain again"
+
+
+async def test_gauges_count_who_is_refused_for_a_spent_budget_or_by_a_bound_of_its_own(scene: Scene) -> None:
+    rig = await scene.engine(**AT_ONCE)
+
+    async def told(spent: int, cooling: int) -> None:
+        def shown() -> bool:
+            found = [
+                REGISTRY.get_sample_value("facilitator_gas_budgets_exhausted"),
+                REGISTRY.get_sample_value("facilitator_cooling_down", {"who": "tenant"}),
+            ]
+            return found == [spent, cooling]
+
+        await scene.until(shown, f"{spent} spent budgets and {cooling} tenants at rest")
+
+    await budget(rig, "acme", gasWeiPerDay=one(scene, rig))
+    await known(scene, rig, "acme")
+    assert await word(rig, scene.payment()) is None
+    await told(0, 0)
+    await budget(rig, "acme", gasWeiPerDay=str(int(one(scene, rig)) // 3))  # not nothing, and too little for one more
+    await refused(scene, rig, "gasWeiPerDay")
+    await told(1, 0)
+    await budget(rig, "acme", gasWeiPerDay=None)
+    await told(0, 0)
+    (payer,) = await buyers(scene, 1)
+    await struck(scene, rig, payer)
+    await told(0, 0)
+    await budget(rig, "acme", strikesMax=1)
+    await told(0, 1)
+    await budget(rig, "acme", strikesMax=None)
+    await told(0, 0)
+    await scene.finish(settled=0)
+
+
+async def refused(scene: Scene, rig: Rig, limit: str) -> None:
+    """Return when the tenant's payments are refused by this limit."""
+
+    async def is_refused() -> bool:
+        return await word(rig, scene.payment()) == limit
+
+    await scene.until(is_refused, f"{limit} to refuse")
 
 
 async def test_what_another_sender_executed_is_a_strike_of_the_tenant_alone(scene: Scene) -> None:

@@ -20,7 +20,7 @@ select n.network, r.usd_e8
                  order by quoted_at desc limit 1) r on true;
 
 -- Who was struck within the cool-down, how often in the window that ended with the last strike, and for how long the cool-down of
--- that one lasts yet. The latest come first.
+-- that one lasts yet. The latest come first. A tenant may have a bound of its own.
 -- name: struck :many
 with recent as (
     select 'payer' as who, payer as name, struck_at from strike
@@ -31,9 +31,10 @@ with recent as (
 ), dated as (
     select who, name, struck_at, max(struck_at) over (partition by who, name) as last from recent
 )
-select who, name, count(*)::integer as strikes,
+select who, name, (min(t.limits)::jsonb ->> 'strikesMax')::integer as most, count(*)::integer as strikes,
        extract(epoch from max(last) + make_interval(secs => $2::double precision) - now())::double precision as frees_s
   from dated
+  left join tenant t on who = 'tenant' and t.tenant_id = name
  where struck_at > last - make_interval(secs => $1::double precision)
  group by who, name
 having max(last) > now() - make_interval(secs => $2::double precision)
