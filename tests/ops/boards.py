@@ -27,7 +27,7 @@ def panels() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def asked(expression: str) -> str:
     """Grafana's variables as a person who just opened the board would have them."""
-    return expression.replace("$__rate_interval", "30s").replace("$__range", "5m").replace("$network", ".*")
+    return expression.replace("$__rate_interval", "5m").replace("$__range", "5m").replace("$network", ".*")
 
 
 async def unanswered(load: Watched) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ async def watched(directory: Path, database_url: str, seconds: int) -> AsyncIter
             await eventually(lambda: is_ready(session, url), "Prometheus to be ready", poll_s=0.1)
             async with asyncio.TaskGroup() as group:
                 for _ in range(seconds * PAYMENTS_PER_S):
-                    group.create_task(_pay(load))
+                    group.create_task(visit(load))
                     await asyncio.sleep(1 / PAYMENTS_PER_S)  # the load's own rhythm
             await house.call("anvil_mine", "0x60")  # so that what was paid becomes final
             await eventually(lambda: _has(load, 'facilitator_settle_duration_seconds_count{stage="finality"} > 0'), "finality")
@@ -73,7 +73,7 @@ async def watched(directory: Path, database_url: str, seconds: int) -> AsyncIter
             yield load
 
 
-async def _pay(load: Watched) -> None:
+async def visit(load: Watched) -> None:
     """One buyer's visit: a verification, a settlement, a repeat that is refused, a payment that cannot be, a stranger."""
     house, session = load.house, load.session
     headers = {"Authorization": f"Bearer {await house.key('test')}", "Content-Type": "application/json"}
