@@ -40,7 +40,8 @@ class Books:
         assert [answer.result.refusal for answer in answers] == [None] * count
 
     async def tamper(self, sql: str, *arguments: object) -> None:
-        """As somebody may who owns the tables: nobody else gets past the journal's trigger."""
+        """As somebody may who owns the tables: nobody else gets past the journal's trigger. The engine ends, or it would mend it."""
+        await self.rig.die()
         async with self.rig.db.session() as session:
             await session._connection.execute("alter table journal_entry disable trigger journal_entry_append_only")
             await session._connection.execute(sql, *arguments)
