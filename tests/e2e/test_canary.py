@@ -63,14 +63,14 @@ class Life:
         self.service = service
         self.canaries = canaries
         self.said: list[str] = []
-        self._session = session
+        self.session = session
 
     async def ask(self, method: str, path: str, *, body: object = None, **headers: str) -> dict[str, Any]:
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named.setdefault("Authorization", self.service.headers["Authorization"])
         url = self.service.base_url + path
-        async with self._session.request(method, url, data=data, headers={"Content-Type": "application/json", **named}) as response:
+        async with self.session.request(method, url, data=data, headers={"Content-Type": "application/json", **named}) as response:
             text = await response.text()
         self.said += [text, *response.headers.values()]
         return json.loads(text) if text.startswith("{") else {}
@@ -116,6 +116,9 @@ async def test_no_planted_secret_is_ever_said(
         environment = {
             "KEYSTORE_PASSWORD": canary("keystore password"),
             "SIGNER_TOKEN": canaries.plant("signer token"),
+            "CLIENT_SECRET": canaries.plant("OIDC client secret"),
+            "CANARY_KEY": canaries.plant("canary account's key", bytes(dev_account("canary-payer", 1).key).hex()),
+            "AWS_SECRET_ACCESS_KEY": canaries.plant("AWS secret"),
             "RPC_1": f"http://rpc:{user}@127.0.0.1:{port}/?key={canaries.plant('RPC key')}",
             "RPC_2": f"http://rpc:{canaries.plant('other RPC password')}@127.0.0.1:1/v2/{canaries.plant('RPC path')}",
         }
@@ -128,9 +131,12 @@ async def test_no_planted_secret_is_ever_said(
             settings={
                 "log": {"level": "debug", "format": "json"},
                 "access": {"jwt_bases": ["127.0.0.1"]},
+                "console": {"listen": "127.0.0.1:0"},
+                "console.oidc": {"issuer": "http://127.0.0.1:1", "client_id": "console", "client_secret": "env:CLIENT_SECRET"},
                 "settlement": {"lease_ttl_s": 2.0, "lease_renew_s": 0.4, "lease_trust_s": 1.5},
                 "network": {
                     "rpc_urls": ["env:RPC_2", "env:RPC_1"],  # the first one is dead
+                    "canary": "env:CANARY_KEY",
                     "relayers": [
                         "env:RELAYER_KEY_1",
                         keystore(canaries, tmp_path / "relayer.json", kept),
@@ -143,6 +149,7 @@ async def test_no_planted_secret_is_ever_said(
         async with service:
             canaries.plant("API key", service.api_key.split("_", 2)[2])
             await live(life, services, await new_buyer())
+            await sign_in(life)
             await break_down(life, database_url, await new_buyer())
             service.kill()
             service.spawn()
@@ -154,6 +161,20 @@ async def test_no_planted_secret_is_ever_said(
     assert canaries.heard_in(service.logs) == set()
     for text in life.said:
         assert canaries.heard_in(text) == set(), text[:300]
+
+
+async def sign_in(life: Life) -> None:
+    """At the console, by a link that is none and by a provider that is not there, with secrets in address and cookie."""
+    (listen,) = {str(event["listen"]) for event in life.service.log_events if event["event"] == "console.started"}
+    headers = {"Cookie": f"session={life.canaries.plant('session cookie')}"}
+    for path in (
+        f"/sign-in?link={life.canaries.plant('one-time link')}",
+        "/sign-in/oidc",
+        "/sign-in/callback?code=x&state=y",
+        "/settlements",
+    ):
+        async with life.session.get(f"http://{listen}{path}", headers=headers) as response:
+            life.said.append(await response.text())
 
 
 async def live(life: Life, services: KeyServices, buyer: Buyer) -> None:
