@@ -50,8 +50,7 @@ async def in_state(scene: Scene, state: str, *, mine: bool = True) -> None:
     deep_enough = SURE[SURE.index(state) :] if state in SURE else (state,)
 
     async def there() -> bool:
-        [found] = await scene.states()
-        return found in deep_enough
+        return len(found := await scene.states()) == 1 and found[0] in deep_enough
 
     await scene.until(there, f"the settlement to be {state}", mine=mine)
 

@@ -31,8 +31,7 @@ async def mine_until(scene: Scene, state: str) -> None:
     deep_enough = SURE[SURE.index(state) :] if state in SURE else (state,)
 
     async def there() -> bool:
-        [found] = await scene.states()
-        return found in deep_enough
+        return len(found := await scene.states()) == 1 and found[0] in deep_enough
 
     await scene.until(there, state, mine=True)
 
