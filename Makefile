@@ -9,8 +9,8 @@ UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --no-annotate --quiet
 NPM_LOCK := npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps --ignore-scripts --no-audit --no-fund
 
-# Test processes; tests of one file stay together.
-WORKERS ?= 2
+# Test processes; tests of one file stay together. More than cores: many tests wait for blocks and for processes.
+WORKERS ?= 4
 
 PROOFS ?= tests/prove
 PROVE := $(BIN)/python -m pytest --override-ini python_files='prove_*.py' --override-ini timeout=7200
@@ -27,7 +27,7 @@ setup: $(VENV)/.packages $(VENV)/.node-packages ## .venv with hash-locked depend
 demo: setup ## x402 payments end to end on a local chain with Circle's USDC code
 	$(BIN)/facilitator demo
 
-test: setup $(VENV)/.conformance-packages $(VENV)/.hledger $(VENV)/.chromium ## the whole test suite, in two processes
+test: setup $(VENV)/.conformance-packages $(VENV)/.hledger $(VENV)/.chromium ## the whole test suite, in WORKERS processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup lint test ## what CI runs: format, lint, types, import rules, tests
