@@ -33,7 +33,8 @@ async def test_a_payment_of_who_is_listed_since_is_not_outbid_but_replaced(scene
 
     assert reason(await scene.answer(task)) is Reason.PAYER_SCREENED
 
-    assert [attempt["purpose"] for attempt in await scene.attempts()] == ["payment", "noop"]
+    first, *others = [attempt["purpose"] for attempt in await scene.attempts()]
+    assert (first, set(others)) == ("payment", {"noop"}), "outbid by a no-op, more than once where blocks come late"
     assert await scene.states() == ["failed"]
     await scene.finish(settled=0)
 
@@ -68,7 +69,8 @@ async def test_what_a_dead_replica_recorded_and_did_not_send_is_not_sent_by_its_
     heir = await scene.engine(bump_blocks=2, screen=screen)
 
     assert reason(await scene.answer(scene.settle(heir, payment))) is Reason.PAYER_SCREENED
-    assert [attempt["purpose"] for attempt in await scene.attempts()] == ["payment", "noop"]
+    first, *others = [attempt["purpose"] for attempt in await scene.attempts()]
+    assert (first, set(others)) == ("payment", {"noop"}), "outbid by a no-op, more than once where blocks come late"
     assert lost.struck == sent, "the heir has not even tried"
     assert await scene.token.balance_of(PAY_TO) == before
     await scene.finish(settled=0)

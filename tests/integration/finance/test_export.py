@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from facilitator.domain.periods import Period, day_of, days_of, month_of, parse_month
-from facilitator.finance import export
+from facilitator.finance import detail
 from facilitator.finance.detail import COLUMNS
 from facilitator.finance.export import Asked, export_report, manifest_path, verify
 from facilitator.store.db import Db
@@ -205,7 +205,7 @@ async def test_a_file_that_could_not_be_finished_is_not_there(
     def broken(*_: object) -> str:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(export, "category", broken)
+    monkeypatch.setattr(detail, "category", broken)
     with pytest.raises(RuntimeError):
         await export_report(db, asked(), tmp_path / "f.csv")
     assert list(tmp_path.iterdir()) == []
