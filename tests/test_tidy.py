@@ -38,7 +38,7 @@ LONG_MODULES: Final = {
     "doctor.py": "every check, in the order in which findings are printed",
     "domain/abi.py": "calls, returns and events of two contracts, each a few lines beside its twin",
     "settlement/admission.py": "the duties of holders and of later callers are one protocol, wrong when read in halves",
-    "settlement/dispatcher.py": "what is chosen, signed, recorded and sent is one order of steps",
+    "settlement/dispatcher.py": "whom a payment waits for, what is recorded and what its caller hears are one order of steps",
     "settlement/recovery.py": "leases, and what is found and taken up with one, are one order of steps",
     "settlement/watcher.py": "rulings on a settlement and what is committed for them change together",
     "store/settlements.py": "one function and one row type for each of some twenty-five statements",

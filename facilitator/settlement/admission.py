@@ -335,7 +335,7 @@ class Admitter:
                 await self._restraints.refused(request.caller.tenant, request.authorization.network, dispatcher.need_wei(wallet))
             raise
         if epoch is not None:
-            dispatcher.claim_soon()
+            dispatcher.claims.soon()
             return Admitted(settlement_id=record.settlement_id, epoch=epoch, tx_hash=None)
         again = (await settlements.records(self._db, [record.settlement_id], self._settings.lease_ttl_s))[0]
         if again.moves != record.moves:

@@ -6,9 +6,8 @@ arrived meanwhile forms the next group, so that commits are shared under load an
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -16,44 +15,34 @@ from uuid import UUID
 import structlog
 
 from facilitator import tracing
-from facilitator.chain.signer import Signer
 from facilitator.clock import Clock
-from facilitator.domain.backoff import Backoff
-from facilitator.domain.batching import Batch, BurnGuard, Candidate, Limits, plan, without
-from facilitator.domain.fees import Fees
+from facilitator.domain.batching import Batch, without
 from facilitator.domain.identity import key_of
 from facilitator.domain.screening import encode_screening
-from facilitator.domain.states import State
 from facilitator.domain.wallets import Wallet
 from facilitator.errors import ChainFault, OverloadFault, ScreeningFault, SignerFault, StoreFault
 from facilitator.metrics import STAGE_SECONDS, series
 from facilitator.protocol.messages import Authorization
 from facilitator.protocol.reasons import PASSING, Refusal
 from facilitator.schemes.scheme import Registry
+from facilitator.settlement.claims import Claims
 from facilitator.settlement.network import ServedNetwork
-from facilitator.settlement.queue import Admitted, Queue, Waiting
-from facilitator.settlement.relayer import Account, Composer
+from facilitator.settlement.pool import RelayerPool
+from facilitator.settlement.queue import Admitted, Queue, Waiting, put_off
+from facilitator.settlement.relayer import Account
 from facilitator.settlement.resolver import Resolver
-from facilitator.settlement.screening import SCREENED_OUT
 from facilitator.settlement.settings import Settings
-from facilitator.settlement.slots import Attempt, Item, NoRuling, OpenSlot, Ruling, item_of
+from facilitator.settlement.slots import item_of
 from facilitator.settlement.tasks import Background, beat, set_within
-from facilitator.settlement.verification import Judged, Verdict, Verifier
+from facilitator.settlement.verification import Judged, Verifier
 from facilitator.settlement.watcher import Watcher
-from facilitator.store import relayers, settlements
+from facilitator.store import settlements
 from facilitator.store.db import NOT_REACHED, ROLLED_BACK, ConstraintViolated, Db
-from facilitator.store.restraints import GAS_BUDGET
-from facilitator.store.settlements import Admission, Answer, Lease, OpenedSlot, Settlement, SignedSlot
-from facilitator.units import Address, Gas, Wei
+from facilitator.store.settlements import Admission, SignedSlot
+from facilitator.units import Address
 
 _RECORD_S: Final = 2.0
 """How much longer than its deadline a caller waits for a write-ahead that is under way."""
-_PUT_OFF_S: Final = 0.5
-"""How long a settlement that cannot be judged, claimed or paid now lets others go first; doubles each time."""
-_PUT_OFF_MAX_S: Final = 5.0
-"""Longest such time."""
-_PUT_OFF_KEPT_S: Final = 60.0
-"""How long it is remembered afterwards that a settlement was put off."""
 _TURN_S: Final = 0.1
 """How often a payment looks whether its wallet's transaction is still in flight."""
 _STALE_S: Final = 2.0
@@ -92,7 +81,6 @@ class Dispatcher:
         self._chain = chain
         self._registry = registry
         self._verifier = verifier
-        self._resolver = resolver
         self._watcher = watcher
         self._db = db
         self._clock = clock
@@ -101,20 +89,10 @@ class Dispatcher:
         self._background = background
         self._queue = Queue(chain.network, clock, settings)
         self._wake = asyncio.Event()
-        self._claim_due = asyncio.Event()
-        self._claim_due.set()
-        self._left_queued = False
         self._wallets_waiting: Counter[Address] = Counter()
-        self._put_off: dict[UUID, tuple[float, Backoff]] = {}
-        self._writing = asyncio.Lock()
         self._pricing = watcher.pricing
-        self._composer = Composer(chain, registry, watcher.pricing)
-        self._guard = BurnGuard(settings.batch_max)
-        self.accounts: tuple[Account, ...] = tuple(map(self._account, chain.signers))
-        self.stopping = False
-        """Set on shutdown: no new slots."""
-        watcher.outbid, watcher.batch_burned = self.outbid, self._burned
-        watcher.send_answered = self._send_answered
+        self.pool = RelayerPool(chain, registry, watcher, db, clock, settings, background)
+        self.claims = Claims(chain, registry, verifier, resolver, watcher, self.pool, self._queue, db, clock, settings)
 
     # --- in ---
 
@@ -124,7 +102,7 @@ class Dispatcher:
 
         Raises OverloadFault.
         """
-        if self.stopping:
+        if self.pool.stopping:
             raise _draining()
         if self._watcher.halted():
             raise OverloadFault("chain_halted", "no block came for a while although transactions wait; ask again")
@@ -139,7 +117,7 @@ class Dispatcher:
         comes first, StoreFault when nothing was recorded, InDoubtFault when that is unknown. A caller that goes away
         takes its settlement along if it is not recorded yet, else its answer slot is freed.
         """
-        if self.stopping:
+        if self.pool.stopping:
             raise _draining()
         payer = admission.authorization.payer
         if admission.wallet is not None and self._wallets_waiting[payer] >= self._settings.wallet_waiting_max:
@@ -203,26 +181,9 @@ class Dispatcher:
 
     def stop(self) -> None:
         """No new slots; whoever waits for one is told so: nothing was signed for it."""
-        self.stopping = True
+        self.pool.stopping = True
         for waiting in self._queue.clear():
             _fail(waiting, _draining())
-
-    def claim_soon(self) -> None:
-        """Look at the queue in Postgres: something was put there."""
-        self._claim_due.set()
-
-    def take_in(self, signer: Signer) -> None:
-        """One more relayer, whose lease is still to be had."""
-        self._chain.signers = (*self._chain.signers, signer)
-        self.accounts = (*self.accounts, self._account(signer))
-
-    def _account(self, signer: Signer) -> Account:
-        return Account(signer, backoff=Backoff(self._settings.relayer_rest_s, self._settings.relayer_rest_max_s))
-
-    def let_go(self, relayer: Address) -> None:
-        """Forget a relayer's key. Its lease was given back."""
-        self._chain.signers = tuple(signer for signer in self._chain.signers if signer.address != relayer)
-        self.accounts = tuple(account for account in self.accounts if account.address != relayer)
 
     def watches(self, settlement_id: UUID) -> bool:
         """Does this process find out about this settlement by itself?"""
@@ -240,21 +201,10 @@ class Dispatcher:
             await set_within(self._wake, self._settings.queue_poll_s)
             if self._queue and self._settings.linger_ms:
                 await self._clock.sleep(self._settings.linger_ms / 1000)
-            while self._queue and not self.stopping:
-                async with self._writing:
+            while self._queue and not self.pool.stopping:
+                async with self.pool.writing:
                     if not await self._dispatch_group():
                         break
-
-    async def run_queue(self) -> None:
-        """Look at the queue in Postgres when told, when there is room again, and every `queue_poll_s`.
-
-        A loop of its own, for it asks the chain: what arrives here does not wait for that.
-        """
-        while True:
-            beat("queue", self._chain.network)
-            await set_within(self._claim_due, self._settings.queue_poll_s)
-            if not self.stopping:
-                await self._dispatch_queued()
 
     async def wake_when_freed(self) -> None:
         """A loop of its own: room in a relayer is a reason to look again."""
@@ -262,100 +212,18 @@ class Dispatcher:
             await self._watcher.slot_freed.wait()
             self._watcher.slot_freed.clear()
             self._wake.set()
-            if self._left_queued or self._watcher.requeued.is_set():
+            if self.claims.waiting or self._watcher.requeued.is_set():
                 self._watcher.requeued.clear()
-                self._claim_due.set()
-
-    def _room(self, account: Account) -> int:
-        """Slots this account may open now; 0 when its lease is not to be trusted any more, or its money would not do.
-
-        Up to `slots_soft` the builder takes them in the next block; from there to `slots_max` is room for a burst.
-        """
-        now = self._clock.monotonic()
-        if not account.ready or now < account.rest_until or now - account.renewed_at > self._settings.lease_trust_s:
-            return 0
-        if self._chain.head.newest is None or self._spare_wei(account) < self._most_wei(1):
-            return 0
-        taken = self._watcher.open_slots(account.address)
-        return (self._settings.slots_soft if taken < self._settings.slots_soft else self._settings.slots_max) - taken
-
-    def _most_wei(self, items: int) -> int:
-        """The most that a fresh transaction of so many payments can cost."""
-        return self._pricing.gas.limit(items) * self._pricing.quote().max_fee_wei + self._pricing.surcharge_wei(items)
-
-    def _spare_wei(self, account: Account) -> int:
-        """Gas money that no open slot may need, above the reserve."""
-        if account.balance_wei is None:
-            return 0
-        return account.balance_wei - self._watcher.reserved_wei(account.address) - self._settings.relayer_reserve_wei
-
-    def _choose(self) -> tuple[Account | None, int]:
-        """The account with the most room. (None, 0) when no relayer is ours: then settlements are queued for others."""
-        ready = [account for account in self.accounts if account.ready]
-        if not ready:
-            return None, 0
-        rooms = [(self._watcher.open_slots(account.address) < self._settings.slots_soft, self._room(account)) for account in ready]
-        best = max(range(len(ready)), key=lambda index: (rooms[index][1] > 0, *rooms[index]))
-        return ready[best], rooms[best][1]
-
-    def _limits(self) -> Limits:
-        """What bounds a batch now."""
-        together = self._settings.batching == "adaptive" and self._chain.evm.multicall
-        batch_max = self._guard.limit(self._clock.monotonic()) if together else 1
-        return Limits(
-            batch_min=self._settings.batch_min,
-            batch_max=batch_max,
-            life_min_s=self._settings.batch_life_min_s,
-            calldata_bytes_max=self._settings.batch_calldata_bytes_max,
-            gas=self._pricing.gas,
-        )
-
-    def _plan(
-        self, payments: Sequence[tuple[UUID, Authorization, bool]], wallets: Mapping[UUID, Wallet], account: Account, room: int
-    ) -> tuple[Batch[UUID], ...]:
-        """Cut payments into transactions that the account has room and money for."""
-        head = self._chain.head.newest
-        assert head is not None
-        spare_wei, limits = self._spare_wei(account), self._limits()
-        cost_wei = {identity: self._pricing.wallet_cost_wei(wallet) for identity, wallet in wallets.items()}
-        candidates = [
-            Candidate(id=identity, payer=authorization.payer, alone=alone, life_s=authorization.valid_before - head.timestamp)
-            for identity, authorization, alone in payments
-            if cost_wei.get(identity, 0) <= spare_wei  # one that there is no money for stands in nobody's way
-        ]
-
-        def most_wei(batch: Batch[UUID]) -> int:
-            return cost_wei.get(batch.ids[0]) or self._most_wei(len(batch.ids))
-
-        while (batches := plan(candidates, room, limits)) and sum(map(most_wei, batches)) > spare_wei:
-            candidates = candidates[: len(candidates) // 2]  # fewer, down to the one that there is money for, or none is ever sent
-        return batches
-
-    async def _payable_together(
-        self, batches: Sequence[Batch[UUID]], authorizations: Mapping[UUID, Authorization], stale: AbstractSet[UUID] = frozenset()
-    ) -> tuple[list[Batch[UUID]], list[UUID]]:
-        """Simulate what shares a transaction, all in one call and in order, so that a payer's running balance counts.
-
-        So it goes with what is `stale`, for it was judged a while ago. Returns the batches without the payments that would
-        fail, and those payments. Raises ChainFault.
-        """
-        shared = [identity for batch in batches for identity in batch.ids if batch.kind == "batch" or identity in stale]
-        if not shared:
-            return list(batches), []
-        calls = [self._composer.payment(authorizations[identity]) for identity in shared]
-        facts = await self._chain.evm.answer(calls, self._chain.evm.deadline_in(self._settings.verify_deadline_s))
-        self._chain.head.observe(facts.head)
-        failing = {identity for identity, reply in zip(shared, facts.replies, strict=True) if not reply.ok}
-        return without(batches, failing), [identity for identity in shared if identity in failing]
+                self.claims.soon()
 
     async def _dispatch_group(self) -> bool:
         """Record and send one group. False: no room, or nothing to do."""
-        account, room = self._choose()
-        if account is not None and self._left_queued:
+        account, room = self.pool.choose()
+        if account is not None and self.claims.waiting:
             room -= 1  # for those who wait in Postgres
         if account is not None and room <= 0:
             return False
-        size = min(self._settings.group_max, room * self._limits().items_max) if account else self._settings.group_max
+        size = min(self._settings.group_max, room * self.pool.limits().items_max) if account else self._settings.group_max
         group = self._queue.take(size)
         try:
             if account is not None and group:
@@ -376,12 +244,12 @@ class Dispatcher:
         by_id = {waiting.admission.settlement_id: waiting for waiting in group}
         authorizations = {identity: waiting.admission.authorization for identity, waiting in by_id.items()}
         payments = [(identity, authorizations[identity], waiting.admission.alone) for identity, waiting in by_id.items()]
-        batches: Sequence[Batch[UUID]] = self._plan(payments, _wallets_of(group), account, room)
+        batches: Sequence[Batch[UUID]] = self.pool.plan(payments, _wallets_of(group), account, room)
         planned = {identity for batch in batches for identity in batch.ids}
         self._queue.put_back([waiting for identity, waiting in by_id.items() if identity not in planned])
         stale = {identity for identity in planned if by_id[identity].judged_at < stale_at}
         try:
-            batches, failing = await self._payable_together(batches, authorizations, stale)
+            batches, failing = await self.pool.payable_together(batches, authorizations, stale)
         except ChainFault as fault:
             for identity in planned:
                 _fail(by_id[identity], fault)
@@ -403,19 +271,12 @@ class Dispatcher:
             payer = waiting.admission.authorization.payer
             if waiting.admission.wallet is None:
                 turn.append(waiting)
-            elif payer in paying or self._held_up(payer, waiting.admission.wallet) or waiting.judged_at < stale_at:
+            elif payer in paying or self.pool.held_up(payer, waiting.admission.wallet) or waiting.judged_at < stale_at:
                 self._background.start("judge_alone", self._judge_alone(waiting))
             else:
                 paying.add(payer)
                 turn.append(waiting)
         return turn
-
-    def _held_up(self, payer: Address, wallet: Wallet) -> bool:
-        """Is a transaction of this smart wallet in flight, or has no relayer the money for one? It takes nobody's place meanwhile."""
-        ready = [account for account in self.accounts if account.ready]
-        cost_wei = self._pricing.wallet_cost_wei(wallet)
-        poor = bool(ready) and all(self._spare_wei(account) < cost_wei for account in ready)
-        return poor or self._watcher.pays_from_wallet(payer)
 
     async def _judge_alone(self, waiting: Waiting) -> None:
         """It would fail by now, or among others, or its wallet is held up: judge it afresh, and let it go alone if it would pay.
@@ -427,9 +288,9 @@ class Dispatcher:
         scheme = self._registry.find(authorization.scheme)
         assert scheme is not None
         judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
-        backoff = Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
+        backoff = put_off()
         while True:
-            while waiting.admission.wallet is not None and self._held_up(authorization.payer, waiting.admission.wallet):
+            while waiting.admission.wallet is not None and self.pool.held_up(authorization.payer, waiting.admission.wallet):
                 await self._clock.sleep(_TURN_S)
                 if waiting.abandoned or waiting.done.done():
                     return
@@ -448,7 +309,7 @@ class Dispatcher:
             await self._clock.sleep(backoff.next_s())
         if refusal is not None:
             _fail(waiting, RefusedLateError(refusal))
-        elif self.stopping:
+        elif self.pool.stopping:
             _fail(waiting, _draining())
         elif waiting.admission.alone and wallet is None:
             _fail(waiting, OverloadFault("not_sent", "the simulations disagree; ask again"))
@@ -476,7 +337,7 @@ class Dispatcher:
         authorizations = {admission.settlement_id: admission.authorization for admission in admissions}
         try:
             with tracing.span("sign"):
-                slots = await self._sign(account, batches, authorizations, _wallets_of(group)) if account else []
+                slots = await self.pool.sign(account, batches, authorizations, _wallets_of(group)) if account else []
         except SignerFault as fault:
             self._not_signed(group, fault)
             return
@@ -509,10 +370,10 @@ class Dispatcher:
         STAGE_SECONDS.labels(self._chain.network, "record").observe(self._clock.monotonic() - started)
         if account is not None and opened:
             account.next_tx_nonce += len(slots)
-            self._launch(account, slots, opened, {admission.settlement_id: item_of(admission) for admission in admissions})
+            self.pool.launch(account, slots, opened, {admission.settlement_id: item_of(admission) for admission in admissions})
         else:
             if account is not None:
-                self._lease_lost(account)
+                self.pool.lease_lost(account)
             self._background.start("notify_queue", settlements.notify_queue(self._db, self._chain.network))
         self._tell(group, slots if opened else [])
 
@@ -525,24 +386,9 @@ class Dispatcher:
             return False
         return True
 
-    async def _sign(
-        self,
-        account: Account,
-        batches: Sequence[Batch[UUID]],
-        authorizations: Mapping[UUID, Authorization],
-        wallets: Mapping[UUID, Wallet],
-    ) -> list[SignedSlot]:
-        """Sign; a relayer whose key service does not rests. Raises SignerFault: nothing was signed that anybody could send."""
-        try:
-            return await self._composer.sign(account, batches, authorizations, wallets)
-        except SignerFault as fault:
-            log.warning("relayer.not_signed", relayer=account.address, kind=fault.kind, fault=str(fault))
-            self._send_answered(account.address, welcome=False)
-            raise
-
     def _not_signed(self, group: Sequence[Waiting], fault: SignerFault) -> None:
         """Another relayer signs them, if there is one; else they hear why."""
-        if self._choose()[1] > 0 and not self.stopping:  # then nobody would come for them
+        if self.pool.choose()[1] > 0 and not self.pool.stopping:  # then nobody would come for them
             self._queue.put_back(group)
             return
         for waiting in group:
@@ -554,8 +400,8 @@ class Dispatcher:
             _fail(group[0], error)
             return
         for waiting in group:
-            account, room = self._choose()
-            if self.stopping:
+            account, room = self.pool.choose()
+            if self.pool.stopping:
                 _fail(waiting, _draining())
             elif account is not None and room <= 0:
                 self._queue.put_back([waiting])
@@ -574,252 +420,6 @@ class Dispatcher:
                 self._free(admitted)
             elif not waiting.done.done():
                 waiting.done.set_result(admitted)
-
-    def _lease_lost(self, account: Account) -> None:
-        log.warning("relayer.lease_lost", relayer=account.address, network=self._chain.network)
-        account.lose()
-
-    def _launch(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], items: dict[UUID, Item]) -> None:
-        """What is on record may be watched and sent."""
-        id_of = {slot.tx_nonce: slot.slot_id for slot in opened}
-        for slot in slots:
-            watched = OpenSlot(
-                slot_id=id_of[slot.tx_nonce],
-                relayer=account.address,
-                tx_nonce=slot.tx_nonce,
-                attempts=[Attempt(tx_hash=slot.tx_hash, raw=slot.raw, fees=Fees(Wei(slot.max_fee_wei), Wei(slot.max_priority_fee_wei)))],
-                kind=slot.kind,
-                gas=Gas(slot.gas),
-                items=tuple(items[settlement_id] for settlement_id in slot.settlement_ids),
-                opened_at=self._clock.monotonic(),
-                wallet_code=slot.wallet_code,
-            )
-            self._watcher.add(watched)
-            self._background.start("send", self._watcher.send(watched, fresh=True))
-
-    def _send_answered(self, relayer: Address, *, welcome: bool) -> None:
-        """How the network took a transaction: a relayer that is refused, or does not sign, rests, longer each time; the others go on."""
-        account = next((account for account in self.accounts if account.address == relayer), None)
-        now = self._clock.monotonic()
-        if account is None or (not welcome and now < account.rest_until):
-            return
-        if welcome:
-            account.backoff.reset()
-            return
-        rest_s = account.backoff.next_s()
-        account.rest_until = now + rest_s
-        log.warning("relayer.resting", relayer=relayer, network=self._chain.network, rest_s=round(rest_s, 2))
-        asyncio.get_running_loop().call_later(rest_s, self._watcher.slot_freed.set)
-
-    # --- what is not mined ---
-
-    async def outbid(self, slot: OpenSlot, fees: Fees, *, noop: bool) -> bool:
-        """Record the slot's payload at higher fees, or a no-op in its place, then send it. Fenced like every signature.
-
-        What carries somebody who is on a sanctions list by now is not signed for again: a no-op takes its place.
-        False when a gas budget that it would be held of is overdrawn already: then nothing was recorded.
-        """
-        noop = noop or self._watcher.stopped(slot)
-        account = next((account for account in self.accounts if account.address == slot.relayer), None)
-        lease = account.lease if account is not None else None
-        if account is None or lease is None or self._clock.monotonic() - account.renewed_at > self._settings.lease_trust_s:
-            return True
-        signed, gas, most_wei = await self._composer.sign_again(account, slot, fees, noop=noop)
-        number, purpose = len(slot.attempts), "noop" if noop else "bump"
-        attempt = Attempt(tx_hash=signed.tx_hash, raw=signed.raw, fees=fees, purpose=purpose)
-        try:
-            found = await relayers.record_attempt(
-                self._db, lease, slot.slot_id, number, purpose, attempt.tx_hash, attempt.raw, gas, fees, most_wei
-            )
-        except StoreFault as fault:
-            if fault.kind not in {NOT_REACHED, ROLLED_BACK} and account.lease is lease:
-                account.lose()  # it is unknown whether it is on record, and with it the slot's next bid: taken up afresh
-            raise
-        if not found.recorded:
-            return not found.unaffordable
-        slot.attempts.append(attempt)
-        log.warning("transaction.outbid", tx_hash=attempt.tx_hash, slot_id=slot.slot_id, purpose=purpose, max_fee_wei=fees.max_fee_wei)
-        self._background.start("send", self._watcher.send(slot, fresh=True))
-        return True
-
-    def _burned(self) -> None:
-        """A batch ate its gas: the next ones are smaller, should it happen again soon."""
-        self._guard.burned(self._clock.monotonic())
-
-    # --- the queue in Postgres ---
-
-    async def _dispatch_queued(self) -> None:
-        """Take what others queued: judge it afresh, then claim, sign and record in one transaction, then send."""
-        now = self._clock.monotonic()
-        self._put_off = {
-            identity: (until, backoff) for identity, (until, backoff) in self._put_off.items() if until + _PUT_OFF_KEPT_S > now
-        }
-        put_off = [identity for identity, (until, _) in self._put_off.items() if until > now]
-        self._queue.stored(await settlements.queue_ages(self._db, self._chain.network, list(self._put_off)))
-        account, room = self._choose()
-        self._left_queued = account is not None and room <= 0
-        if account is None or room <= 0:
-            return
-        size = min(room * self._limits().items_max, self._settings.group_max)
-        queued = await settlements.list_queued(self._db, self._chain.network, size, put_off, self._settings.queue_wait_max_s)
-        verdicts = await asyncio.gather(*(self._still_payable(record) for record in queued))
-        payable = [record for record, verdict in zip(queued, verdicts, strict=True) if verdict]
-        wallets = {
-            record.settlement_id: verdict.wallet for record, verdict in zip(queued, verdicts, strict=True) if verdict and verdict.wallet
-        }
-        if payable:
-            async with self._writing:
-                await self._claim(payable, wallets)
-        if len(queued) >= size:
-            self._claim_due.set()
-
-    async def _claim(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet]) -> None:
-        """Sign, then claim and record in one transaction, then send. What another replica took meanwhile is left to it."""
-        account, room = self._choose()
-        lease = account.lease if account is not None else None
-        if account is None or lease is None or room <= 0:
-            self._left_queued = account is not None
-            return
-        by_id = {record.settlement_id: record for record in self._in_turn(payable, wallets)}
-        authorizations = {identity: record.authorization for identity, record in by_id.items()}
-        payments = [(identity, authorizations[identity], record.alone or identity in wallets) for identity, record in by_id.items()]
-        batches, failing = await self._payable_together(self._plan(payments, wallets, account, room), authorizations)
-        planned = [by_id[identity] for batch in batches for identity in batch.ids]
-        stamps, doubtful = self._screened_again(planned)
-        for identity in (*failing, *doubtful):
-            self._let_others_go_first(by_id[identity])
-        batches = without(batches, doubtful)
-        planned = [record for record in planned if record.settlement_id not in doubtful]
-        if not planned:
-            return
-        slots = await self._sign(account, batches, authorizations, wallets)  # before a row is locked: a key service takes its time
-        try:
-            opened = await self._record_claimed(lease, planned, slots, stamps)
-        except _TakenElsewhereError as taken:
-            await self._claim([record for record in planned if record.settlement_id in taken.left], wallets)
-        except ConstraintViolated as violated:
-            await self._claim_singly(planned, wallets, violated)
-        except StoreFault as fault:
-            if fault.kind not in {NOT_REACHED, ROLLED_BACK}:
-                account.lose()
-            raise
-        else:
-            self._claimed(account, slots, opened, planned)
-
-    def _screened_again(self, planned: Sequence[Settlement]) -> tuple[dict[UUID, str], set[UUID]]:
-        """What queued payments were screened against right before they are signed, and those that are not to be signed now."""
-        stamps: dict[UUID, str] = {}
-        doubtful: set[UUID] = set()
-        for record in planned if self._chain.screen is not None else ():
-            assert self._chain.screen is not None
-            try:
-                found = self._chain.screen.judge(record.authorization, accept_unscreened=record.accept_unscreened)
-            except ScreeningFault:
-                doubtful.add(record.settlement_id)
-                continue
-            if isinstance(found, Refusal):
-                doubtful.add(record.settlement_id)
-            else:
-                stamps[record.settlement_id] = encode_screening(found)
-        return stamps, doubtful
-
-    async def _record_claimed(
-        self, lease: Lease, planned: Sequence[Settlement], slots: Sequence[SignedSlot], stamps: Mapping[UUID, str]
-    ) -> list[OpenedSlot]:
-        """Empty when the lease is lost. Raises _TakenElsewhereError when not all of them are still there; both undo the claim."""
-        opened: list[OpenedSlot] = []
-        with suppress(_LeaseLostError):
-            async with self._db.transaction() as session:
-                claimed = await settlements.claim_queued(session, planned)
-                if len(claimed) < len(planned):
-                    raise _TakenElsewhereError(claimed)
-                opened = await settlements.dispatch_claimed(session, lease, slots, self._settings.gas_rate_max_age_s)
-                if not opened:
-                    raise _LeaseLostError
-                if stamps:
-                    await settlements.restamp(session, stamps)
-        return opened
-
-    def _claimed(self, account: Account, slots: Sequence[SignedSlot], opened: Sequence[OpenedSlot], planned: Sequence[Settlement]) -> None:
-        """They are on record, or the relayer is not ours any more."""
-        if not opened:
-            self._lease_lost(account)
-            return
-        account.next_tx_nonce += len(slots)
-        self._launch(account, slots, opened, {record.settlement_id: item_of(record) for record in planned})
-
-    def _in_turn(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet]) -> list[Settlement]:
-        """Those that may go now: of each smart wallet one payment at a time; the others of it let others go first."""
-        turn: list[Settlement] = []
-        paying: set[Address] = set()
-        for record in payable:
-            if record.settlement_id not in wallets:
-                turn.append(record)
-            elif record.payer in paying or self._held_up(record.payer, wallets[record.settlement_id]):
-                self._let_others_go_first(record)
-            else:
-                paying.add(record.payer)
-                turn.append(record)
-        return turn
-
-    async def _claim_singly(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet], violated: ConstraintViolated) -> None:
-        """Nothing was stored: each alone; the guilty one lets the others go first."""
-        if len(payable) == 1:
-            tell = log.info if violated.constraint == GAS_BUDGET else log.error  # a budget is its tenant's matter
-            tell("settlement.claim_refused", settlement_id=str(payable[0].settlement_id), constraint=violated.constraint)
-            self._let_others_go_first(payable[0])
-            return
-        for record in payable:
-            await self._claim([record], wallets)
-
-    def _let_others_go_first(self, record: Settlement) -> None:
-        _, backoff = self._put_off.get(record.settlement_id, (0.0, Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)))
-        self._put_off[record.settlement_id] = (self._clock.monotonic() + backoff.next_s(), backoff)
-
-    async def _still_payable(self, record: Settlement) -> Verdict | None:
-        """Ask the chain about a settlement that waited; what cannot be paid any more ends here, by chain facts.
-
-        One that the chain does not tell about keeps nobody else from being paid. None: not now.
-        """
-        scheme = self._registry.find(record.scheme)
-        assert scheme is not None
-        judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain)
-        item = item_of(record)
-        try:
-            deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)
-            verdict = await self._verifier.judge_chain(judged, deadline, accept_unscreened=record.accept_unscreened)
-            if (refusal := verdict.refusal) is None:
-                return verdict
-            ruling = NoRuling.UNUSED if refusal.reason in PASSING else await self._resolver.rule(item, None)
-            if ruling is NoRuling.UNUSED and refusal.reason in SCREENED_OUT:
-                ruling = _screened_out(refusal)
-        except (ChainFault, ScreeningFault) as fault:
-            log.warning("settlement.undecided", settlement_id=str(record.settlement_id), kind=fault.kind, fault=str(fault))
-            ruling = NoRuling.UNTOLD
-        if not isinstance(ruling, Ruling):
-            self._let_others_go_first(record)
-            return None
-        outcome = self._watcher.outcome(item, State.QUEUED, ruling, record.moves)
-        await self._watcher.commit([outcome], [], [], {record.settlement_id: (item, ruling, self._clock.monotonic())})
-        return None
-
-
-class _LeaseLostError(Exception):
-    """Rolls the claim back."""
-
-
-class _TakenElsewhereError(Exception):
-    """Rolls the claim back: another replica took some of what was signed together, and the rest is signed afresh."""
-
-    def __init__(self, left: AbstractSet[UUID]) -> None:
-        super().__init__()
-        self.left = left
-
-
-def _screened_out(refusal: Refusal) -> Ruling:
-    """The end of a queued payment of somebody who is on a sanctions list by now: the chain says that nobody used it."""
-    answer = Answer(success=False, reason=refusal.reason.name, message=refusal.message)
-    return Ruling(state=State.FAILED, reason=refusal.reason, answer=answer)
 
 
 def _wallets_of(group: Sequence[Waiting]) -> dict[UUID, Wallet]:

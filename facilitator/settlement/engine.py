@@ -99,7 +99,9 @@ class Engine:
             self._finalities[chain.network] = Finality(chain, db, clock, settings)
             self._aftermaths[chain.network] = Aftermath(chain, resolver, db, clock, settings)
             self._watchers[chain.network], self._dispatchers[chain.network] = watcher, dispatcher
-            self._keepers[chain.network] = Keeper(chain, dispatcher, watcher, db, clock, settings, self.replica_id, open_key or _no_key)
+            self._keepers[chain.network] = Keeper(
+                chain, dispatcher.pool, dispatcher.claims, watcher, db, clock, settings, self.replica_id, open_key or _no_key
+            )
         self._admitter = Admitter(
             self._verifier,
             records,
@@ -157,7 +159,7 @@ class Engine:
                 if chain.ws_url is not None:
                     loop("heads", lambda chain=chain, watcher=watcher: self._follow(chain, watcher))
                 loop("dispatcher", dispatcher.run)
-                loop("queue", dispatcher.run_queue)
+                loop("queue", dispatcher.claims.run)
                 loop("room", dispatcher.wake_when_freed)
                 loop("keeper", keeper.run)
 
@@ -259,7 +261,7 @@ class Engine:
         elif channel == "facilitator_relayers" and (keeper := self._keepers.get(Network(payload))) is not None:
             keeper.look_soon()
         elif (dispatcher := self._dispatchers.get(Network(payload))) is not None:
-            dispatcher.claim_soon()
+            dispatcher.claims.soon()
 
     async def _follow(self, chain: ServedNetwork, watcher: Watcher) -> None:
         """Hear of new blocks by websocket; polling goes on beside it, more rarely."""

@@ -6,15 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
+from typing import Final
 from uuid import UUID
 
 from facilitator.clock import Clock
+from facilitator.domain.backoff import Backoff
 from facilitator.domain.pressure import DrainRate, Pressure, due_s, retry_after_s
 from facilitator.errors import OverloadFault
 from facilitator.metrics import QUEUE_AGE_SECONDS, QUEUE_DEPTH, QUEUE_LIMIT, series
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Admission
 from facilitator.units import Address, Network, TxHash
+
+_PUT_OFF_S: Final = 0.5
+"""How long a payment that cannot be judged, claimed or paid now lets others go first; doubles each time."""
+_PUT_OFF_MAX_S: Final = 5.0
+"""Longest such time."""
+
+
+def put_off() -> Backoff:
+    """For one payment that cannot be judged, claimed or paid now: how long it lets others go first."""
+    return Backoff(_PUT_OFF_S, _PUT_OFF_MAX_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

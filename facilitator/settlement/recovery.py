@@ -21,9 +21,10 @@ from facilitator.domain.states import State
 from facilitator.errors import ChainFault, ConfigFault, Fault
 from facilitator.metrics import INCIDENTS, RELAYER_BALANCE, RPC_DISAGREEMENTS
 from facilitator.protocol.messages import Authorization
-from facilitator.settlement.dispatcher import Dispatcher
+from facilitator.settlement.claims import Claims
 from facilitator.settlement.found import record_payments
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.pool import RelayerPool
 from facilitator.settlement.relayer import Account
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, OpenSlot, item_of
@@ -66,7 +67,8 @@ class Keeper:
     def __init__(
         self,
         chain: ServedNetwork,
-        dispatcher: Dispatcher,
+        pool: RelayerPool,
+        claims: Claims,
         watcher: Watcher,
         db: Db,
         clock: Clock,
@@ -75,7 +77,8 @@ class Keeper:
         open_key: OpenKey,
     ) -> None:
         self._chain = chain
-        self._dispatcher = dispatcher
+        self._pool = pool
+        self._claims = claims
         self._watcher = watcher
         self._db = db
         self._clock = clock
@@ -108,10 +111,10 @@ class Keeper:
 
     async def _round(self, keeping: dict[str, asyncio.Task[None]]) -> None:
         """Look at every relayer that is not being looked at still, then wait for the next time."""
-        pool = await relayers.list_relayers(self._db, self._chain.network)
-        await self._take_in(pool)
-        part, pause_s = await self._part(pool), min(1.0, self._settings.lease_renew_s)
-        free = [account for account in self._dispatcher.accounts if account.address not in keeping]
+        rows = await relayers.list_relayers(self._db, self._chain.network)
+        await self._take_in(rows)
+        part, pause_s = await self._part(rows), min(1.0, self._settings.lease_renew_s)
+        free = [account for account in self._pool.accounts if account.address not in keeping]
         kept = await self._renew(free)
         for account in free:
             keeping[account.address] = asyncio.create_task(self._keep_apart(account, part, kept), name="keep")
@@ -121,27 +124,27 @@ class Keeper:
         done, _ = await asyncio.wait(keeping.values(), timeout=pause_s) if keeping else (set(), set())
         for name in [name for name, task in keeping.items() if task in done]:
             keeping.pop(name).result()  # a bug in one restarts the loop
-        settled = all(account.adopted for account in self._dispatcher.accounts if account.lease or account.address in part)
+        settled = all(account.adopted for account in self._pool.accounts if account.lease or account.address in part)
         await set_within(self._look, self._settings.lease_renew_s if settled else pause_s)
 
     async def _look_at_balances(self) -> None:
         """Read the coins of the relayers that are ours."""
         try:
-            await self._read_balances([account for account in self._dispatcher.accounts if account.adopted])
+            await self._read_balances([account for account in self._pool.accounts if account.adopted])
         except Fault as fault:
             log.warning("loop.faulted", loop="balances", kind=fault.kind, fault=str(fault))
-        self._forget_balances([account for account in self._dispatcher.accounts if not account.adopted])
+        self._forget_balances([account for account in self._pool.accounts if not account.adopted])
 
-    async def _take_in(self, pool: Sequence[PoolRelayer]) -> None:
+    async def _take_in(self, rows: Sequence[PoolRelayer]) -> None:
         """Take in the keys that were added while this process runs, and let go of those that were removed."""
-        known = {account.address: account for account in self._dispatcher.accounts}
-        for row in pool:
+        known = {account.address: account for account in self._pool.accounts}
+        for row in rows:
             if row.key_reference is None:
                 continue
             if row.gone and row.address in known and known[row.address].lease is None:
-                self._dispatcher.let_go(row.address)
+                self._pool.let_go(row.address)
             elif not row.gone and row.address not in known and (signer := await self._resolve(row)) is not None:
-                self._dispatcher.take_in(signer)
+                self._pool.take_in(signer)
                 log.info("relayer.added", relayer=row.address, network=row.network, reference=row.key_reference)
 
     async def _resolve(self, row: PoolRelayer) -> Signer | None:
@@ -164,16 +167,16 @@ class Keeper:
         self._unresolved[reference] = now + _UNRESOLVED_S
         return None
 
-    async def _part(self, pool: Sequence[PoolRelayer]) -> AbstractSet[Address]:
+    async def _part(self, rows: Sequence[PoolRelayer]) -> AbstractSet[Address]:
         """The relayers that this replica should hold, so that each live one has its part of those that it has keys of."""
-        network, gone = self._chain.network, {row.address for row in pool if row.gone}
+        network, gone = self._chain.network, {row.address for row in rows if row.gone}
         keys_of = {
             replica.replica_id: {Address(name.removeprefix(f"{network}:")) for name in replica.relayers if name.startswith(f"{network}:")}
             for replica in await relayers.live_replicas(self._db, network, self._settings.lease_ttl_s)
         }
         keys_of[self._replica_id] = set(self._chain.relayers)
         given = share_out(
-            {replica: keys - gone for replica, keys in keys_of.items()}, {row.address: row.owner for row in pool if row.owner is not None}
+            {replica: keys - gone for replica, keys in keys_of.items()}, {row.address: row.owner for row in rows if row.owner is not None}
         )
         return {address for address, replica in given.items() if replica == self._replica_id}
 
@@ -196,7 +199,7 @@ class Keeper:
 
     async def release(self) -> None:
         """Give every lease back; open slots stay on record for the next owner."""
-        for account in self._dispatcher.accounts:
+        for account in self._pool.accounts:
             await self._give_back(account)
 
     async def _give_back(self, account: Account) -> None:
@@ -290,7 +293,7 @@ class Keeper:
         if row.status != "active" or seen.has_code:
             return
         account.ready = True
-        self._dispatcher.claim_soon()
+        self._claims.soon()
         log.info("relayer.ready", relayer=lease.relayer, network=lease.network, next_tx_nonce=row.next_tx_nonce)
 
     async def _see(self, account: Account) -> tuple[SeenAccount, int]:

@@ -139,9 +139,9 @@ class Watcher:
         self.requeued = asyncio.Event()
         """Set when a settlement went back to the queue in Postgres."""
         self.outbid: Callable[..., Awaitable[bool]] | None = None
-        """How to replace a transaction that is not mined: `Dispatcher.outbid`."""
+        """How to replace a transaction that is not mined: `RelayerPool.outbid`."""
         self.send_answered: Callable[..., None] | None = None
-        """Whom to tell how the network took a relayer's transaction: `Dispatcher._send_answered`."""
+        """Whom to tell how the network took a relayer's transaction: `RelayerPool._send_answered`."""
         self.batch_burned: Callable[[], None] | None = None
         """Whom to tell that a batch ate its gas."""
         self.upgraded: Callable[[Sequence[Log]], None] | None = None

@@ -248,7 +248,7 @@ async def batched(scene: Scene, rig: Rig, payers: list[Buyer], pay_to: list[str]
     async with rig.db.transaction() as blocker:  # while one write-ahead waits, the others gather
         await blocker._connection.execute("select from relayer for update")
         first = scene.settle(rig)
-        await scene.until(rig.engine._dispatchers[scene.network]._writing.locked, "the first write-ahead")
+        await scene.until(rig.engine._dispatchers[scene.network].pool.writing.locked, "the first write-ahead")
         tasks = [scene.settle(rig, scene.payment(payer, pay_to=to, amount_atomic=100)) for payer, to in zip(payers, pay_to, strict=True)]
         await scene.until(lambda: len(rig.engine._dispatchers[scene.network]._queue) == len(payers), "everybody in the queue")
     await scene.until(lambda: len(scene.sim.pool.pending()) == 2, "a payment and a batch in the pool")

@@ -330,7 +330,7 @@ async def test_a_relayer_whose_money_would_not_do_for_the_l1_fee_signs_nothing(s
     await scene.token.set_gas_money(scene.relayers[0].address, 10**16)
     await oracle_says(scene, l1_fee_wei=10**16)
     await scene.until(lambda: rig.engine._watchers[scene.network].pricing.l1_fee_wei == 10**16, "the fee to be read")
-    [account] = rig.engine._dispatchers[scene.network].accounts
+    [account] = rig.engine._dispatchers[scene.network].pool.accounts
     await scene.until(lambda: account.balance_wei == 10**16, "the balance to be read")
     with pytest.raises(OverloadFault) as raised:
         await scene.settle(rig)

@@ -198,7 +198,7 @@ async def test_mode_37_a_tx_nonce_that_one_endpoint_invents_leaves_no_gap(scene:
 
     async with scene.sim.faults(Rewrite(far_ahead, method="eth_getTransactionCount")):
         rig = await engine(scene, honest)
-        assert [account.next_tx_nonce for account in rig.engine._dispatchers[NETWORK].accounts] == [0]
+        assert [account.next_tx_nonce for account in rig.engine._dispatchers[NETWORK].pool.accounts] == [0]
         task = await scene.settle_pooled(rig)
     assert reason(await scene.answer(task)) is None
     await scene.finish(settled=1)

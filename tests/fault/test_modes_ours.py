@@ -50,7 +50,7 @@ async def test_mode_19_a_relayer_drained_after_signing_keeps_its_payment_until_t
     task = await scene.settle_pooled(rig, payment)
     await scene.sim.pool.evict_all()
     await scene.token.set_gas_money(scene.relayers[0].address, 1)
-    account = rig.engine._dispatchers[scene.network].accounts[0]
+    account = rig.engine._dispatchers[scene.network].pool.accounts[0]
     await scene.until(lambda: account.balance_wei == 1, "the loss to be noticed", mine=True)
 
     await rig.time_is_up(task)

@@ -25,7 +25,7 @@ def held(_: RawTransaction) -> bool:
 
 
 def accounts(scene: Scene, rig: Rig) -> tuple[Account, ...]:
-    return rig.engine._dispatchers[scene.network].accounts
+    return rig.engine._dispatchers[scene.network].pool.accounts
 
 
 async def on_record(scene: Scene, states: list[str]) -> None:

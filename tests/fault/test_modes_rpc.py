@@ -131,7 +131,7 @@ async def test_mode_36_a_node_that_lags_lowers_no_tx_nonce_and_hides_no_payment(
 
     async with scene.sim.faults(Stale(4)):
         heir = await scene.engine()
-        [account] = heir.engine._dispatchers[scene.network].accounts
+        [account] = heir.engine._dispatchers[scene.network].pool.accounts
         assert account.next_tx_nonce == 3
         task = await scene.settle_pooled(heir)
         assert reason(await scene.answer(task)) is None

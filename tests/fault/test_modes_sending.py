@@ -323,7 +323,7 @@ async def test_a_payment_of_a_removed_relayer_is_sent_again_when_its_block_is_re
     rig = await scene.engine()
     assert reason(await scene.answer(scene.settle(rig))) is None
     assert await relayers.set_status(rig.db, "cli me", scene.network, parse_address(removed.address), "removed")
-    [account] = rig.engine._dispatchers[scene.network].accounts
+    [account] = rig.engine._dispatchers[scene.network].pool.accounts
     await scene.until(lambda: account.lease is None, "the lease to be given back")
 
     [row] = await scene.rows("select block_number from settlement")

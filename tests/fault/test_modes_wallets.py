@@ -312,8 +312,8 @@ async def test_what_a_wallet_costs_is_held_against_the_cap_by_its_size_and_gas(s
 
 async def test_a_wallet_that_there_is_no_money_for_holds_up_nobody(scene: Scene) -> None:
     rig = await scene.engine(deadline_s=3.0, max_fee_floor_wei=10**10)  # what is bid does not fall with the blocks
-    buyer, [account] = await contract(scene), rig.engine._dispatchers[scene.network].accounts
-    enough_wei = rig.engine._dispatchers[scene.network]._most_wei(1) * 5 // 4
+    buyer, [account] = await contract(scene), rig.engine._dispatchers[scene.network].pool.accounts
+    enough_wei = rig.engine._dispatchers[scene.network].pool.most_wei(1) * 5 // 4
     await scene.token.set_gas_money(account.address, enough_wei)
     await scene.until(lambda: account.balance_wei == enough_wei, "the balance to be read")
     waits = scene.settle(rig, scene.payment(buyer))
@@ -331,8 +331,8 @@ async def test_a_wallet_that_there_is_no_money_for_leaves_the_one_slot_to_others
 ) -> None:
     back = await scene.engine(max_fee_floor_wei=10**10, slots_soft=1, slots_max=1)
     front = back if where == "here" else await scene.engine(relayers=[])
-    buyer, [account] = await contract(scene), back.engine._dispatchers[scene.network].accounts
-    enough_wei = back.engine._dispatchers[scene.network]._most_wei(1) * 5 // 4
+    buyer, [account] = await contract(scene), back.engine._dispatchers[scene.network].pool.accounts
+    enough_wei = back.engine._dispatchers[scene.network].pool.most_wei(1) * 5 // 4
     await scene.token.set_gas_money(account.address, enough_wei)
     await scene.until(lambda: account.balance_wei == enough_wei, "the balance to be read")
     waits = scene.settle(front, scene.payment(buyer))

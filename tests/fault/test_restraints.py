@@ -79,7 +79,7 @@ async def test_a_budget_that_no_replica_has_read_refuses_its_tenant_in_the_write
     async with rig.db.transaction() as blocker:  # while one write-ahead waits, the others gather
         await blocker._connection.execute("select from relayer for update")
         first = scene.settle(rig, tenant="globex")
-        await scene.until(rig.engine._dispatchers[scene.network]._writing.locked, "the first write-ahead")
+        await scene.until(rig.engine._dispatchers[scene.network].pool.writing.locked, "the first write-ahead")
         poor, other = scene.settle(rig), scene.settle(rig, tenant="globex")
         await scene.until(lambda: len(rig.engine._dispatchers[scene.network]._queue) == 2, "both in the queue")
     with pytest.raises(LimitReached) as raised:

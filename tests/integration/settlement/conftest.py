@@ -146,7 +146,7 @@ async def start_engine(
             stack.push_async_callback(engine.stop, 3.0)
             if ready and signers:
                 async with asyncio.timeout(PATIENCE_S):
-                    while not all(account.ready for account in engine._dispatchers[NETWORK].accounts):
+                    while not all(account.ready for account in engine._dispatchers[NETWORK].pool.accounts):
                         await clock.sleep(0.01)
             return Rig(engine, db, evm, settings)
 

@@ -52,7 +52,7 @@ async def test_a_relayer_whose_money_pays_for_no_batch_sends_what_it_can_and_kee
     relayers = [await new_relayer(), await new_relayer()]
     rig, buyer = await start_engine(relayers=relayers, balance_poll_s=3600.0), await new_buyer()
     dispatcher = rig.engine._dispatchers[NETWORK]
-    dispatcher.accounts[0].balance_wei = int(2.5 * dispatcher._most_wei(1))
+    dispatcher.pool.accounts[0].balance_wei = int(2.5 * dispatcher.pool.most_wei(1))
     asked = terms(amount_atomic=100)
 
     answers = await asyncio.gather(*(rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None) for _ in range(40)))
@@ -100,8 +100,8 @@ async def test_a_bug_while_planning_pays_nobody_who_was_told_of_it(
         monkeypatch.undo()
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(dispatcher, "_payable_together", broken)
-    async with dispatcher._writing:  # all three form one group, of which one has room
+    monkeypatch.setattr(dispatcher.pool, "payable_together", broken)
+    async with dispatcher.pool.writing:  # all three form one group, of which one has room
         settling = [asyncio.create_task(rig.engine.settle(alone, payment, None)) for payment in payments]
         async with asyncio.timeout(PATIENCE_S):
             while len(dispatcher._queue) < 3:

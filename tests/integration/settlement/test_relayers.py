@@ -22,7 +22,7 @@ StartChain = Callable[..., Awaitable[Anvil]]
 
 
 def held(rig: Rig) -> int:
-    return sum(account.lease is not None for account in rig.engine._dispatchers[NETWORK].accounts)
+    return sum(account.lease is not None for account in rig.engine._dispatchers[NETWORK].pool.accounts)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -57,7 +57,7 @@ async def test_an_account_with_code_signs_nothing(start_engine: StartEngine, new
     smart, plain = await new_relayer(), await new_relayer()
     await chain.node.call("anvil_setCode", smart.address, "0xef0100" + "22" * 20)
     rig = await start_engine(relayers=[smart, plain], ready=False)
-    accounts = rig.engine._dispatchers[NETWORK].accounts
+    accounts = rig.engine._dispatchers[NETWORK].pool.accounts
     await until(lambda: all(account.adopted for account in accounts))
     await until(lambda: accounts[1].ready)
     assert (accounts[0].has_code, accounts[0].ready) == (True, False)
@@ -80,7 +80,7 @@ async def test_without_gas_money_nothing_is_signed_and_funding_is_noticed(
     rig.callers_wait(PATIENCE_S)
 
     await token.set_gas_money(relayer.address, 10**18)
-    await until(lambda: (rig.engine._dispatchers[NETWORK].accounts[0].balance_wei or 0) > 1)
+    await until(lambda: (rig.engine._dispatchers[NETWORK].pool.accounts[0].balance_wei or 0) > 1)
     assert reason(await rig.engine.settle(rig.caller(), payment, None)) is None
 
 
