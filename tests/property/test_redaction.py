@@ -50,3 +50,11 @@ def test_a_text_is_redacted_as_by_all_patterns_one_after_the_other(text: str) ->
     redacted = telemetry._BEARER.sub(rf"\1 {REDACTED}", redacted)
     redacted = telemetry._LONG_HEX.sub(REDACTED, redacted)
     assert redact_text(text) == redacted
+
+
+@given(
+    st.dictionaries(st.sampled_from(["note", "private_key", "url", "key_id"]), st.one_of(texts, st.integers(), st.none(), st.booleans()))
+)
+def test_what_a_line_keeps_as_it_is_holds_nothing_to_redact(event: dict[str, object]) -> None:
+    cleaned = {key: telemetry._clean(key, value, depth=0) for key, value in event.items()}
+    assert telemetry.redact(None, "info", dict(event)) == cleaned

@@ -4,8 +4,11 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -74,6 +77,100 @@ def test_the_canonical_line_is_written_when_the_block_fails_too(written: io.Stri
     assert [line["event"] for line in lines(written)] == ["request.answered"]
 
 
+class Writes(io.StringIO):
+    """Remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[list[str]] = []
+
+    def write(self, text: str) -> int:
+        self.made.append([json.loads(line)["event"] for line in text.splitlines()])
+        return super().write(text)
+
+
+@pytest.fixture
+def writes() -> Iterator[Writes]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    stream = Writes()
+    telemetry.configure("info", "json", stream)
+    yield stream
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def report(event: str) -> None:
+    with canonical(event):
+        pass
+
+
+async def test_canonical_lines_go_out_in_one_write_at_the_end_of_the_turn(writes: Writes) -> None:
+    for event in ("a.done", "b.done", "c.done"):
+        report(event)
+    assert writes.made == []
+    await asyncio.sleep(0)
+    assert writes.made == [["a.done", "b.done", "c.done"]]
+    report("d.done")
+    await asyncio.sleep(0)
+    assert writes.made[1:] == [["d.done"]]
+
+
+async def test_any_other_line_is_written_at_once_and_none_overtakes_another(writes: Writes) -> None:
+    report("a.done")
+    get_logger().info("b.done")
+    assert [event for write in writes.made for event in write] == ["a.done", "b.done"]
+    report("c.done")
+    logging.getLogger("asyncio").warning("d")
+    assert [event for write in writes.made for event in write] == ["a.done", "b.done", "c.done", "library.logged"]
+    await asyncio.sleep(0)
+    assert len([event for write in writes.made for event in write]) == 4
+
+
+def test_without_a_loop_a_canonical_line_is_written_at_once(writes: Writes) -> None:
+    report("a.done")
+    assert writes.made == [["a.done"]]
+
+
+def test_a_process_that_exits_within_a_turn_loses_no_line() -> None:
+    program = """
+import asyncio, sys
+from facilitator import telemetry
+telemetry.configure("info", "json", sys.stdout)
+async def main():
+    with telemetry.canonical("request.answered"):
+        pass
+    raise SystemExit(0)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout)["event"] == "request.answered"
+
+
+async def test_a_quiet_log_has_no_canonical_lines(writes: Writes) -> None:
+    telemetry.configure("warning", "json", writes)
+    report("a.done")
+    await asyncio.sleep(0)
+    assert writes.made == []
+
+
+async def test_canonical_lines_are_captured_like_others(writes: Writes) -> None:
+    with structlog.testing.capture_logs() as captured:
+        report("a.done")
+        get_logger().info("b.done")
+    await asyncio.sleep(0)
+    assert ([line["event"] for line in captured], writes.made) == (["a.done", "b.done"], [])
+
+
+def test_a_line_is_dated_as_structlog_dates_it() -> None:
+    stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    dated = [str(process(None, "info", {})["timestamp"]) for process in (stamper, telemetry._add_time, stamper)]
+    moments = [datetime.fromisoformat(text) for text in dated]
+    assert moments == sorted(moments)
+    assert (moments[1].tzinfo, dated[1][-1], len(dated[1])) == (UTC, "Z", len("2026-11-21T11:20:12.123456Z"))
+
+
 async def test_facts_of_one_request_do_not_leak_into_another(written: io.StringIO) -> None:
     async def request(number: int) -> None:
         with bind(request_id=f"r{number}"), canonical("request.answered") as line:
@@ -109,6 +206,9 @@ async def test_facts_of_one_request_do_not_leak_into_another(written: io.StringI
         ("client_secret", "s" * 20),
         ("raw_transaction", "0x02" + "5b" * 60),
         ("detail", f"password={'s' * 20} is wrong"),
+        ("detail", f"password={'s' * 20}"),
+        ("detail", f'{{"token":"{"s" * 20}"}}'),
+        ("detail", f"eyJhbGci{DOT}eyJz.{'s' * 20}"),
         ("detail", f"config {{'private_key': '{'s' * 20}'}}"),
         ("detail", f'{{"apiKey": "{"s" * 20}"}}'),
         ("detail", f"got eyJhbGciOiJFUzI1NiJ9{DOT}eyJzdWIiOiJ4In0.{'s' * 20} there"),
