@@ -4,14 +4,16 @@ It must never be lenient for convenience: two parsers that read the same bytes d
 comes to mean two things. Whatever comes in, `load` takes milliseconds, does not recurse deeply and raises `HostileError`
 alone.
 
-It uses the standard library's parser and not msgspec's, for its hooks see duplicate keys and the text of each number;
-it costs some 7 µs a request, a fifth of checking one signature.
+Two parsers: msgspec's reads what is plain (`_load_plain`, 2.7 µs for a request), the standard library's judges all else, for
+its hooks see duplicate keys and the text of each number (`load_any`, 8 µs). Tests hold both equal.
 """
 
 import json
 import re
 from itertools import accumulate
 from typing import Final, Never
+
+import msgspec
 
 DEPTH_MAX: Final = 32
 """Deepest nesting of arrays and objects, the outermost included."""
@@ -36,6 +38,29 @@ def load(body: bytes) -> object:
     Refused besides bad syntax: a duplicate key at any level, NaN and infinities, numbers beyond a double or longer
     than NUMBER_CHARS_MAX, NUL and lone surrogates in keys and strings, a byte order mark, nesting beyond DEPTH_MAX.
     """
+    tree = _load_plain(body)
+    return load_any(body) if tree is None else tree
+
+
+def _load_plain(body: bytes) -> object:
+    """The tree of a body in which nothing can be hostile; None for any other, be it good or bad.
+
+    Without a backslash every two quotes are one string. A parser that drops the second of two equal keys drops at least that
+    string: as many quotes in what it read, written out again, as in the body means that it dropped nothing.
+    """
+    if b"\\" in body or body.count(b"{") + body.count(b"[") > DEPTH_MAX:
+        return None
+    try:
+        tree: object = _PLAIN.decode(body)
+        again = _ENCODER.encode(tree)
+        _BINARY.encode(tree)  # only to see that it can: MessagePack has no number beyond 64 bits
+    except (msgspec.MsgspecError, ValueError, OverflowError):  # no JSON, no UTF-8, a fraction; such a number
+        return None
+    return tree if again.count(b'"') == body.count(b'"') else None
+
+
+def load_any(body: bytes) -> object:
+    """`load` without its short cut, which is held against this."""
     if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _depth(body) > DEPTH_MAX:  # before anything recurses
         raise HostileError(f"expected at most {DEPTH_MAX} levels of nesting")
     try:
@@ -126,3 +151,12 @@ def _constant(text: str) -> Never:
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
+def _leave(text: str) -> Never:
+    raise ValueError(text)
+
+
+_PLAIN: Final = msgspec.json.Decoder(float_hook=_leave)
+_ENCODER: Final = msgspec.json.Encoder()
+_BINARY: Final = msgspec.msgpack.Encoder()

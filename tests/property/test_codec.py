@@ -1,7 +1,7 @@
 """The codec against requests, mutations and trees that nobody thought of, and against the official models."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from facilitator.protocol.address import checksum_address
 from facilitator.protocol.codec import Malformed, Refused, decode_request, encode_settle, encode_supported, encode_verify
 from facilitator.protocol.messages import Payment, SettleResult, Supported, SupportedKind, VerifyResult, Version
 from facilitator.protocol.reasons import Reason, Refusal
-from facilitator.protocol.strict_json import load
+from facilitator.protocol.strict_json import HostileError, load, load_any
 from facilitator.units import UINT256_MAX, Address, Network, TxHash
 from tests.fixtures.vectors import v1_request, v2_request
 
@@ -217,6 +217,34 @@ def test_any_json_in_any_field_gives_a_checked_payment_or_a_refusal(data: st.Dat
 def test_strict_json_reads_ordinary_json_as_it_was_written(tree: object) -> None:
     assert load(dump(tree)) == tree
     assert load(dump(tree, escaped=False)) == tree
+
+
+tokens = st.sampled_from(
+    [*'{}[]",: \t\n\0\x7f\\', '"a"', '"a":', '"a":1,', '"a" :1,', '":', '\\u0061', "é", "\u2028", "NaN", "-0", "1.0", "1e5", "null", "true"]
+    + [*map(str, (2**53, 2**63, 2**64, -(2**63) - 1, 10**77, 10**78)), "9" * 5000, "\ufeff", "//", "0x1", "\udcff"]
+)
+"""What two parsers might take differently. The last one is a byte that is not UTF-8."""
+
+
+@given(st.data())
+def test_the_short_cut_says_what_the_judge_of_all_json_says(data: st.DataObject) -> None:
+    if data.draw(st.booleans()):
+        request = data.draw(st.sampled_from([v1_request, v2_request]))()
+        text = json.dumps(request, ensure_ascii=False, separators=data.draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")])))
+        for token in data.draw(st.lists(tokens, max_size=3)):
+            at = data.draw(st.integers(0, len(text)))
+            text = text[:at] + token + text[at + data.draw(st.sampled_from([0, 0, 1, len(token)])) :]
+    else:
+        text = "".join(data.draw(st.lists(tokens, max_size=12)))
+    body = text.encode("utf-8", "surrogateescape")
+    assert outcome(load, body) == outcome(load_any, body)
+
+
+def outcome(read: Callable[[bytes], object], body: bytes) -> str:
+    try:
+        return repr(read(body))
+    except HostileError as hostile:
+        return f"refused: {hostile.message}"
 
 
 class Twice(dict[str, Any]):

@@ -48,6 +48,11 @@ def test_a_duplicate_key_is_named_in_the_message() -> None:
     assert refusal(b'{"a":{"b":1,"c":2,"\\u0062":1}}') == "expected each key once, got 'b' again"
 
 
+@pytest.mark.parametrize("body", [b'{"a":1,"a":2}', b'{"a" :1,"b":{"x":[{}]},"a":"\xc3\xa9"}', b'[{"":{"":1},"":1}]', b'{":":1,":":1}'])
+def test_a_duplicate_key_is_refused_in_any_spelling(body: bytes) -> None:
+    assert "each key once" in refusal(body)
+
+
 def test_the_same_key_in_two_objects_is_no_duplicate() -> None:
     assert load(b'[{"a":1},{"a":1,"b":{"a":1}}]') == [{"a": 1}, {"a": 1, "b": {"a": 1}}]
 
