@@ -4,8 +4,9 @@ A scheme asks (`Question`), `chain.evm` answers all of them from one block in on
 judges. No call leaves this module and none arrives: it is the paper that the two sides pass to each other.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from facilitator.domain.deadlines import LIFE_MIN_S
 from facilitator.units import Address, BlockHash, Gas, UnixSeconds, Wei
@@ -13,8 +14,7 @@ from facilitator.units import Address, BlockHash, Gas, UnixSeconds, Wei
 _NO_GAS: Final = Gas(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A contract call: asked read-only of a block (`eth_call`), or sent as the body of a transaction."""
 
     to: Address
@@ -22,23 +22,20 @@ class Call:
     """Selector and ABI-encoded arguments."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeOf:
+class CodeOf(msgspec.Struct, frozen=True, kw_only=True):
     """Which code lies at this address? The reply's `data` is the code, empty for a plain account."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """Would this call succeed alone, and does no code lie at the payer's address? The reply's `ok` says so, its `data` is empty."""
 
     payer: Address
     call: Call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of this call, given so much gas? Nothing else shares its `eth_call`: it may run anybody's code.
 
     The reply says what it took; of what the call returned, `data` has the first 512 bytes.
@@ -51,8 +48,7 @@ class Probe:
 Question = Call | CodeOf | Trial | Probe
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """One answer. For a `Call`: `ok` false means the contract reverted and `data` is the revert data."""
 
     ok: bool
@@ -61,8 +57,7 @@ class Reply:
     """Of a `Probe`: without what a transaction costs by itself, refunds not counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(msgspec.Struct, frozen=True, kw_only=True):
     """A block header, as far as we need it."""
 
     number: int
@@ -78,16 +73,14 @@ class Head:
     """OP Stack since Jovian: what the block's data weighs against the gas target (the header's blobGasUsed); else 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Replies in the order of their questions, all read at `head`."""
 
     head: Head
     replies: tuple[Reply, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
+class Now(msgspec.Struct, frozen=True, kw_only=True):
     """The time a payment is judged at (docs/architecture.md decision 8)."""
 
     head: UnixSeconds

@@ -1,14 +1,14 @@
 """Which payment is this? The identity of an authorization and the fingerprint of its terms (docs/architecture.md decision 1, 5)."""
 
 import hashlib
-from dataclasses import dataclass
+
+import msgspec
 
 from facilitator.protocol.messages import Authorization
 from facilitator.units import Address, AuthNonce, Network
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AuthKey:
+class AuthKey(msgspec.Struct, frozen=True, order=True):
     """The identity of a payment. Never the signature, which has many spellings; never a hash of a body."""
 
     network: Network

@@ -5,8 +5,10 @@ below the codec sees these types only. Amounts are ints in atomic units, address
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from facilitator.protocol.reasons import Refusal
 from facilitator.units import Address, Atomic, AuthNonce, Network, TxHash, UnixSeconds
@@ -19,8 +21,7 @@ BAZAAR: Final = "bazaar"
 """The extension by which a seller lets a resource be listed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirements:
+class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     """What the seller asked, from `paymentRequirements` of the request: the authority for every check."""
 
     scheme: str
@@ -49,8 +50,7 @@ class Offer:
     """v1: what stands in its place."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Payment:
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """One `/verify` or `/settle` request: what the buyer sent and what the seller asked."""
 
     version: Version
@@ -73,8 +73,7 @@ class Payment:
     """Only when the seller declared it for listing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authorization:
+class Authorization(msgspec.Struct, frozen=True, kw_only=True):
     """An EIP-3009 TransferWithAuthorization as the payer signed it, plus the terms that name the token."""
 
     scheme: str
@@ -86,12 +85,16 @@ class Authorization:
     valid_after: UnixSeconds
     valid_before: UnixSeconds
     auth_nonce: AuthNonce
-    signature: bytes = field(repr=False)
+    signature: bytes
     """As it came: a key's in one of its spellings, or any bytes that a contract judges."""
 
+    def __repr__(self) -> str:
+        """All but the signature."""
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "signature")
+        return f"Authorization({shown})"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyResult:
+
+class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     """Would this payment settle now? `refusal` is None when it would."""
 
     payer: Address | None

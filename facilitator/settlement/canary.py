@@ -5,12 +5,12 @@ The second pays one atomic unit from the configured account to itself. Its auth_
 replicas together make one such payment in `canary_settle_s`: that is its budget, and it is the identity of payments that holds it.
 """
 
-from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
 import structlog
 from coincurve import PrivateKey
+from msgspec.structs import replace
 
 from facilitator.chain.signer import address_of
 from facilitator.clock import Clock

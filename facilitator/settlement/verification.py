@@ -6,8 +6,10 @@ and terms are public once used, so nobody learns anything from our record before
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from facilitator import tracing
 from facilitator.clock import Clock
@@ -31,8 +33,7 @@ from facilitator.store.tenants import Tenant
 from facilitator.units import Address, Network
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A payment whose signature holds: what was signed, under which scheme, on which chain."""
 
     authorization: Authorization

@@ -387,8 +387,7 @@ def new_id(now_ms: int) -> UUID:
     return UUID(int=now_ms << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Whose record is looked for, and what the tenant may have bound."""
 
     key: AuthKey
@@ -397,8 +396,7 @@ class Asked:
     payment_identifier: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What is on record: of the authorization itself, and which settlements the tenant bound the two names to."""
 
     record: Settlement | None = None

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from x402.schemas import (
     PaymentPayload,
     PaymentPayloadV1,
@@ -219,10 +220,9 @@ def test_strict_json_reads_ordinary_json_as_it_was_written(tree: object) -> None
     assert load(dump(tree, escaped=False)) == tree
 
 
-tokens = st.sampled_from(
-    [*'{}[]",: \t\n\0\x7f\\', '"a"', '"a":', '"a":1,', '"a" :1,', '":', '\\u0061', "é", "\u2028", "NaN", "-0", "1.0", "1e5", "null", "true"]
-    + [*map(str, (2**53, 2**63, 2**64, -(2**63) - 1, 10**77, 10**78)), "9" * 5000, "\ufeff", "//", "0x1", "\udcff"]
-)
+SPELLINGS = ['"a"', '"a":', '"a":1,', '"a" :1,', '":', "\\u0061", "é", "\u2028", "NaN", "-0", "1.0", "1e5", "null", "true", "//", "0x1"]
+NUMBERS = [str(number) for number in (2**53, 2**63, 2**64, -(2**63) - 1, 10**77, 10**78)]
+tokens = st.sampled_from([*'{}[]",: \t\n\0\x7f\\', *SPELLINGS, *NUMBERS, "9" * 5000, "\ufeff", "\udcff"])
 """What two parsers might take differently. The last one is a byte that is not UTF-8."""
 
 

@@ -1,10 +1,10 @@
 """The extension `payment-identifier`: one payment of a tenant bears it, whoever asks and on whichever replica."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from x402.extensions.payment_identifier import append_payment_identifier_to_extensions, declare_payment_identifier_extension
 
 from facilitator.devstack.buyer import Buyer

@@ -1,11 +1,11 @@
 """Which payment is this: the identity survives every spelling, the fingerprint changes with every term."""
 
 import hashlib
-from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from facilitator.devstack.buyer import Buyer, facilitator_request, requirements
 from facilitator.devstack.token import BASE_SEPOLIA_USDC
@@ -95,3 +95,9 @@ def test_spelling_resource_and_extra_do_not_make_another_payment() -> None:
     spelled = read(2, "0x" + "CC" * 32, maxTimeoutSeconds=299, extra={"name": "USDC", "version": "2", "note": "again"})
     assert key_of(spelled) == key_of(plain)
     assert fingerprint(spelled) == fingerprint(plain)
+
+
+def test_an_authorization_shows_all_but_its_signature() -> None:
+    assert AUTHORIZATION.signature.hex() not in repr(AUTHORIZATION)
+    assert repr(AUTHORIZATION.signature)[2:-1] not in repr(AUTHORIZATION)
+    assert f"auth_nonce={AUTHORIZATION.auth_nonce!r}" in repr(AUTHORIZATION)
