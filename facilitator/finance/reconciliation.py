@@ -27,7 +27,11 @@ from facilitator.store.reconciliation import LedgerRow
 from facilitator.units import Address, Atomic, BlockHash, Network, TxHash
 
 BLOCKS_MAX: Final = 2_000
-"""Blocks in one `eth_getLogs`; fewer where the node wants fewer."""
+"""Blocks in one `eth_getLogs`; fewer where the node wants fewer, or much is in them."""
+_BLOCKS_FIRST: Final = 32
+"""Blocks in the first one: nothing is known yet of how much is in them."""
+_LOGS_AIMED: Final = 1_000
+"""Logs in one answer, about: what is held in memory and compared between two turns of the event loop."""
 DIFFERENCES_MAX: Final = 10_000
 """A comparison with more differences ends early: then something larger is wrong."""
 _RPC_S: Final = 30.0
@@ -151,7 +155,7 @@ async def reconcile(db: Db, evm: EvmClient, network: Network, assets: Sequence[A
     if last is None:
         raise ChainFault("no_block", f"{network} has no block {to_block} yet", network=network)
     tally = _Tally()
-    start, step = from_block, BLOCKS_MAX
+    start, step, most = from_block, _BLOCKS_FIRST, BLOCKS_MAX
     while start <= to_block and len(tally.differences) < DIFFERENCES_MAX:
         end = min(start + step - 1, to_block)
         try:
@@ -159,10 +163,10 @@ async def reconcile(db: Db, evm: EvmClient, network: Network, assets: Sequence[A
         except ChainFault as fault:
             if fault.kind != "range_too_large" or end == start:
                 raise
-            step = max(1, (end - start + 1) // 2)
+            step = most = max(1, (end - start + 1) // 2)
             continue
         await tally.add(db, network, logs, start, end)
-        start, step = end + 1, min(BLOCKS_MAX, step * 2)
+        start, step = end + 1, min(most, _next_step(end - start + 1, len(logs)))
     async for page in ledger.claimless_in_blocks(db, network, from_block, to_block):
         tally.differences += compare((row for row in page if row.settlement_id not in tally.judged), (), frozenset())
         if len(tally.differences) >= DIFFERENCES_MAX:
@@ -179,6 +183,11 @@ async def reconcile(db: Db, evm: EvmClient, network: Network, assets: Sequence[A
         otherwise=tuple(tally.otherwise),
         differences=tuple(tally.differences),
     )
+
+
+def _next_step(blocks: int, logs: int) -> int:
+    """Blocks to ask for next, when these had so many logs: as many as it takes for `_LOGS_AIMED`, and at most twice these."""
+    return max(1, min(2 * blocks, blocks * _LOGS_AIMED // max(1, logs)))
 
 
 class _Tally:

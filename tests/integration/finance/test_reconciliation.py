@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from facilitator.chain.evm import EvmClient, Settings
-from facilitator.chain.rpc import RpcClient
+from facilitator.chain.rpc import NodeError, RpcClient
 from facilitator.clock import SystemClock
 from facilitator.devstack.buyer import Buyer, requirements
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import Token
+from facilitator.domain.abi import Log
 from facilitator.errors import ChainFault, ConfigFault
+from facilitator.finance import reconciliation
 from facilitator.finance.reconciliation import Kind, Report, reconcile
 from facilitator.units import Address
 from tests.fixtures.oracle import assert_ledger_is_chain
@@ -178,6 +180,55 @@ async def test_ranges_that_hold_too_many_logs_are_halved(books: Books) -> None:
         await narrow.close()
     assert report.balanced
     assert report.transfers == 6
+
+
+class Noting(EvmClient):
+    """Notes how many logs each answer had."""
+
+    def __init__(self, rpc: RpcClient) -> None:
+        super().__init__(NETWORK, rpc)
+        self.found: list[int] = []
+
+    async def logs(self, *arguments: Any, **wanted: Any) -> tuple[Log, ...]:
+        logs = await super().logs(*arguments, **wanted)
+        self.found.append(len(logs))
+        return logs
+
+
+async def test_as_many_blocks_are_read_at_once_as_make_an_answer_of_fair_size(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciliation, "_BLOCKS_FIRST", 1)
+    for _ in range(9):
+        await books.pay(1)  # two logs in a block
+    start = (await books.rig.fetch("select min(block_number) as first from settlement"))[0]["first"]
+    for aimed, found in [(1, [2] * 9), (4, [2, 4, 4, 4, 4]), (1_000, [2, 4, 8, 4])]:
+        monkeypatch.setattr(reconciliation, "_LOGS_AIMED", aimed)
+        evm = Noting(RpcClient([books.rpc_url], SystemClock()))
+        try:
+            report = await books.report(start, evm=evm)
+        finally:
+            await evm.close()
+        assert (report.balanced, report.transfers, evm.found) == (True, 9, found)
+
+
+async def test_a_node_that_wants_shorter_ranges_is_asked_for_a_longer_one_once(books: Books) -> None:
+    for _ in range(6):
+        await books.pay(1)
+    start = (await books.rig.fetch("select min(block_number) as first from settlement"))[0]["first"]
+    asked: list[int] = []
+
+    class Narrow(EvmClient):
+        async def logs(self, *arguments: Any, **wanted: Any) -> tuple[Log, ...]:
+            asked.append(wanted["to_block"] - wanted["from_block"] + 1)
+            if asked[-1] > 2:
+                raise ChainFault(NodeError.RANGE_TOO_LARGE.value, "at most 2 blocks")
+            return await super().logs(*arguments, **wanted)
+
+    evm = Narrow(NETWORK, RpcClient([books.rpc_url], SystemClock()))
+    try:
+        assert (await books.report(start, start + 5, evm=evm)).transfers == 6
+    finally:
+        await evm.close()
+    assert asked == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
 async def test_pages_hold_every_row(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
