@@ -26,7 +26,7 @@ from facilitator.units import Address, Listen, Network, Zone
 
 DOCS: Final = Path(__file__).parent
 CHART_SCHEMA: Final = DOCS.parent / "helm" / "facilitator" / "values.schema.json"
-_CHARTS_OWN: Final = {"server.listen", "database.url", "metrics.listen", "console.listen", "access.mode"}
+_CHARTS_OWN: Final = {"server.listen", "database.url", "metrics.listen", "console.listen", "console.export_directory", "access.mode"}
 """Keys that the chart sets, or that make no sense in it."""
 _CHARTS_OWN_OF_A_NETWORK: Final = {"id", "rpc_urls", "relayers", "ws_url"}
 _SCALARS: Final = {

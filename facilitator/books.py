@@ -21,9 +21,8 @@ from facilitator.domain.schedules import USD_DECIMALS, decode_terms
 from facilitator.errors import ConfigFault
 from facilitator.finance import closes, export, invoices, seals, views
 from facilitator.finance.examination import explain
-from facilitator.finance.export import whole_or_absent
-from facilitator.finance.hledger import hledger_lines
-from facilitator.finance.journal import JOURNAL_COLUMNS, decimals_of, journal_cells
+from facilitator.finance.export_files import write_hledger, write_journal
+from facilitator.finance.journal import decimals_of
 from facilitator.finance.tables import FORMATS, time_text
 from facilitator.operate import discrepancy_line, discrepancy_row
 from facilitator.store import billing, books, days
@@ -214,17 +213,11 @@ async def export_report(config: Config, db: Db, parsed: argparse.Namespace) -> D
 async def export_journal(config: Config, db: Db, parsed: argparse.Namespace) -> Done:
     """`export journal`."""
     zone = parsed.tz or config.finance.booking_zone
-    period, decimals = _period(parsed, zone), decimals_of(config.tokens)
-    with whole_or_absent(parsed.out) as partial:
-        if parsed.format == "hledger":
-            with partial.open("w", encoding="utf-8") as file:
-                async for line in hledger_lines(db, period, zone, decimals):
-                    file.write(f"{line}\n")
-        else:
-            async with db.snapshot() as session:
-                with FORMATS["csv"](partial, JOURNAL_COLUMNS) as add:
-                    async for entry in books.journal_lines(session, period):
-                        add(journal_cells(entry, decimals))
+    period = _period(parsed, zone)
+    if parsed.format == "hledger":
+        await write_hledger(db, period, zone, config.tokens, parsed.out)
+    else:
+        await write_journal(db, period, parsed.format, config.tokens, parsed.out)
     await record_event(db, "journal_exported", ACTOR, f"{time_text(period.start)} to {time_text(period.end)} as {parsed.format}")
     return Done(0, [f"{parsed.out}: {time_text(period.start)} to {time_text(period.end)}"])
 

@@ -19,11 +19,13 @@ with `see(location)`. What it did is recorded by the function that did it, under
 **In tests**: `tests/fixtures/console.py` has a console without an engine, and browsers that are signed in as any role.
 """
 
+import asyncio
 import hmac
 import re
 import secrets
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -34,6 +36,7 @@ from facilitator.console.oidc import Provider
 from facilitator.console.table import PAGES, entries_for
 from facilitator.errors import Fault
 from facilitator.metrics import REQUEST_SECONDS, REQUESTS
+from facilitator.settlement.tasks import keep_running
 from facilitator.store.db import Db
 from facilitator.telemetry import bind, canonical, get_logger
 
@@ -70,12 +73,15 @@ class Console:
         self._door = Door(desk, provider)
         self._at_once = Semaphore(desk.settings.pages_max)
         self._runner: web.AppRunner | None = None
+        self._exports: asyncio.Task[None] | None = None
         self.port = desk.settings.listen.port
         """The port really taken, once started."""
 
     def connect(self, db: Db) -> None:
         """The database is there."""
-        self._desk.db = db
+        desk = self._desk
+        desk.db = db
+        self._exports = asyncio.create_task(keep_running("exports", partial(desk.exporter.run, db), desk.clock), name="exports")
 
     async def start(self) -> None:
         """Accept connections. Raises Fault when the address cannot be taken."""
@@ -104,7 +110,11 @@ class Console:
         _log.info("console.started", listen=f"{listen.host}:{self.port}")
 
     async def stop(self) -> None:
-        """Close the listener and every connection."""
+        """Close the listener and every connection; files that are being made are given up."""
+        if self._exports is not None:
+            self._exports.cancel()
+            await asyncio.gather(self._exports, return_exceptions=True)
+            self._exports = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

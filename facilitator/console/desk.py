@@ -12,6 +12,7 @@ import jinja2
 from aiohttp import web
 
 from facilitator.clock import Clock
+from facilitator.console.exporter import Exporter
 from facilitator.console.names import Assets
 from facilitator.console.rendering import equip
 from facilitator.console.roles import PERMISSIONS, Permission, Role
@@ -107,9 +108,12 @@ class Desk:
 
     names: Assets = field(init=False)
     """Units and decimals of what the books hold."""
+    exporter: Exporter = field(init=False)
+    """Makes the files that are asked for."""
 
     def __post_init__(self) -> None:
         self.names = Assets(self.tokens)
+        self.exporter = Exporter(self.settings, self.finance, self.tokens, self.clock)
         equip(self.templates, self.names)
         self.templates.globals.update(
             asset=lambda name: f"/static/{name}?v={self.assets[name].version}", integrity=lambda name: self.assets[name].integrity

@@ -65,6 +65,7 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "short": show.short,
     "span": show.span,
     "state_text": names.STATES.__getitem__,
+    "size": show.size,
     "usd": show.usd,
     "whole": show.whole,
     "words": names.words,

@@ -28,3 +28,13 @@ class Settings:
     """Attempts to sign in per second from one address; beyond it 429."""
     sign_ins_burst: int = 10
     """Attempts that may come at once before that rate holds."""
+    exports_max: int = 2
+    """Files that are made at the same time, by all replicas together; others wait."""
+    exports_waiting_max: int = 20
+    """Files that may wait to be made; whoever asks for more is told to come back."""
+    export_bytes_max: int = 1_073_741_824
+    """Largest file that is made."""
+    export_kept_s: float = 86_400.0
+    """How long a file is kept for download; its bytes are in the database until then."""
+    export_directory: str | None = None
+    """Where files are made, with room for `exports_max` times twice `export_bytes_max`; None: the system's temporary directory."""

@@ -21,6 +21,7 @@ NOTHING: Final = Markup('<span class="none">–<span class="unseen">not known</s
 _MAIN_PLACES: Final = 2
 _COIN_PLACES: Final = 6
 _TAIL: Final = 4
+_SIZES: Final = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
@@ -109,6 +110,12 @@ def span(seconds: int) -> str:
     if seconds < _DAY_S:
         return f"{seconds // _HOUR_S} h {seconds % _HOUR_S // _MINUTE_S} min"
     return f"{seconds // _DAY_S} d {seconds % _DAY_S // _HOUR_S} h"
+
+
+def size(count_bytes: int) -> str:
+    """`812 B`, `4.5 MB`: in powers of 1000, one place, cut."""
+    unit, worth = next((pair for pair in _SIZES if count_bytes >= pair[1]), ("B", 1))
+    return f"{count_bytes} B" if worth == 1 else f"{count_bytes // worth}.{count_bytes * 10 // worth % 10} {unit}"
 
 
 def address(account: str | None) -> Markup:

@@ -45,7 +45,11 @@ PAGES: Final = (
     Page(method="GET", path="/tenants/{id}/{month}", handler=tenants.show_draft),
     Page(method="GET", path="/invoices/{number}", handler=tenants.show_invoice),
     Page(method="GET", path="/exports", handler=exports.show_exports, needs="export"),
-    Page(method="GET", path="/exports/report", handler=exports.download_report, needs="export"),
+    Page(method="POST", path="/exports", handler=exports.ask_export, needs="export"),
+    Page(method="GET", path="/exports/{id}", handler=exports.show_export, needs="export"),
+    Page(method="GET", path="/exports/{id}/file", handler=exports.download_export, needs="export"),
+    Page(method="GET", path="/exports/{id}/manifest", handler=exports.download_manifest, needs="export"),
+    Page(method="POST", path="/exports/{id}/cancel", handler=exports.cancel_export, needs="export"),
     Page(method="GET", path="/audit", handler=audit.show_audit, needs="audit"),
     Page(method="POST", path="/theme", handler=appearance.choose_theme),
 )

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,7 +27,16 @@ from facilitator.units import Address, Network, Zone
 
 COMMIT_S: Final = 60
 """A transaction that began earlier than this has ended: no entry with an earlier time can still appear."""
+TOLD_ROWS: Final = 2_000
+"""Rows between two times that a long work tells how far it is."""
 _CHUNK_BYTES: Final = 1 << 20
+
+Progress = Callable[[int], Awaitable[None]]
+"""Is told how many rows are done; whatever it raises ends the work."""
+
+
+async def unheard(_rows: int) -> None:
+    """Tell nobody."""
 
 
 class Row(NamedTuple):
@@ -85,7 +94,7 @@ class Asked:
     rate_stale_s: float
 
 
-async def export_report(db: Db, asked: Asked, path: Path) -> dict[str, Any]:
+async def export_report(db: Db, asked: Asked, path: Path, progress: Progress = unheard) -> dict[str, Any]:
     """Write `path` and its manifest; returns the manifest. Raises StoreFault, OSError, and ConfigFault for a missing extra."""
     report = asked.report
     sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
@@ -100,6 +109,8 @@ async def export_report(db: Db, asked: Asked, path: Path) -> dict[str, Any]:
                     total[0] += 1
                     total[1] += row.amount_atomic
                     rows, first, last = rows + 1, first or row.entry_id, row.entry_id
+                    if rows % TOLD_ROWS == 0:
+                        await progress(rows)
         complete = complete_through(through)
         manifest = {
             "report": report.name,
@@ -176,7 +187,7 @@ def verify(path: Path, manifest: Mapping[str, Any]) -> list[str]:
         wrong.append(f"{size} bytes, the manifest says {manifest['bytes']}")
     if (digest := sha256_of(path)) != manifest["sha256"]:
         wrong.append(f"sha256 {digest}, the manifest says {manifest['sha256']}")
-    if not wrong and manifest["format"] in _READERS:
+    if not wrong and "sums" in manifest and manifest["format"] in _READERS:
         sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
         rows = 0
         for row in _READERS[manifest["format"]](path):

@@ -17,6 +17,7 @@ from facilitator.clock import Clock
 from facilitator.domain.periods import day_of, local_date
 from facilitator.domain.seals import FIRST, EntryRecord, EventRecord, entry_fields, event_fields, head, leaf, root
 from facilitator.errors import ConfigFault
+from facilitator.finance.export import TOLD_ROWS, Progress, unheard
 from facilitator.finance.settings import Settings
 from facilitator.metrics import CLOSE_DUE, SEAL_NO, SEAL_TIMESTAMP, SEALED_AT
 from facilitator.store import seals
@@ -226,7 +227,7 @@ def read_heads(text: str) -> dict[int, bytes]:
         raise ConfigFault("bad_heads", "expected lines of a seal's number and its head in hex") from None
 
 
-async def write_bundle(db: Db, directory: Path) -> Seal | None:
+async def write_bundle(db: Db, directory: Path, progress: Progress = unheard) -> Seal | None:
     """All that is sealed, with the seals and the script that checks them, for somebody who has neither our database nor our code."""
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a command's own directory
     newest = None
@@ -236,8 +237,12 @@ async def write_bundle(db: Db, directory: Path) -> Seal | None:
                 file.write(f"{seal.seal_no} {seal.leaves} {seal.root.hex()} {seal.head.hex()}\n")
                 newest = seal
         with (directory / "records.jsonl").open("w", encoding="utf-8") as file:
+            rows = 0
             async for row in seals.sealed_rows(session):
                 record = json.dumps(fields_of(row), ensure_ascii=False, separators=(",", ":"))
                 file.write(f"{row.seal_no} {row.position} {record}\n")
+                rows += 1
+                if rows % TOLD_ROWS == 0:
+                    await progress(rows)
     (directory / "verify.py").write_bytes(Path(__file__).with_name("bundle_check.py").read_bytes())
     return newest

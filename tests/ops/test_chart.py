@@ -219,6 +219,23 @@ def test_the_console_has_a_service_of_its_own_and_no_public_route() -> None:
     assert ("Service", "pay-facilitator-console") not in rendered({})
 
 
+def test_files_are_made_on_a_volume_of_a_named_size_where_the_console_is() -> None:
+    values = values_of("everything")
+    objects = rendered({**values, "console": {**values["console"], "exportsSize": "7Gi"}})
+    for owner, pod in pods(objects):
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0].get("volumeMounts", [])}
+        if owner.startswith("Deployment/") and owner.endswith("-api"):
+            assert volumes["exports"]["emptyDir"] == {"sizeLimit": "7Gi"}
+            assert mounts["exports"] == "/exports"
+        else:
+            assert "exports" not in {*volumes, *mounts}, owner
+    assert all('export_directory = "/exports"' in text for name, text in configurations(objects).items() if name.endswith("-api"))
+    assert "exports" not in [volume["name"] for _, pod in pods(rendered({})) for volume in pod["spec"].get("volumes", [])]
+    with pytest.raises(Exception, match="exportsSize"):
+        rendered({**values, "console": {**values["console"], "exportsSize": "much"}})
+
+
 # --- what is passed on
 
 

@@ -35,7 +35,7 @@ keystore:/etc/facilitator/secrets/{{ .secretName }}/{{ .secretKey }}?password={{
 {{- $_ := set $tables "database" (merge (dict "url" (include "facilitator.secretPath" $root.Values.database)) (default dict $tables.database)) -}}
 {{- $_ := set $tables "metrics" (dict "listen" "0.0.0.0:9464") -}}
 {{- if and $root.Values.console.enabled .console -}}
-{{- $_ := set $tables "console" (merge (dict "listen" "0.0.0.0:4023") (default dict $tables.console)) -}}
+{{- $_ := set $tables "console" (merge (dict "listen" "0.0.0.0:4023" "export_directory" "/exports") (default dict $tables.console)) -}}
 {{- end -}}
 {{- range $table, $settings := $tables }}
 [{{ $table }}]

@@ -811,6 +811,57 @@ async def test_a_listing_has_its_form(ledger: Ledger, constraint: str, changes: 
         await ledger.insert("listing", LISTED | changes)
 
 
+# --- exports ---
+
+
+JOB: dict[str, Any] = {"kind": "gas", "format": "csv", "asked": "{}", "person": "ada"}
+RUNNING = JOB | {"state": "running", "place": 1, "started_at": NOW, "seen_at": NOW}
+MADE = JOB | {"state": "done", "manifest": "{}", "bytes": 1, "ended_at": NOW, "expires_at": LATER}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "row"),
+    [
+        ("export_job_kind_check", JOB | {"kind": "secrets"}),
+        ("export_job_format_check", JOB | {"format": "exe"}),
+        ("export_job_person_check", JOB | {"person": ""}),
+        ("export_job_state_check", JOB | {"state": "lost"}),
+        ("export_job_place", RUNNING | {"place": None}),
+        ("export_job_place", JOB | {"place": 1}),
+        ("export_job_started", RUNNING | {"seen_at": None}),
+        ("export_job_started", RUNNING | {"started_at": None, "seen_at": None}),
+        ("export_job_ended", JOB | {"state": "cancelled"}),
+        ("export_job_ended", JOB | {"ended_at": NOW}),
+        ("export_job_done", MADE | {"manifest": None}),
+        ("export_job_done", MADE | {"expires_at": None}),
+        ("export_job_failed", JOB | {"state": "failed", "ended_at": NOW}),
+        ("export_job_failed", JOB | {"problem": "none"}),
+    ],
+)
+async def test_an_export_that_makes_no_sense(ledger: Ledger, constraint: str, row: dict[str, Any]) -> None:
+    with refused(constraint):
+        await ledger.insert("export_job", row)
+
+
+async def test_one_export_runs_in_a_place_and_each_part_is_of_one(ledger: Ledger) -> None:
+    export = {"export_id": UUID(int=1)}
+    await ledger.insert("export_job", RUNNING | export)
+    with refused("export_job_one_a_place"):
+        await ledger.insert("export_job", RUNNING)
+    with refused("export_job_pkey"):
+        await ledger.insert("export_job", MADE | export)
+    part = export | {"chunk_no": 0, "content": b"part"}
+    await ledger.insert("export_chunk", part)
+    with refused("export_chunk_pkey"):
+        await ledger.insert("export_chunk", part)
+    with refused("export_chunk_chunk_no_check"):
+        await ledger.insert("export_chunk", part | {"chunk_no": -1})
+    with refused("export_chunk_content_check"):
+        await ledger.insert("export_chunk", part | {"chunk_no": 1, "content": b""})
+    with refused("export_chunk_export_id_fkey"):
+        await ledger.insert("export_chunk", part | {"export_id": UUID(int=2)})
+
+
 # --- what the code sees of it ---
 
 

@@ -10,6 +10,7 @@ from facilitator.store import (
     console,
     days,
     discrepancies,
+    exports,
     listings,
     reconciliation,
     relayers,
@@ -24,6 +25,15 @@ from facilitator.store.db import Query, column_names, load_queries, prepare_conn
 
 ROW_OF = {
     "own_records": settlements.Settlement,
+    "ask_export": exports.ExportId,
+    "claim_export": exports.Claimed,
+    "get_export": exports.Export,
+    "list_exports": exports.Export,
+    "read_chunk": exports.Chunk,
+    "expected_settlements": exports.Rows,
+    "expected_gas": exports.Rows,
+    "expected_journal": exports.Rows,
+    "expected_sealed": exports.Rows,
     "records": settlements.Settlement,
     "page": settlements.Settlement,
     "list_queued": settlements.Settlement,
