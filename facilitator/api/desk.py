@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from facilitator.api.answers import Answer
 from facilitator.api.delivery import Deliveries
 from facilitator.api.overload import Gate
 from facilitator.api.settings import Settings
@@ -23,9 +24,6 @@ from facilitator.units import Address, Network
 
 if TYPE_CHECKING:
     from facilitator.api.catalogue import Catalogue
-
-REQUEST_ID = web.RequestKey("request_id", str)
-"""The id of the request in hand: taken from `X-Request-Id` or made."""
 
 
 class HttpProblem(Exception):
@@ -134,11 +132,6 @@ class Route:
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
-def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """A JSON answer."""
-    return bytes_response(_ENCODER.encode(body), status, headers)
-
-
-def bytes_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON answer that is encoded already."""
-    return web.Response(body=body, status=status, headers=dict(headers or {}), content_type="application/json")
+    return Answer(_ENCODER.encode(body), status, headers)

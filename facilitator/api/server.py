@@ -19,8 +19,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from facilitator import tracing
 from facilitator.api import admin, catalogue, fees, finance, openapi, settlements, x402
 from facilitator.api.access import Access
+from facilitator.api.answers import ALWAYS, REQUEST_ID
 from facilitator.api.connections import LINGER_S, Connection, Connections
-from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, Route, json_response
+from facilitator.api.desk import Desk, Grant, HttpProblem, Route, json_response
 from facilitator.errors import Fault, OverloadFault
 from facilitator.metrics import (
     BLOCKING_SECONDS,
@@ -293,12 +294,12 @@ def _library_problem(answer: web.HTTPException, request: web.Request) -> HttpPro
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Headers of every answer, also of one that a handler writes itself."""
+    """Headers of every answer that the library writes; a handler may say other ones itself."""
     if (request_id := request.get(REQUEST_ID)) is not None:
         response.headers["X-Request-Id"] = request_id
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers["Server"] = "facilitator"
+    response.headers.pop("Server", None)  # the library's
+    for name, value in ALWAYS.items():
+        response.headers.setdefault(name, value)
 
 
 async def beat(desk: Desk) -> None:

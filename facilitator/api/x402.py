@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from facilitator import tracing
-from facilitator.api.desk import REQUEST_ID, Desk, Grant, HttpProblem, bytes_response, limited
+from facilitator.api.answers import REQUEST_ID, Answer
+from facilitator.api.desk import Desk, Grant, HttpProblem, limited
 from facilitator.api.overload import Place
 from facilitator.domain.limits import judge_terms
 from facilitator.metrics import SETTLE_ANSWERS
@@ -45,7 +46,7 @@ async def _verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamR
     decoded = await _decode(desk, request, _malformed_verify)
     if isinstance(decoded, Refused):
         _annotate_refusal(decoded.refusal)
-        return bytes_response(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
+        return Answer(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
     _annotate_payment(decoded)
     _hold_to_limits(grant, decoded, _malformed_verify)
     try:
@@ -55,8 +56,8 @@ async def _verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamR
     annotate(payer=result.payer, outcome="valid")
     if result.refusal is not None:
         _annotate_refusal(result.refusal)
-        return bytes_response(codec.encode_verify(result, decoded.version))
-    return bytes_response(codec.encode_verify(result, decoded.version), headers=_listed(desk, grant, decoded, settled=False))
+        return Answer(codec.encode_verify(result, decoded.version))
+    return Answer(codec.encode_verify(result, decoded.version), headers=_listed(desk, grant, decoded, settled=False))
 
 
 async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
@@ -75,7 +76,7 @@ async def _settle(desk: Desk, request: web.Request, grant: Grant, place: Place) 
         _annotate_refusal(decoded.refusal)
         SETTLE_ANSWERS.labels(decoded.refusal.reason.name.lower()).inc()
         refused = SettleResult(payer=decoded.payer, refusal=decoded.refusal)
-        return bytes_response(codec.encode_settle(refused, decoded.version, decoded.wire_network))
+        return Answer(codec.encode_settle(refused, decoded.version, decoded.wire_network))
     _annotate_payment(decoded)
     _hold_to_limits(grant, decoded, _malformed_settle)
     engine = desk.need_engine()
@@ -97,7 +98,7 @@ async def _settle(desk: Desk, request: web.Request, grant: Grant, place: Place) 
     annotate(payer=result.payer, tx_hash=result.tx_hash, settlement_id=result.settlement_id, outcome="success")
     if result.refusal is not None:
         _annotate_refusal(result.refusal)
-    response = web.Response(content_type="application/json")
+    response = Answer()
     ticket = answer.ticket
     if ticket is None:
         response.body = codec.encode_settle(result, decoded.version, decoded.wire_network)
@@ -117,7 +118,7 @@ async def _settle(desk: Desk, request: web.Request, grant: Grant, place: Place) 
 
 async def supported(desk: Desk, _request: web.Request, _grant: Grant) -> web.StreamResponse:
     """GET /supported: what is served, from configuration. Asks neither chain nor database."""
-    return bytes_response(codec.encode_supported(desk.supported()))
+    return Answer(codec.encode_supported(desk.supported()))
 
 
 def _listed(desk: Desk, grant: Grant, payment: Payment, *, settled: bool) -> Mapping[str, str]:
@@ -151,18 +152,28 @@ async def read_body(desk: Desk, request: web.Request) -> bytes:
         raise HttpProblem(415, "unsupported_media_type", "expected a body without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
-    body = bytearray()
+    content = request.content
     try:
-        with desk.timeouts.after(desk.settings.body_timeout_s):
-            while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > limit:
-                    raise _too_large(limit)
+        if content.is_eof():  # as a rule it came with the head: there is nothing to wait for
+            body = content.read_nowait()
+        else:
+            body = await _receive(desk, content, limit)
     except TimeoutError:
         message = f"the body did not arrive within {desk.settings.body_timeout_s:g} s"
         raise HttpProblem(408, "request_timeout", message, {"Connection": "close"}) from None
     except web.RequestPayloadError:
         raise HttpProblem(400, "invalid_request", "the body ended early or was not encoded as its headers say") from None
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+async def _receive(desk: Desk, content: StreamReader, limit: int) -> bytes:
+    """The body as it comes, as far as one piece beyond the limit."""
+    body = bytearray()
+    with desk.timeouts.after(desk.settings.body_timeout_s):
+        while len(body) <= limit and (chunk := await content.readany()):
+            body += chunk
     return bytes(body)
 
 
