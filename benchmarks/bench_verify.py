@@ -18,6 +18,7 @@ from harness import (
     Point,
     Report,
     World,
+    bare_python_peer,
     in_ms,
     per,
     percentile,
@@ -46,6 +47,8 @@ class Case:
 
 ALL: Final = (Case(0, 1), Case(0, 16), Case(0, 64), Case(0, 256), Case(20, 1), Case(20, 64), Case(20, 256))
 SOME: Final = (Case(0, 1, 1, 1), Case(0, 64, 1, 1))
+BARE: Final = (0, 64)
+"""The one point at which the Python SDK is also measured as it comes, half as fast."""
 COLUMNS: Final = (
     ("who", "who"),
     ("what", "what"),
@@ -53,6 +56,7 @@ COLUMNS: Final = (
     ("n", "n"),
     ("ok_s", "verified/s"),
     ("times_python", "x python"),
+    ("times_python_bare", "x python-bare"),
     ("times_ts", "x ts"),
     ("p50_ms", "p50 ms"),
     ("p99_ms", "p99 ms"),
@@ -135,7 +139,7 @@ async def measure_beside_settlements(world: World, other: World, one: Contestant
 
 async def verify(report: Report) -> None:
     """One after another, nothing else going on."""
-    async with World(None) as world, running(contestants_of(world), split=True) as contestants:
+    async with World(None) as world, running([*contestants_of(world), bare_python_peer(world)], split=True) as contestants:
         for one in contestants:
             payments = world.prepare(PAYMENTS)
             await world.apply(one, "/verify", payments, 1.0, connections=16, again=True, drain_s=5)
@@ -143,6 +147,8 @@ async def verify(report: Report) -> None:
         for case in SOME if QUICK else ALL:
             for _ in range(case.rounds):
                 for one in contestants:
+                    if one.name == "python-bare" and (case.rpc_ms, case.n) != BARE:
+                        continue
                     what = {"who": one.name, "what": "verify", "rpc_ms": case.rpc_ms, "n": case.n}
                     report.add(what, await measure(world, one, case))
 

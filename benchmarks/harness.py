@@ -510,9 +510,10 @@ class Ours(Contestant):
 class Peer(Contestant):
     """A program of `peers/`."""
 
-    def __init__(self, name: str, program: str, world: World) -> None:
+    def __init__(self, name: str, program: str, world: World, **environment: str) -> None:
         super().__init__(name, world)
         self._program = program
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -532,7 +533,7 @@ class Peer(Contestant):
         with on_cpus(self.cpus), (directory / "log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603, ASYNC220 - one of our own peers
                 launched([run, directory / self._program], stop_signal=signal.SIGTERM, account=None),
-                env=keep | own,
+                env=keep | own | self._environment,
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -556,6 +557,11 @@ class Peer(Contestant):
 
 def python_peer(world: World) -> Peer:
     return Peer("python", "python_facilitator.py", world)
+
+
+def bare_python_peer(world: World) -> Peer:
+    """The same as its installation leaves it: `x402[evm]` brings no coincurve, so eth-keys recovers in pure Python."""
+    return Peer("python-bare", "python_facilitator.py", world, ECC_BACKEND_CLASS="eth_keys.backends.NativeECCBackend")
 
 
 def ts_peer(world: World) -> Peer:
@@ -766,12 +772,12 @@ class Report:
         for key, rounds in self._rounds.items():
             self.medians.append(self._what[key] | _medians(rounds) | {"rounds": len(rounds)})
         for point in self.medians:
-            for peer in ("python", "ts"):
+            for peer in ("python", "python-bare", "ts"):
                 other = next((one for one in self.medians if _same(one, point) and one["who"] == peer), None)
                 if other is not None and point["who"] != peer and other.get(rate) and point.get(rate):
-                    point[f"times_{peer}"] = round(point[rate] / other[rate], 1)
+                    point[f"times_{peer.replace('-', '_')}"] = round(point[rate] / other[rate], 1)
                     if point.get("cpu_ms") and other.get("cpu_ms"):
-                        point[f"cpu_{peer}"] = round(other["cpu_ms"] / point["cpu_ms"], 1)
+                        point[f"cpu_{peer.replace('-', '_')}"] = round(other["cpu_ms"] / point["cpu_ms"], 1)
         baseline = read_baseline(self.bench)
         for point in self.medians:
             before = next((one for one in baseline if _same(one, point) and one["who"] == point["who"]), {}).get(rate)

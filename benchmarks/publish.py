@@ -55,6 +55,7 @@ VERIFY: Final[tuple[Column, ...]] = (
     column("RPC ms", "rpc_ms"),
     column("verified/s", "ok_s"),
     column("x python", "times_python"),
+    column("x python-bare", "times_python_bare"),
     column("x ts", "times_ts"),
     ("p50 / p99 ms", percentiles),
     column("CPU ms", "cpu_ms"),
