@@ -8,7 +8,7 @@ A key must never be logged, not even a wrong one: its id may be.
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from aiohttp import web
 
@@ -28,6 +28,7 @@ _log = get_logger()
 
 OPEN_TENANT: Final = Tenant(tenant_id="open")
 """Everybody's tenant in mode `open`."""
+_OPEN: Final = Grant(tenant=OPEN_TENANT, scopes=frozenset(SCOPES), key_id=None)
 _TOUCH_S: Final = 60.0
 _REFRESH_GROUP: Final = 1000
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="facilitator"'}
@@ -35,11 +36,17 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="facilitator"'}
 
 @dataclass(slots=True)
 class _Known:
-    """A live key in memory."""
+    """A live key in memory, and what it grants."""
 
     key: LiveKey
+    grant: Grant
     used: bool = False
     """Since the last time that use was written down."""
+
+    @classmethod
+    def of(cls, key: LiveKey, *, used: bool) -> Self:
+        """A request pays for neither."""
+        return cls(key, Grant(tenant=key.tenant, scopes=frozenset(key.scopes), key_id=key.key_id), used)
 
 
 class Access:
@@ -51,7 +58,7 @@ class Access:
         self._db: Db | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._lookups: dict[str, asyncio.Task[LiveKey | None]] = {}
+        self._lookups: dict[str, asyncio.Task[_Known | None]] = {}
         self._looking = asyncio.Semaphore(settings.lookups_max)
         self._refreshing: asyncio.Task[None] | None = None
         self._contact_at = float("-inf")
@@ -66,7 +73,7 @@ class Access:
     async def admit(self, request: web.Request, path: str, scopes: tuple[Scope, ...]) -> Grant:
         """The caller's grant. Raises HttpProblem 401, 403 or 429, or StoreFault when nobody can tell who it is."""
         grant = await self._identify(request, path)
-        if grant.scopes.isdisjoint({*scopes, "admin"}):
+        if grant.scopes.isdisjoint(scopes) and "admin" not in grant.scopes:
             raise HttpProblem(403, "forbidden", f"this key has no scope for {path}: it needs {' or '.join(scopes)}")
         if self._settings.rate_per_s is not None:
             who = f"key {grant.key_id}" if grant.key_id else "everybody together"
@@ -77,20 +84,20 @@ class Access:
 
     async def _identify(self, request: web.Request, path: str) -> Grant:
         if self._settings.mode == "open":
-            return Grant(tenant=OPEN_TENANT, scopes=frozenset(SCOPES), key_id=None)
+            return _OPEN
         text = _presented(request)
         if text is None:
             raise HttpProblem(401, "unauthorized", "send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`", _CHALLENGE)
         presented = tenants.parse_key(text)
         key_id = tokens.key_id_of(text) if presented is None else presented.key_id
-        key = None if key_id is None or not tenants.is_key_id(key_id) else await self._find(key_id)
+        known = None if key_id is None or not tenants.is_key_id(key_id) else await self._find(key_id)
         if (
-            key is None
-            or self._expired(key)
-            or not (await self._signed(request, path, text, key) if presented is None else key.opens_with(presented))
+            known is None
+            or self._expired(known.key)
+            or not (await self._signed(request, path, text, known.key) if presented is None else known.key.opens_with(presented))
         ):
             raise HttpProblem(401, "unauthorized", "this API key or token is unknown, expired, used, revoked or not for this", _CHALLENGE)
-        return Grant(tenant=key.tenant, scopes=frozenset(key.scopes), key_id=key.key_id)
+        return known.grant
 
     async def _signed(self, request: web.Request, path: str, token: str, key: LiveKey) -> bool:
         """Whether this token was signed with that key for this very request, and is used for the first time at any replica.
@@ -114,7 +121,7 @@ class Access:
     def _expired(self, key: LiveKey) -> bool:
         return key.expires_at is not None and key.expires_at.timestamp() <= self._clock.now()
 
-    async def _find(self, key_id: str) -> LiveKey | None:
+    async def _find(self, key_id: str) -> _Known | None:
         """From memory while that may be believed, else from the store."""
         now = self._clock.monotonic()
         if now - self._contact_at > self._settings.stale_max_s and (self._known or self._unknown):
@@ -123,7 +130,7 @@ class Access:
         if known is not None:
             known.used = True
             self._known.move_to_end(key_id)
-            return known.key
+            return known
         if self._unknown.get(key_id, float("-inf")) > now:
             return None
         lookup = self._lookups.get(key_id)
@@ -132,12 +139,12 @@ class Access:
             lookup.add_done_callback(lambda task: self._looked_up(key_id, task))
         return await asyncio.shield(lookup)
 
-    def _looked_up(self, key_id: str, task: asyncio.Task[LiveKey | None]) -> None:
+    def _looked_up(self, key_id: str, task: asyncio.Task[_Known | None]) -> None:
         self._lookups.pop(key_id, None)
         if not task.cancelled():
             task.exception()  # seen, also when every caller has gone
 
-    async def _look_up(self, key_id: str) -> LiveKey | None:
+    async def _look_up(self, key_id: str) -> _Known | None:
         async with self._looking:
             found = await tenants.find_api_keys(self._need_db(), [key_id])
         self._contact_at = max(self._contact_at, self._clock.monotonic())
@@ -145,9 +152,9 @@ class Access:
             self._unknown[key_id] = self._clock.monotonic() + self._settings.unknown_ttl_s
             _trim(self._unknown, self._settings.unknown_max)
             return None
-        self._known[key_id] = _Known(found[0], used=True)
+        known = self._known[key_id] = _Known.of(found[0], used=True)
         _trim(self._known, self._settings.keys_max)
-        return found[0]
+        return known
 
     def _need_db(self) -> Db:
         if self._db is None:
@@ -199,7 +206,7 @@ class Access:
             alive = {key.key_id: key for key in await tenants.find_api_keys(self._need_db(), group)}
             for key_id in group:
                 if key_id in alive and key_id in self._known:
-                    self._known[key_id].key = alive[key_id]
+                    self._known[key_id] = _Known.of(alive[key_id], used=self._known[key_id].used)
                 else:
                     self._known.pop(key_id, None)
             self._contact_at = asked_at
