@@ -41,6 +41,8 @@ class Answer(web.Response):
         if request.version == HttpVersion11 and request.method != "HEAD" and request.keep_alive and len(self.headers) == 1:
             self._asked = request
             return None
+        for name, value in {**ALWAYS, "X-Request-Id": request[REQUEST_ID]}.items():
+            self.headers.setdefault(name, value)
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:

@@ -21,7 +21,7 @@ from facilitator.api.server import METRICS_ROUTE, ROUTES, Server, beat, routes_f
 from facilitator.api.settings import AccessSettings, Settings
 from facilitator.clock import SystemClock
 from facilitator.errors import ChainFault, ConfigFault, OverloadFault, StoreFault
-from facilitator.metrics import CONNECTIONS_CLOSED, CONNECTIONS_REFUSED, REQUESTS_SHED
+from facilitator.metrics import CONNECTIONS_CLOSED, CONNECTIONS_REFUSED, REQUESTS, REQUESTS_SHED
 from facilitator.protocol.messages import SettleResult, Supported, SupportedKind, VerifyResult
 from facilitator.settlement.admission import SettleAnswer, Ticket
 from facilitator.settlement.engine import Engine
@@ -169,6 +169,37 @@ async def test_a_payment_is_answered_in_the_protocols_own_form(client: aiohttp.C
         settled = await answer.json()
         assert (answer.status, settled["success"], settled["transaction"], settled["network"]) == (200, True, TX_HASH, "eip155:84532")
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n", b"Expect: 100-continue\r\n"])
+@pytest.mark.parametrize("target", [b"/verify", b"/verify?x=1", b"http://x/verify", b"/%76erify"])
+async def test_the_short_way_to_a_route_and_the_librarys_lead_to_the_same_answer(stage: Stage, target: bytes, more: bytes) -> None:
+    body = json.dumps(v2_request()).encode()
+    head = b"HTTP/1.1\r\nHost: x\r\nX-Request-Id: r1\r\nContent-Type: application/json\r\n"
+
+    def ask() -> bytes:
+        with stage.connect() as caller:
+            caller.sendall(b"POST " + target + b" " + head + more + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += caller.recv(65536)
+            return answer
+
+    counted = REQUESTS.labels("/verify", "200")._value.get()
+    answer = (await asyncio.to_thread(ask)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    told = [line for line in lines if not line.startswith(("Date: ", "Content-Length: ", "Connection: "))]
+    assert sorted(told) == [
+        "Cache-Control: no-store",
+        "Content-Type: application/json",
+        "HTTP/1.1 200 OK",
+        "Server: facilitator",
+        "X-Content-Type-Options: nosniff",
+        "X-Request-Id: r1",
+    ]
+    assert ("Connection: close" in lines) == (b"close" in more)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["isValid"] is True
+    assert REQUESTS.labels("/verify", "200")._value.get() == counted + 1
 
 
 async def test_a_body_without_a_content_type_is_taken_for_json(client: aiohttp.ClientSession) -> None:
