@@ -117,7 +117,7 @@ class Claims:
 
     async def _claim(self, payable: Sequence[Settlement], wallets: Mapping[UUID, Wallet]) -> None:
         """Sign, then claim and record in one transaction, then send. What another replica took meanwhile is left to it."""
-        account, room = self._pool.choose()
+        account, room = self._pool.choose(wallets.values())
         lease = account.lease if account is not None else None
         if account is None or lease is None or room <= 0:
             self.waiting = account is not None

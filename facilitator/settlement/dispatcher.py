@@ -218,7 +218,7 @@ class Dispatcher:
 
     async def _dispatch_group(self) -> bool:
         """Record and send one group. False: no room, or nothing to do."""
-        account, room = self.pool.choose()
+        account, room = self.pool.choose(self._queue.wallets() if self._wallets_waiting else ())
         if account is not None and self.claims.waiting:
             room -= 1  # for those who wait in Postgres
         if account is not None and room <= 0:
@@ -400,13 +400,17 @@ class Dispatcher:
             _fail(group[0], error)
             return
         for waiting in group:
-            account, room = self.pool.choose()
+            identity, wallets = waiting.admission.settlement_id, _wallets_of([waiting])
+            account, room = self.pool.choose(wallets.values())
+            batches: Sequence[Batch[UUID]] = [Batch((identity,))]
+            if account is not None and room > 0:
+                batches = self.pool.plan([(identity, waiting.admission.authorization, True)], wallets, account, room)
             if self.pool.stopping:
                 _fail(waiting, _draining())
-            elif account is not None and room <= 0:
+            elif not batches or (account is not None and room <= 0):
                 self._queue.put_back([waiting])
             else:
-                await self._record(account, [waiting], [Batch((waiting.admission.settlement_id,))])
+                await self._record(account, [waiting], batches)
 
     def _tell(self, group: Sequence[Waiting], slots: Sequence[SignedSlot]) -> None:
         """Tell the callers that they are on record; a caller who is gone gives its answer slot back."""

@@ -4,7 +4,7 @@ It must never sign for a relayer whose lease is not to be trusted, nor open a sl
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from uuid import UUID
 
@@ -93,14 +93,23 @@ class RelayerPool:
             return 0
         return account.balance_wei - self._watcher.reserved_wei(account.address) - self._settings.relayer_reserve_wei
 
-    def choose(self) -> tuple[Account | None, int]:
-        """The account with the most room. (None, 0) when no relayer is ours: then settlements are queued for others."""
+    def choose(self, wallets: Iterable[Wallet] = ()) -> tuple[Account | None, int]:
+        """The account with the most room, first of those with money for each of these smart wallets, if there are any.
+
+        (None, 0) when no relayer is ours: then settlements are queued for others.
+        """
         ready = [account for account in self.accounts if account.ready]
         if not ready:
             return None, 0
-        rooms = [(self._watcher.open_slots(account.address) < self._settings.slots_soft, self.room(account)) for account in ready]
-        best = max(range(len(ready)), key=lambda index: (rooms[index][1] > 0, *rooms[index]))
-        return ready[best], rooms[best][1]
+        need_wei = max(map(self._pricing.wallet_cost_wei, wallets), default=0)
+        rooms = {account.address: self.room(account) for account in ready}
+
+        def fitness(account: Account) -> tuple[bool, bool, bool, int]:
+            room, soft = rooms[account.address], self._watcher.open_slots(account.address) < self._settings.slots_soft
+            return room > 0, self._spare_wei(account) >= need_wei, soft, room
+
+        best = max(ready, key=fitness)
+        return best, rooms[best.address]
 
     def limits(self) -> Limits:
         """What bounds a batch now."""

@@ -12,6 +12,7 @@ from uuid import UUID
 from facilitator.clock import Clock
 from facilitator.domain.backoff import Backoff
 from facilitator.domain.pressure import DrainRate, Pressure, due_s, retry_after_s
+from facilitator.domain.wallets import Wallet
 from facilitator.errors import OverloadFault
 from facilitator.metrics import QUEUE_AGE_SECONDS, QUEUE_DEPTH, QUEUE_LIMIT, series
 from facilitator.settlement.settings import Settings
@@ -125,6 +126,10 @@ class Queue:
         self._all[waiting] = None
         self._push(waiting)
         return waiting
+
+    def wallets(self) -> Iterator[Wallet]:
+        """The smart wallets that pay among those that nobody has taken."""
+        return (waiting.admission.wallet for _, _, waiting in self._heap if waiting.admission.wallet is not None)
 
     def take(self, most: int) -> list[Waiting]:
         """The next ones, at most so many. Whoever has had its answer is not paid behind its back."""

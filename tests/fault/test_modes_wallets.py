@@ -326,6 +326,23 @@ async def test_a_wallet_that_there_is_no_money_for_holds_up_nobody(scene: Scene)
 
 
 @pytest.mark.parametrize("where", ["here", "in the queue"])
+async def test_a_wallet_is_paid_for_by_a_relayer_that_has_the_money_though_another_has_as_much_room(scene: Scene, where: str) -> None:
+    back = await scene.engine(relayers=scene.relayers, max_fee_floor_wei=10**10)  # what is bid does not fall with the blocks
+    front = back if where == "here" else await scene.engine(relayers=[])
+    pool = back.engine._dispatchers[scene.network].pool
+    poor, rich = pool.accounts
+    enough_wei = pool.most_wei(1) * 5 // 4
+    await scene.token.set_gas_money(poor.address, enough_wei)
+    await scene.until(lambda: poor.balance_wei == enough_wei, "the balance to be read")
+    assert pool.choose()[0] is poor, "it has as much room as the other"
+
+    assert reason(await scene.answer(scene.settle(front, scene.payment(await contract(scene))))) is None
+
+    assert [row["relayer"] for row in await scene.rows("select relayer from relayer_slot")] == [rich.address]
+    await scene.finish(settled=1)
+
+
+@pytest.mark.parametrize("where", ["here", "in the queue"])
 async def test_a_wallet_that_there_is_no_money_for_leaves_the_one_slot_to_others_and_is_paid_when_there_is(
     scene: Scene, where: str
 ) -> None:
