@@ -179,14 +179,21 @@ class Bucket:
     tokens: float
     filled_at_s: float
 
-    def take(self, per_second: float, burst: int, now_s: float) -> float | None:
-        """One request: None, it may go; otherwise in how many seconds the next one may. The rate may change between calls."""
+    def take(self, per_second: float, burst: int, now_s: float, kept: float = 0) -> float | None:
+        """One request, with `kept` left to others: None, it may go; otherwise in how many seconds the next one may.
+
+        The rate may change between calls.
+        """
         self.tokens = min(burst, self.tokens + (now_s - self.filled_at_s) * per_second)
         self.filled_at_s = now_s
-        if self.tokens < 1:
-            return (1 - self.tokens) / per_second
+        if self.tokens < 1 + kept:
+            return (1 + kept - self.tokens) / per_second
         self.tokens -= 1
         return None
+
+    def give_back(self, burst: int) -> None:
+        """One that is not to count."""
+        self.tokens = min(burst, self.tokens + 1)
 
 
 def too_fast(limit: str, who: str, path: str, per_second: float, burst: int, wait_s: float) -> Breach:
@@ -194,6 +201,44 @@ def too_fast(limit: str, who: str, path: str, per_second: float, burst: int, wai
     frees_s = max(1, math.ceil(wait_s))
     message = f"{who} may send {per_second:g} requests a second to {path}, {burst} at once; the next one in {frees_s} s"
     return Breach(limit=limit, message=message, facts={"perSecond": per_second, "burst": burst, "left": 0}, frees_s=frees_s)
+
+
+class Looks:
+    """Looks at the chain for payers whose keys did not sign: how many one tenant may cause, and all of them together.
+
+    Half of what all have is kept for tenants who have used less than half of their own, so that one that is flooded takes
+    nobody else's wallets off the air.
+    """
+
+    def __init__(self, tenant: Rate, total: Rate) -> None:
+        self._tenant, self._total = tenant, total
+        self._all = Bucket(total.burst, 0.0)
+        self._of: dict[str, Bucket] = {}
+
+    def take(self, tenant_id: str, now_s: float) -> Breach | None:
+        """One look, unless the limit that it would exceed is returned."""
+        own = self._of.setdefault(tenant_id, Bucket(self._tenant.burst, now_s))
+        if (wait_s := own.take(self._tenant.per_second, self._tenant.burst, now_s)) is not None:
+            return _too_many_looks("settlement.stranger_looks_per_s", "this tenant", self._tenant, wait_s)
+        kept = self._total.burst / 2 if own.tokens < self._tenant.burst / 2 else 0
+        if (wait_s := self._all.take(self._total.per_second, self._total.burst, now_s, kept)) is not None:
+            own.give_back(self._tenant.burst)
+            return _too_many_looks("settlement.stranger_looks_total_per_s", "all tenants together", self._total, wait_s)
+        return None
+
+    def give_back(self, tenant_id: str) -> None:
+        """It found a wallet that took the signature: it does not count."""
+        self._all.give_back(self._total.burst)
+        self._of[tenant_id].give_back(self._tenant.burst)
+
+
+def _too_many_looks(limit: str, who: str, rate: Rate, wait_s: float) -> Breach:
+    frees_s = max(1, math.ceil(wait_s))
+    message = (
+        f"{limit}: this signature is not by the payer's key, and whether the payer is a wallet whose code takes it is not asked now: "
+        f"for {who}, {rate.per_second:g} such looks a second are taken in vain, {rate.burst} at once; the next one in {frees_s} s"
+    )
+    return Breach(limit=limit, message=message, facts={"perSecond": rate.per_second, "burst": rate.burst, "left": 0}, frees_s=frees_s)
 
 
 def over_budget(limit: str, unit: str, most: int, used: int, need: int, spent: int, ends_in_s: float) -> Breach | None:
@@ -216,14 +261,15 @@ def _dollars(micros: int) -> str:
     return f"{micros // 10**6}.{micros % 10**6:06}"
 
 
-def cooling_down(limit: str, most: int, strikes: int, frees_s: float) -> Breach:
+def cooling_down(limit: str, most: int, strikes: int, paid: int, frees_s: float) -> Breach:
     """What a tenant with too many strikes is told."""
     seconds = max(1, math.ceil(frees_s))
     message = (
-        f"{limit}: {strikes} payments of this tenant's cost gas and paid nobody, {most} are too many; "
+        f"{limit}: {strikes} payments of this tenant's cost gas and paid nobody, and {paid} were made; "
+        f"{most} are too many unless as many are made; "
         f"no new ones are taken for {seconds} s; what is under way goes on"
     )
-    return Breach(limit=limit, message=message, facts={"max": most, "strikes": strikes, "left": 0}, frees_s=seconds)
+    return Breach(limit=limit, message=message, facts={"max": most, "strikes": strikes, "paid": paid, "left": 0}, frees_s=seconds)
 
 
 @dataclass(slots=True)

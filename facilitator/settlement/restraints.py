@@ -49,10 +49,16 @@ class _Left:
 @dataclass(frozen=True, slots=True)
 class _Strikes:
     count: int
+    paid: int
+    """Payments that were made meanwhile, of a tenant; counted no further than to `count`."""
     most: int | None
     """A tenant's own bound."""
     until_s: float
     """Monotonic."""
+
+    def too_many(self, most: int) -> bool:
+        """Strikes that others' payments do not outweigh: who brings as many that pay is not put to rest by strangers' tricks."""
+        return self.count >= most and self.count > self.paid
 
 
 class Restraints:
@@ -88,7 +94,7 @@ class Restraints:
         for budget in budgets:
             self._budgets.setdefault(budget.tenant_id, {})[budget.unit] = _Left(budget, budget.held + budget.spent)
         self._rates = rates
-        self._strikes = {(row.who, row.name): _Strikes(row.strikes, row.most, asked_at + row.frees_s) for row in struck}
+        self._strikes = {(row.who, row.name): _Strikes(row.strikes, row.paid, row.most, asked_at + row.frees_s) for row in struck}
         self._read_at = asked_at
         self._tell()
 
@@ -106,7 +112,7 @@ class Restraints:
         self._refused = exhausted
         GAS_BUDGETS_EXHAUSTED.set(len(exhausted))
         for who, most in (("payer", self._settings.payer_strikes_max), ("tenant", self._settings.tenant_strikes_max)):
-            COOLING_DOWN.labels(who).set(sum(of == who and found.count >= (found.most or most) for (of, _), found in self._strikes.items()))
+            COOLING_DOWN.labels(who).set(sum(of == who and found.too_many(found.most or most) for (of, _), found in self._strikes.items()))
 
     def _is_spent(self, budget: GasBudget) -> bool:
         """Would it not suffice for one more payment like the last one, even if all that is held came back?
@@ -124,7 +130,7 @@ class Restraints:
         """
         most = tenant.limits.strikes_max or self._settings.tenant_strikes_max
         if (found := self._cooling("tenant", tenant.tenant_id, most)) is not None:
-            raise LimitReached(cooling_down("strikesMax", most, found.count, found.until_s - self._clock.monotonic()))
+            raise LimitReached(cooling_down("strikesMax", most, found.count, found.paid, found.until_s - self._clock.monotonic()))
         units = self._budgets.get(tenant.tenant_id)
         if units is None:
             return
@@ -141,6 +147,10 @@ class Restraints:
             asked.append((in_dollars, micros))
         for left, need in asked if goes_on else ():
             left.used += need
+
+    def has_budget(self, tenant_id: str) -> bool:
+        """Has this tenant a gas budget, as last read?"""
+        return tenant_id in self._budgets
 
     def _hold_to(self, limit: str, unit: str, left: _Left, need: int) -> None:
         budget = left.budget
@@ -174,7 +184,7 @@ class Restraints:
 
     def _cooling(self, who: str, name: str, most: int) -> _Strikes | None:
         found = self._strikes.get((who, name))
-        return found if found is not None and found.count >= most and found.until_s > self._clock.monotonic() else None
+        return found if found is not None and found.too_many(most) and found.until_s > self._clock.monotonic() else None
 
 
 def no_rate(network: Network) -> OverloadFault:

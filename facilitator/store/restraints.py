@@ -47,6 +47,8 @@ class Struck:
     most: int | None
     """A tenant's own `strikesMax`."""
     strikes: int
+    paid: int
+    """Payments of a tenant that were made in the same time; no more are counted than it has strikes."""
     frees_s: float
 
 

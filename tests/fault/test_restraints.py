@@ -232,7 +232,7 @@ async def test_a_tenant_s_strikes_are_counted_together_and_a_reorganisation_take
     await scene.until(rests, "the tenant to rest")
     with pytest.raises(LimitReached) as raised:
         await rig.engine.settle(rig.caller(limits=own), scene.payment(), None)
-    assert raised.value.breach.facts == {"max": 2, "strikes": 2, "left": 0}
+    assert raised.value.breach.facts == {"max": 2, "strikes": 2, "paid": 0, "left": 0}
     assert 0 < (raised.value.breach.frees_s or 0) <= rig.settings.cool_down_s
     assert await word(rig, scene.payment(), "globex", limits=own) is None
     [row] = await scene.rows("select max(block_number) as mined from relayer_slot")
@@ -245,6 +245,30 @@ async def test_a_tenant_s_strikes_are_counted_together_and_a_reorganisation_take
     await scene.until(taken_back, "the strike to be taken back", mine=True)
     await scene.finish(settled=0)
     assert len(await strikes(scene)) == 2, "mined again, and in vain again"
+
+
+async def test_a_tenant_whose_payments_outweigh_its_strikes_does_not_rest(scene: Scene) -> None:
+    """Strangers with accounts enough can strike a shop as often as they like; while as many others pay there, it stays open."""
+    rig = await scene.engine(**UNKNOWN, tenant_strikes_max=2)
+    payers = await buyers(scene, 3)
+
+    async def told() -> Reason | str | None:
+        await rig.engine._restraints._read()
+        return await word(rig, scene.payment())
+
+    for _ in range(2):
+        assert reason(await scene.answer(scene.settle(rig))) is None
+    assert reason(await scene.answer(scene.settle(rig, tenant="globex"))) is None, "whose payments say nothing of another's"
+    for payer in payers[:2]:
+        await struck(scene, rig, payer)
+    assert await told() is None
+    await struck(scene, rig, payers[2])
+    assert await told() == "strikesMax", "three strikes, and two were paid"
+    assert REGISTRY.get_sample_value("facilitator_cooling_down", {"who": "tenant"}) == 1
+    with pytest.raises(LimitReached) as raised:
+        await rig.engine.verify(rig.caller(), scene.payment())
+    assert raised.value.breach.facts == {"max": 2, "strikes": 3, "paid": 2, "left": 0}
+    await scene.finish(settled=3)
 
 
 async def test_gauges_count_who_is_refused_for_a_spent_budget_or_by_a_bound_of_its_own(scene: Scene) -> None:

@@ -10,6 +10,7 @@ from facilitator.domain.limits import (
     Bucket,
     InFlight,
     Limits,
+    Looks,
     Rate,
     decode_limits,
     encode_limits,
@@ -130,6 +131,40 @@ def test_a_bucket_follows_a_rate_that_changes() -> None:
     bucket = Bucket(100, 0.0)
     assert bucket.take(1.0, 1, 0.0) is None
     assert bucket.take(1.0, 1, 0.0) == pytest.approx(1.0), "a smaller burst holds at once"
+
+
+def test_a_bucket_leaves_to_others_what_is_kept_for_them() -> None:
+    bucket = Bucket(4, 0.0)
+    assert [bucket.take(1.0, 4, 0.0, kept=2) for _ in range(3)] == [None, None, pytest.approx(1.0)]
+    assert [bucket.take(1.0, 4, 0.0) for _ in range(3)] == [None, None, pytest.approx(1.0)]
+    for _ in range(9):
+        bucket.give_back(4)
+    assert bucket.tokens == 4, "never more than the burst"
+
+
+def test_looks_are_bounded_for_each_tenant_and_what_is_given_back_does_not_count() -> None:
+    looks = Looks(Rate(per_second=0.5, burst=2), Rate(per_second=1, burst=100))
+    assert [looks.take("shop", 10.0) for _ in range(2)] == [None, None]
+    breach = looks.take("shop", 10.0)
+    assert breach is not None
+    assert (breach.limit, breach.frees_s) == ("settlement.stranger_looks_per_s", 2)
+    assert breach.facts == {"perSecond": 0.5, "burst": 2, "left": 0}
+    assert looks.take("other", 10.0) is None
+    looks.give_back("shop")
+    assert looks.take("shop", 10.0) is None
+    assert looks.take("shop", 12.0) is None, "one in two seconds"
+
+
+def test_half_of_all_looks_is_kept_for_tenants_with_few_of_their_own() -> None:
+    looks = Looks(Rate(per_second=0.001, burst=100), Rate(per_second=1, burst=120))
+    flooded = [looks.take("flooded", 0.0) for _ in range(90)]
+    assert flooded[:60] == [None] * 60
+    assert {breach.limit for breach in flooded if breach} == {"settlement.stranger_looks_total_per_s"}
+    assert [breach for breach in (looks.take("quiet", 0.0) for _ in range(50)) if breach] == []
+    assert looks.take("quiet", 0.0) is not None, "it has used more than half of its own by now"
+    assert looks.take("third", 0.0) is None
+    assert looks.take("flooded", 51.0) is not None
+    assert looks.take("flooded", 52.0) is None, "when there is more than what is kept"
 
 
 def test_settlements_of_a_tenant_are_counted_by_payment_and_the_next_one_hears_when() -> None:

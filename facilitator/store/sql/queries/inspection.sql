@@ -33,3 +33,11 @@ select split_part(credit, ':', 4) as relayer, sum(amount_atomic) as wei,
  where book = 'own' and phase = 'pending' and debit like 'gas\_expense:%' and credit like 'gas:' || $1::text || ':%'
    and happened_at > now() - interval '7 days'
  group by 1;
+
+-- Tenants whose keys may settle and who have no gas budget.
+-- name: unbudgeted :many
+select tenant_id from tenant t
+ where disabled_at is null and gas_wei_per_day is null and gas_usd_micros_per_day is null
+   and exists (select from api_key k where k.tenant_id = t.tenant_id and k.revoked_at is null and coalesce(k.expires_at > now(), true)
+                  and k.scopes && array['settle', 'admin'])
+ order by tenant_id;

@@ -628,7 +628,8 @@ with gone as (
       from slots s join journal_entry e on e.tx_hash = s.mined_tx_hash and e.book = 'own' and e.phase = 'pending'
      where not exists (select from journal_entry r where r.resolves = e.entry_id)
 ), unstruck as (
-    update strike t set voided = true from slots s where t.tx_hash = s.mined_tx_hash
+    update strike t set voided = true from slots s join slot_item i using (slot_id)
+     where t.settlement_id = i.settlement_id and t.tx_hash = s.mined_tx_hash
 ), due as (
     select t.tenant_id, i.gas_day as day, u.unit, sum(u.held) as held, sum(u.spent) as spent
       from slots join slot_item i using (slot_id) join settlement t using (settlement_id)
