@@ -447,6 +447,8 @@ def _warnings(config: Config) -> Iterator[str]:
     """What is allowed but probably not meant."""
     if config.settlement.smart_wallets != "counterfactual" and any(network.wallet_factories for network in config.networks):
         yield f"settlement.smart_wallets = {config.settlement.smart_wallets}: wallet_factories are never called"
+    if config.settlement.smart_wallets == "counterfactual" and config.access.mode == "open":
+        yield "settlement.smart_wallets = counterfactual: tenant open (access.mode) has no gas budget, so no wallet is deployed"
     if config.settlement.deadline_s >= 28:
         yield f"settlement.deadline_s = {config.settlement.deadline_s}: clients of the Go SDK give up after 30 s; stay below 28"
     if config.settlement.deadline_s > config.server.stop_grace_s:

@@ -97,6 +97,7 @@ async def _examine_database(config: Config, url: str, pool: list[PoolRelayer], s
     try:
         seen = await inspection.inspect(db)
         due = await close_due(db, config.finance)
+        unbudgeted = await inspection.unbudgeted(db) if config.wallets.mode == "counterfactual" else None
         for network in config.networks:
             pool += await relayers.list_relayers(db, network.id)
             spent |= {(network.id, each.relayer): each for each in (await inspection.gas_spent(db, network.id)).values()}
@@ -109,6 +110,8 @@ async def _examine_database(config: Config, url: str, pool: list[PoolRelayer], s
         yield Finding("ok", "schema", "as this release knows it")
     for finding in judge_database(seen, datetime.now(UTC), due):
         yield finding
+    if unbudgeted is not None:
+        yield judge_budgets(unbudgeted)
 
 
 def judge_database(seen: inspection.Inspection, now: datetime, due: datetime | None) -> Iterator[Finding]:
@@ -128,6 +131,14 @@ def judge_database(seen: inspection.Inspection, now: datetime, due: datetime | N
     yield Finding(verdict, "clock", f"{skew_s:.1f} s from the database's", "" if skew_s < 2 else "run NTP on both machines")
     if due is not None and now - due > timedelta(days=1):
         yield Finding("warn", "daily close", f"a book day could be closed since {due:%Y-%m-%d %H:%M} UTC", "`facilitator close DAY`")
+
+
+def judge_budgets(unbudgeted: Sequence[str]) -> Finding:
+    """Where wallets are deployed with their first payment: for which tenants are they not, for want of a gas budget?"""
+    if not unbudgeted:
+        return Finding("ok", "gas budgets", "every tenant that may settle has one")
+    what = f"none, so no wallet is deployed: {', '.join(unbudgeted[:10])}{' and others' if len(unbudgeted) > 10 else ''}"
+    return Finding("warn", "gas budgets", what, "`facilitator tenants set TENANT --gas-usd-per-day USD`")
 
 
 def examine_extras(config: Config) -> Iterator[Finding]:

@@ -127,6 +127,10 @@ class ExactEip3009:
             got += f", chainId = {chain_id_of(token.network)}, verifyingContract = {checksum_address(token.address)}"
         return refuse(Reason.SIGNATURE, "payload.signature", f"a signature by from {checksum_address(authorization.payer)}", got)
 
+    def refuse_unasked(self, authorization: Authorization, refusal: Refusal) -> Refusal | None:
+        """The refusal of a signature that no wallet can help, for none may pay; None: the chain must be asked."""
+        return self._wallets.refuse_unasked(authorization, refusal)
+
     def ask_wallet(self, authorization: Authorization) -> tuple[Question, ...]:
         """The questions that tell a bad signature from one that a contract judges: the payer's code, and what it says."""
         return self._wallets.ask(authorization, self._digest(authorization))

@@ -52,6 +52,13 @@ class Scheme(Protocol):
         """Did the payer's own key sign it? A refusal may yet be a contract payer: ask for its code before believing it."""
         ...
 
+    def refuse_unasked(self, authorization: Authorization, refusal: Refusal) -> Refusal | None:
+        """The refusal of a signature that no wallet can help, for none may pay; None: the chain must be asked.
+
+        `refusal` is what the local check gave.
+        """
+        ...
+
     def ask_wallet(self, authorization: Authorization) -> tuple[Question, ...]:
         """The questions that tell a bad signature from one that a contract judges: the payer's code, and what it says."""
         ...

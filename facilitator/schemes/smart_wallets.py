@@ -5,6 +5,7 @@ that code says no. It must never let a payer name a contract that our transactio
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from facilitator.domain import abi
@@ -77,6 +78,16 @@ class SmartWallets:
             gas=self._rules.deployment_gas_max,
             code=keccak256(bytes.fromhex(factory[2:])),
         )
+
+    def refuse_unasked(self, authorization: Authorization, refusal: Refusal) -> Refusal | None:
+        """The refusal where no wallet may pay: nobody's code is asked for. None: it must be, for a contract may take any bytes."""
+        if self._rules.mode != "off":
+            return None
+        length = len(authorization.signature)
+        if length not in {signatures.SIGNATURE_LENGTH, signatures.COMPACT_LENGTH}:
+            got = "a signature wrapped by ERC-6492" if abi.is_enveloped(authorization.signature) else f"{length} bytes"
+            return refuse(Reason.SMART_WALLET_UNSUPPORTED, _SIGNATURE, "one of the payer's key: smart wallets are not supported", got)
+        return replace(refusal, message=f"{refusal.message}; smart wallets are not supported")
 
     def ask(self, authorization: Authorization, digest: bytes) -> tuple[Question, ...]:
         """Which code lies at the payer, and what it says of the signature; of a wrapped one also once its factory was called."""

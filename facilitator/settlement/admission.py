@@ -161,7 +161,7 @@ class Admitter:
         Faults only while nothing was signed for this payment on behalf of this caller.
         """
         deadline = self._clock.monotonic() + self._settings.deadline_s
-        judged = await self._verifier.judge_signed(payment, self._verify_deadline(deadline))
+        judged = await self._verifier.judge_signed(caller.tenant, payment, self._verify_deadline(deadline))
         if isinstance(judged, Refusal):
             return SettleAnswer(result=SettleResult(payer=None, refusal=judged))
         if idempotency_key is None and caller.tenant.trust_payment_identifier:

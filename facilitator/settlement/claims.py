@@ -225,7 +225,7 @@ class Claims:
         """
         scheme = self._registry.find(record.scheme)
         assert scheme is not None
-        judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain)
+        judged = Judged(authorization=record.authorization, scheme=scheme, chain=self._chain, tenant_id=record.tenant_id)
         item = item_of(record)
         try:
             deadline = self._chain.evm.deadline_in(self._settings.verify_deadline_s)

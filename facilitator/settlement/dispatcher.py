@@ -287,7 +287,7 @@ class Dispatcher:
         authorization = waiting.admission.authorization
         scheme = self._registry.find(authorization.scheme)
         assert scheme is not None
-        judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain)
+        judged = Judged(authorization=authorization, scheme=scheme, chain=self._chain, tenant_id=waiting.admission.tenant_id)
         backoff = put_off()
         while True:
             while waiting.admission.wallet is not None and self.pool.held_up(authorization.payer, waiting.admission.wallet):

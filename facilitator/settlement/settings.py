@@ -28,6 +28,15 @@ class Settings:
     """How long a payer seen without code counts as a plain account, whose wrong signatures are refused without asking the chain."""
     plain_payers_max: int = 10_000
     """Such payers remembered."""
+    stranger_looks_per_s: float = 10.0
+    """How often a second one tenant may have the chain asked for the code of a payer whose key did not sign; more get 429. What
+    finds a wallet that takes the signature does not count, nor does `smart_wallets = "off"` ever ask."""
+    stranger_looks_burst: int = 200
+    """Such looks at once."""
+    stranger_looks_total_per_s: float = 50.0
+    """The same of all tenants of this process together."""
+    stranger_looks_total_burst: int = 1000
+    """Such looks at once. Half of them are kept for tenants who have used less than half of their own."""
     nonce_search_blocks: int = 2000
     """Blocks searched for the transaction that used a nonce, to name it in the refusal; 0 names none."""
     batching: Literal["off", "adaptive"] = "adaptive"
@@ -120,7 +129,7 @@ class Settings:
     payer_strikes_max: int = 5
     """Payments of one payer that cost gas and paid nobody, by its own doing, within `strike_window_s`, at which it rests."""
     tenant_strikes_max: int = 100
-    """The same of one tenant's payers together, at which the tenant rests."""
+    """The same of one tenant's payers together, at which the tenant rests, unless as many of its payments were made meanwhile."""
     strike_window_s: float = 600.0
     """Time in which strikes count together."""
     cool_down_s: float = 600.0

@@ -16,17 +16,19 @@ from facilitator.clock import Clock
 from facilitator.domain import abi
 from facilitator.domain.facts import CodeOf, Facts, Head, Question
 from facilitator.domain.identity import fingerprint, key_of
+from facilitator.domain.limits import Looks, Rate
 from facilitator.domain.states import State
-from facilitator.domain.wallets import Wallet
+from facilitator.domain.wallets import PayerKind, Wallet
 from facilitator.errors import ChainFault, StoreFault
 from facilitator.metrics import UNRECORDED_VERIFICATIONS, VERIFICATIONS, WALLET_VERIFICATIONS, series
+from facilitator.protocol.address import checksum_address
 from facilitator.protocol.messages import Authorization, Payment, VerifyResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.schemes.scheme import Registry, Scheme
 from facilitator.schemes.signatures import SIGNATURE_LENGTH
 from facilitator.settlement.network import ServedNetwork
 from facilitator.settlement.records import RecordReader
-from facilitator.settlement.restraints import Restraints
+from facilitator.settlement.restraints import LimitReached, Restraints
 from facilitator.settlement.settings import Settings
 from facilitator.store.settlements import Asked, Found, Settlement, decode_answer
 from facilitator.store.tenants import Tenant
@@ -39,6 +41,8 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     authorization: Authorization
     scheme: Scheme
     chain: ServedNetwork
+    tenant_id: str
+    """Whose gas budget it is."""
     wallet: Wallet | None = None
     """What judged the signature, where no key did."""
 
@@ -73,6 +77,10 @@ class Verifier:
         self._settings = settings
         self._plain: OrderedDict[tuple[Network, Address], float] = OrderedDict()
         """Payers seen without code, and until when that is believed of them."""
+        self._looks = Looks(
+            Rate(per_second=settings.stranger_looks_per_s, burst=settings.stranger_looks_burst),
+            Rate(per_second=settings.stranger_looks_total_per_s, burst=settings.stranger_looks_total_burst),
+        )
 
     async def verify(self, tenant: Tenant, payment: Payment, need_wei: int) -> VerifyResult:
         """Judge a payment, which may cost `need_wei` to make, without changing anything.
@@ -89,7 +97,7 @@ class Verifier:
     async def judge(self, tenant: Tenant, payment: Payment, need_wei: int = 0) -> VerifyResult:
         """The same, and nobody is told that it was asked."""
         deadline = self._clock.monotonic() + self._settings.verify_deadline_s
-        judged = await self.judge_signed(payment, deadline)
+        judged = await self.judge_signed(tenant, payment, deadline)
         if isinstance(judged, Refusal):
             return VerifyResult(payer=None, refusal=judged)
         authorization = judged.authorization
@@ -110,12 +118,15 @@ class Verifier:
         verdict = await self.judge_chain(judged, deadline, accept_unscreened=tenant.accept_unscreened)
         return VerifyResult(payer=authorization.payer, refusal=verdict.refusal)
 
-    async def judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
-        """Shape, static terms and signature. Asks the chain only when the payer's own key did not sign."""
-        with tracing.span("signature"):
-            return await self._judge_signed(payment, deadline)
+    async def judge_signed(self, tenant: Tenant, payment: Payment, deadline: float) -> Judged | Refusal:
+        """Shape, static terms and signature. Asks the chain only when the payer's own key did not sign.
 
-    async def _judge_signed(self, payment: Payment, deadline: float) -> Judged | Refusal:
+        Raises LimitReached when that was too often in vain of late.
+        """
+        with tracing.span("signature"):
+            return await self._judge_signed(tenant, payment, deadline)
+
+    async def _judge_signed(self, tenant: Tenant, payment: Payment, deadline: float) -> Judged | Refusal:
         scheme = self._registry.find(payment.requirements.scheme)
         if scheme is None:
             return Refusal(
@@ -136,29 +147,55 @@ class Verifier:
         refusal = scheme.check_terms(authorization, payment.requirements)
         if refusal is not None:
             return refusal
+        judged = Judged(authorization=authorization, scheme=scheme, chain=chain, tenant_id=tenant.tenant_id)
         refusal = scheme.check_signature(authorization)
-        if refusal is not None:
-            if len(authorization.signature) <= SIGNATURE_LENGTH and not await self._has_code(authorization, chain, deadline):
-                return refusal
-            facts = await chain.doubts.answer(scheme.ask_wallet(authorization), deadline)
-            chain.head.observe(facts.head)
-            wallet = scheme.judge_wallet(authorization, facts, refusal)
-            if isinstance(wallet, Refusal):
-                return wallet
-            return Judged(authorization=authorization, scheme=scheme, chain=chain, wallet=wallet)
-        return Judged(authorization=authorization, scheme=scheme, chain=chain)
+        return judged if refusal is None else await self._judge_by_code(judged, refusal, deadline)
 
-    async def _has_code(self, authorization: Authorization, chain: ServedNetwork, deadline: float) -> bool:
-        """Does code lie at the payer? The cheapest question: as a rule a bad signature of a key's length is nothing else."""
+    async def _judge_by_code(self, judged: Judged, refusal: Refusal, deadline: float) -> Judged | Refusal:
+        """Does the payer's code take what its key did not sign? `refusal` is what is wrong with it as a key's.
+
+        Whoever makes up signatures makes us ask: no more often in vain than `stranger_looks_per_s`. What is in doubt then is not
+        refused, it is put off. A signature of a key's length is asked about in two steps, the cheaper one first: as a rule it
+        is nothing else than a bad one.
+        """
+        authorization, scheme, chain = judged.authorization, judged.scheme, judged.chain
         payer = (authorization.network, authorization.payer)
-        if self._plain.get(payer, float("-inf")) > self._clock.monotonic():
-            return False
+        like_a_keys = len(authorization.signature) <= SIGNATURE_LENGTH
+        if (certain := scheme.refuse_unasked(authorization, refusal)) is not None:
+            return certain
+        if like_a_keys and self._plain.get(payer, float("-inf")) > self._clock.monotonic():
+            return refusal
+        if (breach := self._looks.take(judged.tenant_id, self._clock.monotonic())) is not None:
+            raise LimitReached(breach)
+        if like_a_keys and not await self._has_code(authorization, chain, deadline):
+            self._remember_plain(payer)
+            return refusal
+        facts = await chain.doubts.answer(scheme.ask_wallet(authorization), deadline)
+        chain.head.observe(facts.head)
+        wallet = scheme.judge_wallet(authorization, facts, refusal)
+        if isinstance(wallet, Refusal):
+            return wallet
+        if (unpaid := self._refuse_deployment(judged, wallet)) is not None:
+            return unpaid
+        self._looks.give_back(judged.tenant_id)
+        return msgspec.structs.replace(judged, wallet=wallet)
+
+    @staticmethod
+    async def _has_code(authorization: Authorization, chain: ServedNetwork, deadline: float) -> bool:
+        """Does code lie at the payer?"""
         facts = await chain.answers.answer((CodeOf(address=authorization.payer),), deadline)
         chain.head.observe(facts.head)
-        if facts.replies[0].data:
-            return True
-        self._remember_plain(payer)
-        return False
+        return bool(facts.replies[0].data)
+
+    def _refuse_deployment(self, judged: Judged, wallet: Wallet | None) -> Refusal | None:
+        """No wallet is given away where nothing bounds what that costs: the tenant must have a gas budget."""
+        if wallet is None or wallet.kind is not PayerKind.COUNTERFACTUAL or self._restraints.has_budget(judged.tenant_id):
+            return None
+        return Refusal(
+            reason=Reason.UNDEPLOYED_WALLET,
+            message="payload.authorization.from: expected a wallet that is deployed, for this tenant has no gas budget to deploy one "
+            f"(gasWeiPerDay or gasUsdPerDay of its limits); got {checksum_address(judged.authorization.payer)} without code",
+        )
 
     def _remember_plain(self, payer: tuple[Network, Address]) -> None:
         """Wrong signatures of one payer, however many, cost one question in a while."""
@@ -225,7 +262,7 @@ class Verifier:
     async def _judge_facts(self, judged: Judged, deadline: float) -> Verdict:
         """Why it would not be made; or what it takes, where code judges the payer's signature."""
         facts, refusal, wallet = await judge_facts(judged.chain.doubts, judged.scheme, judged.authorization, judged.wallet, deadline)
-        refusal = self._check_time(judged, facts.head) or refusal
+        refusal = self._check_time(judged, facts.head) or refusal or self._refuse_deployment(judged, wallet)
         if wallet is not None:
             series(WALLET_VERIFICATIONS, judged.chain.network, wallet.kind.value, "refused" if refusal else "valid").inc()
             if facts.replies[-1].ok:  # what is valid from the next block on was stopped by the token before the code ran: it keeps the most

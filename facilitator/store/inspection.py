@@ -44,6 +44,18 @@ async def inspect(db: Db) -> Inspection:
     return await db.one(Inspection, _QUERIES["inspect"])
 
 
+@dataclass(frozen=True, slots=True)
+class Unbudgeted:
+    """A tenant without a gas budget."""
+
+    tenant_id: str
+
+
+async def unbudgeted(db: Db) -> list[str]:
+    """Tenants whose keys may settle and who have no gas budget."""
+    return [row.tenant_id for row in await db.many(Unbudgeted, _QUERIES["unbudgeted"])]
+
+
 async def gas_spent(db: Db, network: Network) -> dict[Address, GasSpent]:
     """By relayer; those that spent nothing are left out."""
     return {row.relayer: row for row in await db.many(GasSpent, _QUERIES["gas_spent"], network)}

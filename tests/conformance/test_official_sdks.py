@@ -180,6 +180,7 @@ async def serving(
             "network": {"wallet_factories": [FACTORY]},
         },
     ) as service:
+        await asyncio.to_thread(lambda: service.api_key and service.limit("test", gasWeiPerDay=str(ETHER)))  # or no wallet is deployed
         yield service
     await postgres.drop_database(name)
     assert [event for event in service.log_events if event["level"] in {"error", "critical"}] == []

@@ -17,6 +17,7 @@ from facilitator.domain.wallets import Rules
 from facilitator.errors import OverloadFault
 from facilitator.protocol.messages import VerifyResult
 from facilitator.protocol.reasons import Reason
+from facilitator.store import administration
 from tests.fault.test_modes_costs import oracle_says
 from tests.fixtures.base_sim import Hang
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
@@ -33,6 +34,7 @@ from tests.fixtures.wallets import (
     misbehave,
     undeployed,
 )
+from tests.integration.settlement.conftest import Rig
 
 _numbers = itertools.count(1)
 CAP = 500_000
@@ -274,6 +276,45 @@ async def test_where_wallets_are_off_or_none_is_deployed_they_hear_so_before_any
     assert reason(await scene.settle(deployed_only, scene.payment(buyers[2]))) is Reason.UNDEPLOYED_WALLET
     assert scene.sent() == []
     await scene.finish(settled=0)
+
+
+async def test_no_wallet_is_deployed_for_a_tenant_without_a_gas_budget(scene: Scene) -> None:
+    rig = await scene.engine(wallets=DEPLOYS)
+    buyer, there = await new(scene), await contract(scene)
+    await budget(rig, None)
+    for told in (
+        (await rig.engine.verify(rig.caller(), scene.payment(buyer))).refusal,
+        (await scene.settle(rig, scene.payment(buyer))).result.refusal,
+    ):
+        assert told is not None
+        assert told.reason is Reason.UNDEPLOYED_WALLET
+        assert "gasWeiPerDay or gasUsdPerDay" in told.message
+    assert scene.sent() == []
+    assert reason(await scene.answer(scene.settle(rig, scene.payment(there)))) is None, "one that is deployed pays as ever"
+    await budget(rig, str(10**18))
+    assert reason(await scene.answer(scene.settle(rig, scene.payment(buyer)))) is None
+    await scene.finish(settled=2)
+
+
+async def test_a_wallet_that_waits_to_be_deployed_goes_on_waiting_when_its_tenant_has_no_budget_any_more(scene: Scene) -> None:
+    front = await scene.engine(relayers=[], wallets=DEPLOYS)
+    task = scene.settle(front, scene.payment(await new(scene)))
+    await scene.until(lambda: queued(scene, 1), "it to be queued")
+    await budget(front, None)
+    back = await scene.engine(wallets=DEPLOYS, budgets=False)
+    await scene.until(lambda: back.engine._dispatchers[scene.network].claims._put_off, "it to be looked at and put off")
+    await front.time_is_up(task)
+    with pytest.raises(OverloadFault) as raised:
+        await task
+    assert raised.value.kind == "not_sent"
+    assert scene.sent() == []
+    await scene.finish(settled=0)
+
+
+async def budget(rig: Rig, wei: str | None) -> None:
+    """Give the tenant this gas budget, or none, and have the engine know it."""
+    await administration.change_tenant(rig.db, "cli me", "acme", {}, limits={"gasWeiPerDay": wei})
+    await rig.engine._restraints._read()
 
 
 async def test_of_one_wallet_one_transaction_is_in_flight_and_others_do_not_wait_for_it(scene: Scene) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -16,6 +16,10 @@ from facilitator.config import load
 from facilitator.devstack.stack import Anvil, Postgres
 from facilitator.devstack.token import MULTICALL3, Token
 from facilitator.doctor import Finding, examine
+from facilitator.store import administration, tenants
+from facilitator.store.db import Db
+from facilitator.store.tenants import Scope, Tenant
+from tests.fixtures.wallets import FACTORY
 
 CONFIG = """
 {tables}
@@ -26,6 +30,7 @@ id = "eip155:84532"
 rpc_urls = [{rpc_urls}]
 relayers = ["file:{directory}/relayer"]
 canary = "file:{directory}/canary"
+{network}
 """
 Examine = Callable[..., Awaitable[list[Finding]]]
 
@@ -45,10 +50,10 @@ async def doctor(
     async def database() -> AsyncIterator[str]:
         yield database_url
 
-    async def run(rpc_urls: list[str] | None = None, tables: str = "") -> list[Finding]:
+    async def run(rpc_urls: list[str] | None = None, tables: str = "", network: str = "") -> list[Finding]:
         file = tmp_path / "facilitator.toml"
         urls = ", ".join(f'"{url}"' for url in rpc_urls or [chain.rpc_url])
-        file.write_text(CONFIG.format(tables=tables, rpc_urls=urls, directory=tmp_path))
+        file.write_text(CONFIG.format(tables=tables, network=network, rpc_urls=urls, directory=tmp_path))
         config = load(file, {}).config
         return [finding async for finding in examine(config, database())]
 
@@ -97,6 +102,21 @@ async def test_a_canary_without_its_unit_and_a_relayer_without_coins_are_told(do
     assert [finding.remedy for finding in found.values() if "0.000000 of the gas coin" in finding.what] == ["send it gas money"]
     (tmp_path / "canary").write_text("no key")
     assert "networks[].canary" in troubles(await doctor())["eip155:84532 canary"].remedy
+
+
+async def test_tenants_for_whom_no_wallet_is_deployed_are_told(doctor: Examine, database_url: str) -> None:
+    deploying = {"tables": '[settlement]\nsmart_wallets = "counterfactual"', "network": f'wallet_factories = ["{FACTORY}"]'}
+    db = await Db.connect(database_url)
+    try:
+        for name, scopes in (("acme", ["settle"]), ("globex", ["settle"]), ("reader", ["read"])):
+            await tenants.create_tenant(db, Tenant(tenant_id=name))
+            await tenants.create_api_key(db, tenants.generate_key(), name, cast("list[Scope]", scopes), None)
+        await administration.change_tenant(db, "cli me", "acme", {}, limits={"gasUsdPerDay": "5"})
+    finally:
+        await db.close()
+    found = troubles(await doctor(**deploying))["gas budgets"]
+    assert (found.verdict, found.what) == ("warn", "none, so no wallet is deployed: globex")
+    assert "gas budgets" not in {finding.subject for finding in await doctor()}, "nobody's are deployed"
 
 
 async def test_files_of_secrets_that_others_can_read_are_told(doctor: Examine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from facilitator.clock import SystemClock
 from facilitator.devstack.buyer import facilitator_request
 from facilitator.devstack.stack import Anvil
 from facilitator.devstack.token import BASE_SEPOLIA_USDC
+from facilitator.domain.wallets import Rules
 from facilitator.protocol.codec import decode_request
 from facilitator.protocol.messages import Payment
 from facilitator.schemes.exact_eip3009 import ExactEip3009
@@ -123,6 +124,7 @@ async def start_engine(
             ready: bool = True,
             screen: Screen | None = None,
             canary: PrivateKey | None = None,
+            wallets: Rules | None = None,
             **changes: Any,
         ) -> Rig:
             settings = Settings(**{**FAST, **changes})
@@ -140,7 +142,7 @@ async def start_engine(
                 signers = [load_signer(key.key.hex(), policy) for key in keys]
             served = ServedNetwork(NETWORK, evm, signers, HeadClock(NETWORK, clock, settings.wall_skew_max_s), ws_url, canary)
             served.screen = screen
-            registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers))], [USDC])
+            registry = Registry([ExactEip3009([USDC], frozenset(signer.address for signer in signers), wallets)], [USDC])
             engine = Engine(settings, [served], registry, db, clock)
             await engine.start()
             stack.push_async_callback(engine.stop, 3.0)

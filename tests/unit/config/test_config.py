@@ -244,7 +244,10 @@ def test_factories_make_wallets_only_where_the_settings_say_so(tmp_path: Path) -
     factory = "0x0BA5ED0c6AA8c49038F819E587E2633c4A9F428a"
     listed = GOOD.replace("[[networks]]", f'[[networks]]\nwallet_factories = ["{factory}"]')
     assert "wallet_factories are never called" in "\n".join(read(tmp_path, listed).warnings)
-    rules = read(tmp_path, listed.replace("deadline_s = 20", 'smart_wallets = "counterfactual"')).config.wallets
+    deploying = listed.replace("deadline_s = 20", 'smart_wallets = "counterfactual"')
+    assert "so no wallet is deployed" not in "\n".join(read(tmp_path, deploying).warnings)
+    assert "so no wallet is deployed" in "\n".join(read(tmp_path, deploying + '\n[access]\nmode = "open"\n').warnings)
+    rules = read(tmp_path, deploying).config.wallets
     assert rules == Rules(mode="counterfactual", factories=frozenset({(Network("eip155:84532"), Address(factory.lower()))}))
     assert read(tmp_path, GOOD).config.wallets == Rules()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from facilitator.doctor import judge_balance, judge_database, judge_heads
+from facilitator.doctor import judge_balance, judge_budgets, judge_database, judge_heads
 from facilitator.domain.facts import Head
 from facilitator.store.inspection import GasSpent, Inspection
 from facilitator.units import Address, BlockHash, Network, UnixSeconds, Wei
@@ -36,6 +36,14 @@ def test_each_trouble_of_the_database_has_its_line(change: dict[str, Any], verdi
     (found,) = [finding for finding in judge_database(replace(WELL, **change), NOW, None) if finding.verdict != "ok"]
     assert (found.verdict, found.subject) == (verdict, subject)
     assert remedy in found.remedy
+
+
+def test_tenants_for_whom_no_wallet_is_deployed_are_named() -> None:
+    assert judge_budgets([]).verdict == "ok"
+    found = judge_budgets(["acme", "globex"])
+    assert (found.verdict, "acme, globex" in found.what) == ("warn", True)
+    assert "--gas-usd-per-day" in found.remedy
+    assert judge_budgets([f"t{number}" for number in range(11)]).what.endswith("t9 and others")
 
 
 def test_an_encrypted_connection_over_a_network_is_well() -> None:

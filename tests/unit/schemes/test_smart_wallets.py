@@ -102,6 +102,30 @@ def test_no_factory_is_called_but_a_listed_one(scheme: ExactEip3009, terms: Auth
     assert len(scheme.ask_wallet(terms)) == count
 
 
+@pytest.mark.parametrize("terms", [passkey(), wrapped(), authorization(signature=bytes(65)), authorization(signature=b"\x01")])
+def test_where_wallets_may_pay_no_shape_of_a_signature_is_refused_unasked(terms: Authorization) -> None:
+    """A contract may take any bytes: Safe takes 65 with r an owner, s nothing and v 1."""
+    refusal = SCHEME.check_signature(terms)
+    assert refusal is not None
+    assert SCHEME.refuse_unasked(terms, refusal) is None
+    assert DEPLOYED_ONLY.refuse_unasked(terms, refusal) is None
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason", "got"),
+    [
+        (passkey(), Reason.SMART_WALLET_UNSUPPORTED, f"{len(INNER)} bytes"),
+        (wrapped(), Reason.SMART_WALLET_UNSUPPORTED, "ERC-6492"),
+        (authorization(signature=b"\x01" * 65), Reason.SIGNATURE, "smart wallets are not supported"),
+        (authorization(signature=b"\x01" * 64), Reason.SIGNATURE, "smart wallets are not supported"),
+    ],
+)
+def test_where_none_may_pay_every_signature_that_is_not_the_keys_is_refused_unasked(terms: Authorization, reason: Reason, got: str) -> None:
+    refusal = OFF.check_signature(terms)
+    assert refusal is not None
+    refused(OFF.refuse_unasked(terms, refusal), reason, got)
+
+
 # ---- who judges
 
 
