@@ -141,6 +141,14 @@ class Db:
         cls, url: str, *, connections_max: int = 10, statement_timeout_s: float = 5.0, acquire_timeout_s: float = 5.0
     ) -> Self:
         """Open the pool. Raises StoreFault when the server cannot be reached."""
+
+        async def prepare(connection: "asyncpg.Connection[Any]") -> None:
+            await prepare_connection(connection)
+            await connection.execute(  # not parameters of the start, which PgBouncer refuses
+                f"set statement_timeout = {int(statement_timeout_s * 1000)};"
+                f" set idle_in_transaction_session_timeout = {int(statement_timeout_s * 2000)}"
+            )
+
         async with _translated("connect"):
             pool = await asyncpg.create_pool(
                 url,
@@ -148,14 +156,9 @@ class Db:
                 max_size=connections_max,
                 timeout=acquire_timeout_s,
                 command_timeout=statement_timeout_s,
-                init=prepare_connection,
+                init=prepare,
                 reset=_keep,
-                server_settings={
-                    "application_name": "facilitator",
-                    "statement_timeout": str(int(statement_timeout_s * 1000)),
-                    "idle_in_transaction_session_timeout": str(int(statement_timeout_s * 2000)),
-                    "timezone": "UTC",
-                },
+                server_settings={"application_name": "facilitator", "timezone": "UTC"},
             )
         DATABASE_CONNECTIONS_MAX.set(connections_max)
         DATABASE_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)

@@ -12,6 +12,7 @@ refuses a migration that was edited after it was applied.
 import asyncio
 import hashlib
 import re
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -136,9 +137,30 @@ async def _connected(url: str, purpose: str) -> AsyncIterator["asyncpg.Connectio
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise StoreFault("store_unavailable", f"cannot reach the database to {purpose}: {type(error).__name__}") from error
     try:
+        await _keep_session(url, connection)
         yield connection
     finally:
         await connection.close(timeout=5)
+
+
+async def _keep_session(url: str, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Refuse a pooler that gives each transaction whatever session is free: another one's prepared statements would be run.
+
+    A second connection's transaction takes the session that was just given back; ours must be the same as before.
+    """
+    ours = secrets.token_hex(8)
+    await connection.execute(f"set facilitator.session = '{ours}'")
+    other = await asyncpg.connect(url, timeout=CONNECT_S)
+    try:
+        await other.execute("begin")
+        await connection.execute(f"do $$ begin assert current_setting('facilitator.session', true) = '{ours}'; end $$", timeout=CONNECT_S)
+    except (asyncpg.AssertError, TimeoutError):
+        raise ConfigFault(
+            "transaction_pooling",
+            "database.url leads through a pooler that gives each transaction another session: connect directly, or set pool_mode = session",
+        ) from None
+    finally:
+        await other.close(timeout=5)
 
 
 async def _take_turn(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
