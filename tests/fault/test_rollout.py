@@ -10,9 +10,10 @@ import pytest_asyncio
 from facilitator.store.migrate import load_migrations
 from tests.fixtures.balancer import Balancer
 from tests.fixtures.house import BRIEF_LEASES, House
-from tests.fixtures.rollout import DRAIN_S, assert_each_paid_once, next_release, pay_steadily, roll
+from tests.fixtures.rollout import assert_each_paid_once, next_release, pay_steadily, replace_step_by_step, roll
 
 RATE_PER_S = 10
+DRAIN_S = 1.0
 
 
 @pytest_asyncio.fixture
@@ -39,7 +40,7 @@ async def test_a_rollout_with_a_migration_fails_and_doubles_no_payment(house: Ho
             assert [event["ahead"] for event in ahead] == [[f"{last + 1:04}_pre_note", f"{last + 2:04}_pre_note_index"]]
 
         last = load_migrations()[-1].version
-        load = await pay_steadily(house, balancer, RATE_PER_S, roll(house, balancer, tree, between))
+        load = await pay_steadily(house, balancer, RATE_PER_S, roll(house, balancer, tree, between, replace_step_by_step))
     await house.mine_at_once()
     assert not [event for service in house.services[2:] for event in service.log_events if event.get("event") == "schema.ahead"]
     assert set(load.last) <= {"success", "duplicate_settlement"}

@@ -15,12 +15,14 @@ from facilitator.devstack.stack import Postgres
 from facilitator.store.migrate import migrate
 from tests.fixtures.balancer import Balancer
 from tests.fixtures.house import BRIEF_LEASES, House
-from tests.fixtures.rollout import DRAIN_S, Load, assert_each_paid_once, next_release, pay_steadily, roll
+from tests.fixtures.rollout import Load, assert_each_paid_once, next_release, pay_steadily, replace, roll
 from tests.prove.conftest import Tell
 
 RATE_PER_S: Final = float(os.environ.get("FACILITATOR_RATE") or 100)
 PEACE_S: Final = 15.0
 """How long the latency in peace is measured."""
+DRAIN_S: Final = 3.0
+"""`server.drain_delay_s` of replicas behind the balancer: thirty of its looks."""
 APART_S: Final = 3.0
 """Between two faults."""
 
@@ -82,7 +84,7 @@ async def scene(directory: Path) -> AsyncIterator[Scene]:
 async def test_replicas_replaced_one_by_one_with_a_migration_in_between(tmp_path: Path, tell: Tell) -> None:
     tree = next_release(tmp_path / "next")
     async with scene(tmp_path) as stage:
-        load = await stage.judge("rollout", lambda: roll(stage.house, stage.balancer, tree, lambda: asyncio.sleep(APART_S)), tell)
+        load = await stage.judge("rollout", lambda: roll(stage.house, stage.balancer, tree, lambda: asyncio.sleep(APART_S), replace), tell)
         assert set(load.first) == {"success"}, "a rollout is noticed by nobody"
         assert stage.balancer.lost == 0
 
