@@ -3,6 +3,7 @@
 It changes nothing: it asks database and chains, and signs a transaction that is never sent.
 """
 
+import asyncio
 import importlib
 import secrets
 import stat
@@ -46,6 +47,8 @@ from facilitator.units import ZERO_ADDRESS, Address, AuthNonce, Gas, Network, Un
 
 _RUNWAY_DAYS: Final = 3
 """Gas money for fewer days is soon to be renewed."""
+_FILE_S: Final = 10.0
+"""A file that cannot be read within this lies on a file system that hangs."""
 Spent = dict[tuple[Network, Address], GasSpent]
 """What relayers spent in the last week."""
 
@@ -301,9 +304,12 @@ async def _examine_list(settings: ScreeningSettings) -> Finding:
     """The sanctions list in a file."""
     file = ListFile(settings, SystemClock())
     try:
-        found = await file.load()
+        found = await asyncio.wait_for(file.load(), _FILE_S)
     except ConfigFault as fault:
         return Finding("fail", "screening list", fault.message, "correct the file: payments are held against it")
+    except TimeoutError:
+        what = f"{settings.list_file} cannot be read within {_FILE_S:g} s"
+        return Finding("fail", "screening list", what, "mend its file system, then restart the service")
     written = datetime.fromtimestamp(file.written_at, UTC).isoformat(timespec="seconds")
     what = f"{len(found.addresses)} accounts, {checksum_address(settings.known_listed)} among them, written {written}, {found.version}"
     if file.stale:

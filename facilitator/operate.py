@@ -128,7 +128,7 @@ async def relayer_lines(config: Config, db: Db) -> list[str]:
         for relayer, balance_wei in zip(pool, balances, strict=True):
             kind = relayer.key_reference.partition(":")[0] if relayer.key_reference else "config"
             coins = "balance unknown" if balance_wei is None else f"{balance_wei / 10**18:.6f} coins"
-            holder = f"held by {relayer.owner}" if relayer.owner else "held by nobody"
+            holder = f"held by {relayer.owner}" if relayer.leased else "held by nobody"
             who = f"{relayer.network}  {checksum_address(relayer.address)}  {kind:<10}  {relayer.status:<11}"
             lines.append(f"{who}  {coins}  {relayer.open_slots} open  next tx_nonce {relayer.next_tx_nonce}  {holder}")
     return lines

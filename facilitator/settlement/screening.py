@@ -8,10 +8,12 @@ without waiting. What is known to be listed is never signed for; what cannot be 
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from threading import Thread
+from typing import Final, TypeVar
 
 import structlog
 
@@ -27,6 +29,8 @@ from facilitator.units import Address, Network
 
 SCREENED_OUT: Final = frozenset({Reason.PAYER_SCREENED, Reason.PAY_TO_SCREENED})
 """Refusals that a list gives."""
+
+Read = TypeVar("Read")
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +55,21 @@ class Settings:
     """Accounts whose oracle's word is kept in memory; the one unused for longest goes first."""
 
 
+async def _apart(read: Callable[[], Read]) -> Read:
+    """Run it on a thread that nobody waits for at the end: a file system may never answer, and the process must stop all the same."""
+    done: Future[Read] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(read())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears it
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
 class ListFile:
     """The list in a file, as last read. What cannot be read, or does not name `known_listed`, leaves the old one in place."""
 
@@ -73,7 +92,7 @@ class ListFile:
     async def load(self) -> AddressList:
         """Read the file if it has changed. Raises ConfigFault: what is wrong with it."""
         try:
-            found = await asyncio.to_thread(self._read)
+            found = await _apart(self._read)
         except (OSError, ValueError) as error:
             raise ConfigFault("list_unreadable", f"screening.list_file {self._path}: {error}") from None
         if found is not None:

@@ -85,6 +85,8 @@ class PoolRelayer:
     next_tx_nonce: int
     status: str
     owner: str | None
+    leased: bool
+    """Does the owner's lease run still? Of one that died it runs out."""
     key_reference: str | None
     """Where the key lies; None when the configuration says it."""
     open_slots: int

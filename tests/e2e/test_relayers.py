@@ -204,3 +204,8 @@ async def test_a_relayer_with_transactions_in_flight_is_not_removed(house: House
         await house.mine_at_once()
         assert (await waiting).word == "success"
     await house.assert_ledger_is_chain(settled=1)
+    for service in house.services:
+        await service.akill()
+        await house.leases_run_out(service)
+    listed = (await command(house, "list")).splitlines()
+    assert all("held by nobody" in line for line in listed), "an owner that died holds nothing"

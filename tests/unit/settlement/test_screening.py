@@ -1,6 +1,8 @@
 """What payments are held against: files that change, oracles that fall silent, and how long either is believed."""
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,3 +251,19 @@ def test_accounts_kept_in_memory_have_a_bound(clock: HandClock) -> None:
     with pytest.raises(ScreeningFault):
         on.judge(payment(), accept_unscreened=False)
     assert len(on._words) == 2
+
+
+async def test_a_file_system_that_never_answers_keeps_no_process_from_its_end(path: Path, clock: HandClock) -> None:
+    os.mkfifo(path)  # opening it for reading waits for somebody who writes
+    before = set(threading.enumerate())
+    reading = asyncio.create_task(ListFile(Settings(known_listed=KNOWN_LISTED, list_file=str(path)), clock).load())
+    while not (threads := set(threading.enumerate()) - before):
+        await asyncio.sleep(0)
+    assert all(thread.daemon for thread in threads), "the interpreter waits for all others when it ends"
+    assert not reading.done()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    path.open("wb").close()  # lets the thread go
+    for thread in threads:
+        await asyncio.to_thread(thread.join)

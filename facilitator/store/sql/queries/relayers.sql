@@ -154,7 +154,7 @@ select replica_id, relayers from replica
  where $1::text = any(networks) and seen_at > now() - make_interval(secs => $2::double precision);
 
 -- name: list_relayers :many
-select r.network, r.address, r.next_tx_nonce, r.status, r.owner, r.key_reference,
+select r.network, r.address, r.next_tx_nonce, r.status, r.owner, coalesce(r.lease_until > now(), false) as leased, r.key_reference,
        (select count(*) from relayer_slot s
          where s.network = r.network and s.relayer = r.address and s.state = 'open')::integer as open_slots
   from relayer r where r.network = $1::text order by r.address;
