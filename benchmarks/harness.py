@@ -396,6 +396,13 @@ class Prepared:
 # --- contestants ---
 
 
+async def statements(session: aiohttp.ClientSession, port: int) -> dict[str, float]:
+    """How often a service of ours has run each of its statements."""
+    async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+        text = await response.text()
+    return {query: float(count) for query, count in _COUNTED.findall(text) if query not in _NO_STATEMENT}
+
+
 class Contestant(ABC):
     """One facilitator under test."""
 
@@ -491,9 +498,8 @@ class Ours(Contestant):
         return key
 
     async def database(self) -> dict[str, float]:
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as response:
-            text = await response.text()
-        counted = {query: float(count) for query, count in _COUNTED.findall(text) if query not in _NO_STATEMENT}
+        async with aiohttp.ClientSession() as session:
+            counted = await statements(session, self.port)
         connection = await asyncpg.connect(self._database_url)
         try:
             commits = await connection.fetchval("select xact_commit from pg_stat_database where datname = current_database()")
@@ -612,7 +618,7 @@ def _machine_cpu_s() -> float:
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
 
 
-def _cpu_s(pid: int, *, family: bool = True) -> float:
+def cpu_s(pid: int, *, family: bool = True) -> float:
     """CPU of a process, its threads and, with `family`, all its children, ended ones included."""
     total = 0.0
     try:
@@ -639,10 +645,10 @@ class Meter:
     async def _read(self) -> dict[str, float]:
         one, world = self.contestant, self.contestant.world
         return {
-            "cpu": _cpu_s(one.pid),
-            "anvil_cpu": _cpu_s(world.anvil.pid),
-            "postgres_cpu": _cpu_s(world.postgres.pid),
-            "bench_cpu": _cpu_s(os.getpid(), family=False) + _cpu_s(world.load_pid),
+            "cpu": cpu_s(one.pid),
+            "anvil_cpu": cpu_s(world.anvil.pid),
+            "postgres_cpu": cpu_s(world.postgres.pid),
+            "bench_cpu": cpu_s(os.getpid(), family=False) + cpu_s(world.load_pid),
             "machine_cpu": _machine_cpu_s(),
             "clock": time.monotonic(),
             "rpc_requests": float(one.proxy.requests),
