@@ -128,6 +128,14 @@ def test_every_alert_has_a_runbook(name: str) -> None:
     assert named <= exported() | {name.removesuffix("_bucket") for name in exported()}, f"{name} names a series that does not exist"
 
 
+def test_every_setting_that_a_runbook_names_exists() -> None:
+    text = OPERATIONS.read_text("utf-8")
+    settings = set(re.findall(r"^\| `([a-z_]+(?:\[\])?\.[a-z0-9_.\[\]]+)` \|", text, re.MULTILINE))
+    tables = {name.partition(".")[0] for name in settings}
+    named = set(re.findall(r"`([a-z_]+(?:\[\])?\.[a-z0-9_]+)`", text.partition("\n## Alerts\n")[2]))
+    assert {name for name in named if name.partition(".")[0] in tables} - settings == set()
+
+
 def test_no_runbook_for_an_alert_that_is_gone() -> None:
     text = OPERATIONS.read_text("utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"^### (\w+)$", text, re.MULTILINE)) == set(ALERTS)
