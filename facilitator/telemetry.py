@@ -143,10 +143,10 @@ class _Lines:
         """What `get_logger().info(event, **facts)` writes; within an event loop, at the end of its turn."""
         if not self._canonical:
             return
-        line: structlog.typing.EventDict | str = {**facts, "event": event}
+        line: MutableMapping[str, object] | str = {**facts, "event": event}
         try:
             for process in self.processors:
-                line = cast("str", process(None, "info", cast("structlog.typing.EventDict", line)))
+                line = process(None, "info", line)  # type: ignore[assignment,arg-type] # a mapping until the last makes it a text
         except structlog.DropEvent:
             return
         if not self._waiting:
