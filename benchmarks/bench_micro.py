@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import http_face
 import uvloop
 from eth_abi.abi import encode
 from eth_account import Account
@@ -36,7 +37,7 @@ from facilitator.schemes.signatures import recover, transfer_digest
 from facilitator.store import relayers, settlements
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate
-from facilitator.store.settlements import Admission, Answer, ClosedSlot, Cost, Lease, OpenedSlot, Outcome, SignedSlot
+from facilitator.store.settlements import Admission, Answer, Asked, ClosedSlot, Cost, Lease, OpenedSlot, Outcome, SignedSlot
 from facilitator.store.tenants import Tenant, create_tenant
 from facilitator.units import Address, BlockHash, Gas, TxHash, Wei, chain_id_of
 
@@ -233,6 +234,7 @@ class Ledger:
                 gas=120_000,
                 max_fee_wei=10**9,
                 max_priority_fee_wei=10**6,
+                most_wei=120_000 * 10**9,
                 settlement_ids=items,
             )
             for index, items in enumerate(carried)
@@ -241,7 +243,7 @@ class Ledger:
         return admissions, slots
 
     async def write(self, admissions: list[Admission], slots: list[SignedSlot]) -> list[OpenedSlot]:
-        opened = await settlements.write_ahead(self._db, self._lease, OWNER, NETWORK, admissions, slots)
+        opened = await settlements.write_ahead(self._db, self._lease, OWNER, NETWORK, admissions, slots, 3600.0)
         assert len(opened) == len(slots)
         return opened
 
@@ -340,7 +342,7 @@ async def measure_statements(report: Report, db: Db) -> None:
     looks = []
     for _ in range(STATEMENTS * 5):
         began = time.perf_counter()
-        await settlements.own_records(db, [(key_of(unknown), TENANT, None)], 10.0)
+        await settlements.own_records(db, [Asked(key=key_of(unknown), tenant_id=TENANT)], 10.0)
         looks.append(time.perf_counter() - began)
     add(report, "own_records of an unknown payment", sorted(looks)[len(looks) // 2] * 1e6)
     began = time.perf_counter()
@@ -349,18 +351,22 @@ async def measure_statements(report: Report, db: Db) -> None:
 
     async def look() -> None:
         for _ in left:
-            await settlements.own_records(db, [(key_of(unknown), TENANT, None)], 10.0)
+            await settlements.own_records(db, [Asked(key=key_of(unknown), tenant_id=TENANT)], 10.0)
 
     await asyncio.gather(*(look() for _ in range(16)))
     add(report, "own_records, 16 side by side", (time.perf_counter() - began) / count * 1e6)
 
 
-async def main() -> None:
+def main() -> None:
     report = Report("micro")
     steps(report)
-    await statements(report)
+    for what, us in http_face.alone(timed).items():
+        add(report, what, us)
+    for (who, what), us in uvloop.run(http_face.whole()).items():
+        add(report, what, us, who=who)
+    uvloop.run(statements(report))
     report.close("items_s", COLUMNS)
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    main()
