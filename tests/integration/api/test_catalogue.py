@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -220,7 +221,7 @@ async def test_a_tenant_keeps_out_and_takes_itself_out(market: Market) -> None:
 async def test_what_cannot_be_listed_is_told_and_not_noted(market: Market) -> None:
     bad = offered("a")
     assert bad.offer is not None
-    local = replace(bad, offer=replace(bad.offer, url="http://169.254.169.254/latest"))
+    local = msgspec.structs.replace(bad, offer=replace(bad.offer, url="http://169.254.169.254/latest"))
     said = told(market.catalogue.note(ACME, local, settled=True))
     assert said == {"status": "rejected", "rejectedReason": "resource.url: expected a public host"}
     await market.catalogue.flush(market.db)
@@ -239,7 +240,7 @@ async def test_a_catalogue_that_is_off_notes_nothing_and_shows_nothing(db: Db) -
 
 
 async def test_a_payment_that_offers_nothing_has_no_header(market: Market) -> None:
-    assert market.catalogue.note(ACME, replace(offered("a"), offer=None), settled=True) == {}
+    assert market.catalogue.note(ACME, msgspec.structs.replace(offered("a"), offer=None), settled=True) == {}
 
 
 async def test_pages_follow_each_other(market: Market) -> None:
