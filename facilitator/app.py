@@ -26,6 +26,7 @@ from facilitator.chain.rpc import RpcClient
 from facilitator.clock import Clock, SystemClock
 from facilitator.config import Config, ConsoleSettings, NetworkSettings
 from facilitator.errors import ConfigFault, Fault
+from facilitator.finance.earnings import Earnings
 from facilitator.finance.examination import Examiner
 from facilitator.finance.rates import RateKeeper
 from facilitator.finance.seals import Sealer
@@ -199,6 +200,8 @@ class App:
         self._tasks.append(asyncio.create_task(keep_running("sealer", sealer.run, self.clock), name="sealer"))
         tally = Tally(db, self.clock)
         self._tasks.append(asyncio.create_task(keep_running("tally", tally.run, self.clock), name="tally"))
+        earnings = Earnings(db, self.clock, self.config.finance, self.desk.decimals)
+        self._tasks.append(asyncio.create_task(keep_running("earnings", earnings.run, self.clock), name="earnings"))
         for network, chain in zip(self.config.networks, self._chains, strict=True):
             assets = [token.address for token in network.tokens]
             examiner = Examiner(db, self.clock, self.config.finance, chain.evm, network.id, assets)
@@ -349,7 +352,9 @@ def build_console(config: Config, settings: ConsoleSettings, clock: Clock) -> "C
             roles={"viewer": oidc.viewer, "finance": oidc.finance, "auditor": oidc.auditor, "admin": oidc.admin},
         )
         provider = Provider(client, clock)
-    return Console(ConsoleDesk(settings=settings, finance=config.finance, tokens=config.tokens, clock=clock), provider)
+    explorers = {network.id: network.explorer_url for network in config.networks if network.explorer_url is not None}
+    desk = ConsoleDesk(settings=settings, finance=config.finance, tokens=config.tokens, explorers=explorers, clock=clock)
+    return Console(desk, provider)
 
 
 def build_client(network: NetworkSettings, config: Config, clock: Clock) -> EvmClient:

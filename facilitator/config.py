@@ -35,6 +35,7 @@ from facilitator.units import Address, Gas, Listen, Network, Zone, parse_address
 
 ENVIRONMENT_PREFIX: Final = "FACILITATOR__"
 CONFIG_VARIABLE: Final = "FACILITATOR_CONFIG"
+_EXPLORER: Final = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?", re.ASCII)
 
 
 # ---- what the operator may write
@@ -91,6 +92,8 @@ class NetworkSettings:
     """Chainlink feed on this network of its own coin in US dollars."""
     rate_file: str | None = None
     """File with that rate instead: `{"usd": "3120.55", "quoted_at": "2026-11-21T08:00:00Z"}`."""
+    explorer_url: str | None = None
+    """`https://host` of a block explorer: pages of the console link to `/tx/…` below it. It is never fetched by us."""
     wallet_factories: tuple[Address, ...] = ()
     """Contracts that may be called to deploy a smart wallet that pays (ERC-6492), where `settlement.smart_wallets` lets it."""
     assets: tuple[AssetSettings, ...] = ()
@@ -358,6 +361,10 @@ def _bad_networks(config: Config) -> Iterator[str]:
             yield f"{where}: a relayer is listed twice: two loops would use the same tx_nonces"
         if not network.tokens:
             yield f"{where}: no USDC is known for this network: add [[networks.assets]] with address, name, version and decimals"
+        if network.explorer_url is not None and not re.fullmatch(
+            r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?", network.explorer_url
+        ):
+            yield f'{where}: explorer_url = "{network.explorer_url}": expected https://host, or a path there, without a query'
         if network.rate_feed is not None and network.rate_file is not None:
             yield f"{where}: rate_feed and rate_file exclude each other"
         if len({asset.address for asset in network.assets}) < len(network.assets):

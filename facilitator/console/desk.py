@@ -94,6 +94,8 @@ class Desk:
     tokens: Sequence[Token]
     """What is served."""
     clock: Clock
+    explorers: Mapping[Network, str] = field(default_factory=dict)
+    """Addresses of block explorers; networks without one have no links."""
     db: Db | None = None
     assets: Mapping[str, Asset] = field(default_factory=_read_assets)
     templates: jinja2.Environment = field(
@@ -118,11 +120,17 @@ class Desk:
         self.templates.globals.update(
             asset=lambda name: f"/static/{name}?v={self.assets[name].version}", integrity=lambda name: self.assets[name].integrity
         )
+        self.templates.globals["explorer"] = self.explorer
 
     @property
     def decimals(self) -> Mapping[tuple[Network, Address], int]:
         """Of every token that is served."""
         return {(token.network, token.address): token.decimals for token in self.tokens}
+
+    def explorer(self, network: Network, tx_hash: str) -> str | None:
+        """Where a block explorer shows a transaction; None without one."""
+        base = self.explorers.get(network)
+        return None if base is None else f"{base.rstrip('/')}/tx/{tx_hash}"
 
     def need_db(self) -> Db:
         """The database. Raises StoreFault until it was reached once."""

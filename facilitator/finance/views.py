@@ -18,7 +18,7 @@ from facilitator.finance.detail import Cell, Column
 from facilitator.finance.export import complete_through
 from facilitator.finance.tables import TEXTS
 from facilitator.protocol import v1
-from facilitator.store import billing, books, seals, survey, views
+from facilitator.store import billing, books, earnings, seals, survey, views
 from facilitator.store import days as book_days
 from facilitator.store import discrepancies as discrepancies_store
 from facilitator.store import settlements as settlements_store
@@ -26,6 +26,7 @@ from facilitator.store.billing import Movement
 from facilitator.store.days import DayEvent
 from facilitator.store.db import Db
 from facilitator.store.discrepancies import Discrepancy, Matched
+from facilitator.store.earnings import Earned
 from facilitator.store.seals import Seal
 from facilitator.store.settlements import Incident, ItemCost, Move
 from facilitator.store.views import (
@@ -233,6 +234,8 @@ class Overview:
     """Of the last 30 days of the booking zone, today included; days without any are left out."""
     first_day: date
     last_day: date
+    earned: Sequence[Earned]
+    """Of those days, the ones that are counted: what nothing can be booked in any more."""
     open: Sequence[StateTotal]
     """What is not decided: queued and submitted."""
     overdue: int
@@ -263,6 +266,7 @@ async def overview(db: Db, zone: Zone) -> Overview:
         days=[total for number in range(_OVERVIEW_DAYS) for total in await _day_totals(db, first_day + timedelta(days=number), zone)],
         first_day=first_day,
         last_day=today,
+        earned=await earnings.earned(db, zone, first_day, today),
         open=[total for state in sorted(OPEN) for total in await views.totals(db, Filter(state=state))],
         overdue=sum(each.past_deadline for each in undecided),
         matched={network.network: await discrepancies_store.matched(db, network.network) for network in networks},

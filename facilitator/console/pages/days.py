@@ -2,10 +2,10 @@
 
 import calendar
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -118,8 +118,13 @@ async def _sheet(desk: Desk, visit: Visit, day: date, problem: str | None = None
         reasons=reasons,
         may_reopen=found.closed is not None and day == closing.last_closed and visit.may("close"),
         may_confirm=any(ask.actor != visit.person for ask in found.reopening_asked),
-        totals=await standing.day_totals(db, day),
+        totals=await standing.day_totals(db, day) if document is None else [_total(each) for each in document["totals"]],
     )
+
+
+def _total(fixed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a closed day was closed with; `facilitator audit verify` holds it against its entries."""
+    return {**fixed, "amount_atomic": int(fixed["amount_atomic"])}
 
 
 def _month(first: date, days: Sequence[CloseDay], open_since: date | None, today: date) -> Month:

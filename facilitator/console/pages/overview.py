@@ -13,11 +13,11 @@ from facilitator.console import charts, names, show
 from facilitator.console.charts import Axis, Bar, Part
 from facilitator.console.desk import Desk, Visit
 from facilitator.domain.money import decimal_text
-from facilitator.domain.periods import Period, day_start
 from facilitator.finance import standing, views
 from facilitator.finance.detail import NATIVE_DECIMALS
-from facilitator.store import views as rows
+from facilitator.finance.earnings import gas_by_day
 from facilitator.store.discrepancies import Matched
+from facilitator.store.earnings import Earned
 from facilitator.store.views import DayTotal, GasSpent, StateTotal
 from facilitator.units import Address, Network
 
@@ -38,12 +38,25 @@ class Series:
     chart: Markup
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """What the counted days come to, in micro-dollars; None where a part of it is not known."""
+
+    days: int
+    last: date
+    fees_micros: int | None
+    gas_micros: int | None
+    margin_micros: int | None
+    unpriced: int
+    unrated: int
+
+
 async def show_overview(desk: Desk, visit: Visit) -> web.StreamResponse:
     """GET /."""
     db, zone = desk.need_db(), desk.finance.booking_zone
     found = await views.overview(db, zone)
     days = [found.first_day + number * _DAY for number in range((found.last_day - found.first_day).days + 1)]
-    gas = await rows.gas(db, Period(day_start(days[0], zone), day_start(days[-1] + _DAY, zone)), zone)
+    gas = await gas_by_day(db, zone, days[0], days[-1])
     paid = _paid(desk.names, days, found.days)
     spent = _gas(days, gas)
     outcomes = _outcomes(found.days)
@@ -56,6 +69,8 @@ async def show_overview(desk: Desk, visit: Visit) -> web.StreamResponse:
         days=days,
         paid=paid,
         gas=spent,
+        earned={each.day: each for each in found.earned},
+        sums=_sums(found.earned),
         outcomes=outcomes,
         outcomes_chart=charts.shares("outcomes", "How the settlements of these days ended", outcomes),
         undecided=_undecided(found.open),
@@ -63,6 +78,27 @@ async def show_overview(desk: Desk, visit: Visit) -> web.StreamResponse:
         counts=_counts(found.days),
         to_close=(found.last_day - found.last_closed).days - 1 if found.last_closed else None,
     )
+
+
+def _sums(earned: Sequence[Earned]) -> Sums | None:
+    """None: no day is counted yet."""
+    if not earned:
+        return None
+    return Sums(
+        days=len(earned),
+        last=earned[-1].day,
+        fees_micros=_sum(each.fees_micros for each in earned),
+        gas_micros=_sum(each.gas_micros for each in earned),
+        margin_micros=_sum(each.margin_micros for each in earned),
+        unpriced=sum(each.unpriced for each in earned),
+        unrated=sum(each.unrated for each in earned),
+    )
+
+
+def _sum(parts: Iterable[int | None]) -> int | None:
+    """None when a part is not known: a sum without it would be too small."""
+    known = list(parts)
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def _paid(assets: names.Assets, days: Sequence[date], found: Iterable[DayTotal]) -> list[Series]:

@@ -7,7 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from facilitator.console.desk import Desk, Visit
-from facilitator.domain.periods import Period, day_start, local_date
+from facilitator.domain.periods import local_date
+from facilitator.finance.earnings import gas_by_day
 from facilitator.store import views as rows
 from facilitator.units import Address, Network
 
@@ -21,7 +22,7 @@ async def show_relayers(desk: Desk, visit: Visit) -> web.StreamResponse:
     db, zone = desk.need_db(), desk.finance.booking_zone
     today = local_date(datetime.now(UTC), zone)
     first, week = today - timedelta(days=_MONTH_DAYS - 1), today - timedelta(days=_WEEK_DAYS)
-    spent = await rows.gas(db, Period(day_start(first, zone), day_start(today + timedelta(days=1), zone)), zone)
+    spent = await gas_by_day(db, zone, first, today)
     causes: Counter[tuple[Network, str]] = Counter()
     transactions: Counter[tuple[Network, str]] = Counter()
     weekly: Counter[tuple[Network, Address]] = Counter()

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from eth_account.signers.local import LocalAccount
 
 from facilitator.devstack.stack import Anvil, Postgres
+from tests.fixtures.console import open_room
 from tests.fixtures.service import ServeProcess, free_port
 from tests.fixtures.waiting import PATIENCE_S
 
@@ -350,3 +351,33 @@ async def test_the_wrong_chain_and_the_wrong_token_are_found_and_withdrawn(tmp_p
         assert "network.withdrawn" in {event["event"] for event in errors}
     finally:
         await asyncio.to_thread(process.terminate)
+
+
+# --- the console
+
+
+async def test_a_console_link_signs_in_who_it_was_made_for_as_what_and_once(shell: Shell, database_url: str) -> None:
+    off = shell.run("console", "link", "--role", "auditor", "--user", "Eve")
+    assert (off.returncode, "there is no [console] table" in off.stderr) == (2, True)
+    console = f'[console]\nlisten = "127.0.0.1:{free_port()}"\nurl = "https://books.example/"\n'
+    shell.file.write_text(console + shell.file.read_text("utf-8"), "utf-8")
+    for user in ("", "x" * 201, "line\nbreak"):
+        refused = shell.run("console", "link", "--role", "auditor", "--user", user)
+        assert (refused.returncode, "--user: expected a name" in refused.stderr, refused.stdout) == (2, True, "")
+    assert shell.run("console", "link", "--role", "root", "--user", "Eve").returncode == 2
+    made = shell.run("console", "link", "--role", "auditor", "--user", "Eve Miller")
+    assert (made.returncode, made.stderr) == (0, "")
+    base, _, token = made.stdout.strip().partition("?token=")
+    assert base == "https://books.example/sign-in"
+    connection = await asyncpg.connect(database_url)
+    (event,) = await connection.fetch("select actor, detail from audit_event where kind = 'console_link_made'")
+    assert event["actor"].startswith("cli ")
+    assert json.loads(event["detail"]) == {"person": "Eve Miller", "role": "auditor"}
+    life_s = await connection.fetchval("select extract(epoch from expires_at - made_at)::integer from console_link")
+    await connection.close()
+    assert life_s == 600
+    async with open_room(database_url) as room:
+        browser = room.browser()
+        assert (await browser.post("/sign-in", {"token": token})).status == 303
+        assert 'Eve Miller <span class="soft">· auditor</span>' in (await browser.get("/")).text
+        assert (await room.browser().post("/sign-in", {"token": token})).status == 403

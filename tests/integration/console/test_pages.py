@@ -33,7 +33,7 @@ from facilitator.finance.export import Asked, export_report
 from facilitator.finance.seals import seal_once
 from facilitator.store import seals
 from facilitator.units import UTC_ZONE, parse_zone
-from tests.fixtures.busy import HOSTILE, Busy, fill
+from tests.fixtures.busy import BASE, HOSTILE, Busy, fill
 from tests.fixtures.chromium import launch_options
 from tests.fixtures.console import Room, open_room
 from tests.fixtures.office import open_office
@@ -41,6 +41,7 @@ from tests.fixtures.office import open_office
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WAIT_MS: Final = 30_000
+EXPLORER: Final = "https://explorer.example/base"
 NPM: Final = Path(__file__).parents[2] / "conformance" / "npm" / "node_modules"
 
 
@@ -112,7 +113,7 @@ async def house(postgres: Postgres, database_template: str) -> AsyncIterator[Hou
     url = await postgres.create_database("console_pages", database_template)
     busy = await fill(url, now=datetime.now(UTC), a_day=8)
     connection = await asyncpg.connect(url)
-    async with open_room(url) as room, async_playwright() as playwright:
+    async with open_room(url, explorers={BASE: f"{EXPLORER}/"}) as room, async_playwright() as playwright:
         chromium = await playwright.chromium.launch(**options, timeout=WAIT_MS)
         browser = await room.sign_in("finance", "Grace Hopper")
         asked = {"kind": "settlements", "format": "csv", "tenant": "model-hub", "from": str(busy.closed[0]), "to": str(busy.closed[5])}
@@ -306,6 +307,21 @@ async def test_one_settlement_shows_all_that_is_on_record(house: House) -> None:
     assert f'value="0.{cost:018}"' in text
     assert re.findall(r'<div class="what"><span>(\w+)</span>', text) == ["queued", "submitted", "included", "finalized"]
     assert "USD, at" in text
+
+
+async def test_a_proof_is_linked_to_an_explorer_where_one_is_configured_and_only_there(house: House) -> None:
+    """The fixture has one for Base, none for Base Sepolia."""
+    browser = await house.room.sign_in("viewer")
+    proofs = await house.connection.fetch(
+        "select distinct on (network) settlement_id, network, tx_hash from settlement where log_index is not null"
+    )
+    assert len(proofs) == 2
+    for row in proofs:
+        page = (await browser.get(f"/settlements/{row['settlement_id']}")).text
+        link = f'<a class="small" href="{EXPLORER}/tx/{row["tx_hash"]}" rel="noreferrer">'
+        assert (link in page) == (row["network"] == BASE)
+        assert page.count("https://explorer.example") == (1 if row["network"] == BASE else 0)
+    assert "explorer.example" not in str((await browser.get("/")).headers)
 
 
 async def test_the_overview_is_what_the_ledger_says(house: House) -> None:

@@ -191,6 +191,8 @@ async def test_the_share_that_was_matched_within_an_hour(ledger: Ledger) -> None
     await ledger.look()
     assert [row.matched_atomic for row in await discrepancies.matched(db, NETWORK)] == [0]  # too late
     await ledger.tamper("update reconciliation_run set ran_at = now() - interval '30 minutes'")
+    assert [row.matched_atomic for row in await discrepancies.matched(db, NETWORK)] == [0]  # by hand, and not by the background
+    await ledger.tamper("update reconciliation_run set background = true")
     assert [row.matched_atomic for row in await discrepancies.matched(db, NETWORK)] == [40_000]
     await ledger.tamper("update settlement set amount_atomic = amount_atomic + 1 where settlement_id = $1", ledger.ids[0])
     await ledger.look()

@@ -811,6 +811,42 @@ async def test_a_listing_has_its_form(ledger: Ledger, constraint: str, changes: 
         await ledger.insert("listing", LISTED | changes)
 
 
+# --- what days earned ---
+
+
+EARNED: dict[str, Any] = {"zone": "UTC", "day": date(2026, 1, 1), "fees_micros": 5, "unpriced": 0, "terms": 0}
+GAS_EARNED: dict[str, Any] = {
+    "zone": "UTC", "day": date(2026, 1, 1), "network": NETWORK, "relayer": "0x1", "cause": "payment", "transactions": 1, "amount_wei": 1,
+    "usd_micros": 1, "unrated": 0,
+}  # fmt: skip
+
+
+async def test_a_day_s_earnings_are_known_or_said_not_to_be(ledger: Ledger) -> None:
+    for constraint, changes in (
+        ("earnings_day_unpriced_check", {"unpriced": -1}),
+        ("earnings_day_known", {"unpriced": 1}),
+        ("earnings_day_known", {"fees_micros": None}),
+    ):
+        with refused(constraint):
+            await ledger.insert("earnings_day", EARNED | changes)
+    with refused("earnings_gas_zone_day_fkey"):
+        await ledger.insert("earnings_gas", GAS_EARNED)
+    await ledger.insert("earnings_day", EARNED)
+    with refused("earnings_day_pkey"):
+        await ledger.insert("earnings_day", EARNED)
+    for constraint, changes in (
+        ("earnings_gas_transactions_check", {"transactions": 0}),
+        ("earnings_gas_unrated_check", {"unrated": -1, "usd_micros": None}),
+        ("earnings_gas_known", {"unrated": 1}),
+        ("earnings_gas_known", {"usd_micros": None}),
+    ):
+        with refused(constraint):
+            await ledger.insert("earnings_gas", GAS_EARNED | changes)
+    await ledger.insert("earnings_gas", GAS_EARNED)
+    with refused("earnings_gas_pkey"):
+        await ledger.insert("earnings_gas", GAS_EARNED)
+
+
 # --- exports ---
 
 

@@ -78,6 +78,19 @@ def test_an_optional_address_is_read(tmp_path: Path) -> None:
     assert "expected" in problems(tmp_path, GOOD + 'rate_feed = "0x71"')
 
 
+@pytest.mark.parametrize("url", ["https://basescan.org", "https://basescan.org/", "https://explorer.example:8443/base-mainnet"])
+def test_an_explorer_is_an_https_address(tmp_path: Path, url: str) -> None:
+    assert read(tmp_path, GOOD + f'explorer_url = "{url}"').config.networks[0].explorer_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://basescan.org", "javascript:alert(1)", "https://", "https://me@basescan.org", "https://a.org?q=", "https://a b", "//a"],
+)
+def test_what_is_no_https_address_is_no_explorer(tmp_path: Path, url: str) -> None:
+    assert "explorer_url" in problems(tmp_path, GOOD + f'explorer_url = "{url}"')
+
+
 def test_everything_may_come_from_the_environment() -> None:
     loaded = load(
         None,

@@ -70,3 +70,17 @@ select entry_id, asset, case when debit = $1::text then amount_atomic else -amou
   from journal_entry
  where phase = 'posted' and $1::text in (debit, credit) and happened_at >= $2::timestamptz and happened_at < $3::timestamptz
  order by happened_at, entry_id;
+
+-- The same of accounts that no transaction moves, found by an index of their own.
+-- name: opening_of_ours :many
+select asset, sum(case when debit = $1::text then amount_atomic else -amount_atomic end) as balance_atomic
+  from journal_entry
+ where book = 'own' and phase = 'posted' and tx_hash is null and $1::text in (debit, credit) and happened_at < $2::timestamptz
+ group by asset order by asset;
+
+-- name: movements_of_ours :many
+select entry_id, asset, case when debit = $1::text then amount_atomic else -amount_atomic end as amount_atomic,
+       case when debit = $1::text then credit else debit end as against, settlement_id, tx_hash, reference, happened_at, booked_at
+  from journal_entry
+ where book = 'own' and phase = 'posted' and tx_hash is null and $1::text in (debit, credit) and happened_at >= $2::timestamptz and happened_at < $3::timestamptz
+ order by happened_at, entry_id;

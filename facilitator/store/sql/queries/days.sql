@@ -1,27 +1,42 @@
 -- Book days: what still keeps one open, what it came to, and what was done to it.
 
+-- Whatever is older than the first entry of the last closed day but one was resolved when those were closed: a day lies between.
 -- name: pending_before :one
+with since as (
+    select coalesce((select (d.document::jsonb ->> 'first_entry')::bigint from day_event d
+                      where d.kind = 'closed' and d.document::jsonb ->> 'first_entry' is not null
+                        and not exists (select from day_event r where r.day <= d.day and r.event_id > d.event_id)
+                      order by d.event_id desc offset 1 limit 1), 0) as entry_id
+)
 select count(*) as entries from journal_entry e
- where e.phase = 'pending' and e.happened_at < $1::timestamptz
-   and not exists (select from journal_entry r where r.resolves = e.entry_id);
+ where e.phase = 'pending' and e.happened_at < $1::timestamptz and e.entry_id >= (select entry_id from since)
+   and not exists (select from journal_entry r where r.resolves = e.entry_id and r.resolves >= (select entry_id from since));
 
+-- What took longer than a day to settle is left to the reconciliation itself, which goes through all blocks.
 -- name: unreconciled_before :one
-select count(*) as entries from settlement s
+with held as (
+    select network, range_agg(int8range(from_block, to_block, '[]')) as blocks from reconciliation_run group by network
+)
+select count(*) as entries from settlement s left join held h using (network)
  where s.state = 'finalized' and s.resolved_at < $1::timestamptz
    and s.resolved_at >= $1::timestamptz - interval '2 days'
-   and not exists (select from reconciliation_run r where r.network = s.network and s.block_number between r.from_block and r.to_block);
+   and s.queued_at < $1::timestamptz and s.queued_at >= $1::timestamptz - interval '3 days'
+   and not coalesce(s.block_number <@ h.blocks, false);
 
 -- name: unsealed_before :one
 select count(*) as entries from journal_entry e
  where e.happened_at < $1::timestamptz and e.entry_id > $2::bigint
    and not exists (select from sealed_leaf l where l.source = 'journal' and l.row_id = e.entry_id);
 
--- What a book day came to, by the kinds of its accounts.
+-- What a book day came to, by the kinds of its accounts. Its entries lie close together.
 -- name: day_totals :many
+with leaf as materialized (
+    select row_id from sealed_leaf where source = 'journal' and book_day = $1::date
+)
 select e.book, e.phase, split_part(e.debit, ':', 1) as debit, split_part(e.credit, ':', 1) as credit, e.asset,
        count(*) as entries, sum(e.amount_atomic) as amount_atomic, min(e.entry_id) as first_entry, max(e.entry_id) as last_entry
-  from sealed_leaf l join journal_entry e on e.entry_id = l.row_id
- where l.source = 'journal' and l.book_day = $1::date
+  from leaf l join journal_entry e on e.entry_id = l.row_id
+ where e.entry_id between (select min(row_id) from leaf) and (select max(row_id) from leaf)
  group by e.book, e.phase, split_part(e.debit, ':', 1), split_part(e.credit, ':', 1), e.asset
  order by e.book, e.phase, 3, 4, e.asset;
 

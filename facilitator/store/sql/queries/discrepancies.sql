@@ -82,17 +82,23 @@ insert into relayer_balance (network, relayer, block_number, wei, last_entry)
 values ($1::text, $2::text, $3::bigint, $4::numeric, $5::bigint)
     on conflict do nothing;
 
--- Of what was settled in the day that ended an hour ago: how much was held against the chain within an hour, without a discrepancy.
+-- Of what was settled in the day that ended an hour ago: how much was held against the chain within an hour, without a discrepancy. What
+-- took longer than a day to settle is left out; both indexes of settlements go by when they were asked for. The background goes through
+-- the blocks without a hole and once: the first of its runs that reaches a block is the one that holds it.
 -- name: matched :many
 select s.asset, sum(s.amount_atomic) as settled_atomic,
        coalesce(sum(s.amount_atomic) filter (where exists (
-           select from reconciliation_run r
-            where r.network = s.network and s.block_number between r.from_block and r.to_block
-              and r.ran_at <= s.resolved_at + interval '1 hour')
+           select from (select r.from_block, r.ran_at from reconciliation_run r
+                         where r.network = s.network and r.background and r.to_block >= s.block_number order by r.to_block limit 1) held
+            where held.from_block <= s.block_number and held.ran_at <= s.resolved_at + interval '1 hour')
          and not exists (select from discrepancy d where d.settlement_id = s.settlement_id and d.resolved_at is null and d.gone_at is null)
        ), 0) as matched_atomic
-  from settlement s
- where s.network = $1::text and s.state in ('included', 'safe', 'finalized')
+  from (select settlement_id, network, asset, amount_atomic, block_number, resolved_at from settlement
+         where state = 'finalized' and queued_at > now() - interval '49 hours'
+         union all
+        select settlement_id, network, asset, amount_atomic, block_number, resolved_at from settlement
+         where not (state = 'finalized' or closed) and state in ('included', 'safe') and queued_at > now() - interval '49 hours') s
+ where s.network = $1::text
    and s.resolved_at > now() - interval '25 hours' and s.resolved_at <= now() - interval '1 hour'
  group by s.asset order by s.asset;
 

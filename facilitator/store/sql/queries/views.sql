@@ -275,10 +275,15 @@ select r.network, r.address, r.status, r.next_tx_nonce,
 
 -- Every tenant with the terms that hold on a day and what it owes.
 -- name: view_tenants :many
+with owed as (
+    select case when debit like 'receivable:%' then debit else credit end as account,
+           sum(case when debit like 'receivable:%' then amount_atomic else -amount_atomic end) as micros
+      from journal_entry
+     where book = 'own' and phase = 'posted' and tx_hash is null and (debit like 'receivable:%' or credit like 'receivable:%')
+     group by 1
+)
 select t.tenant_id, t.created_at, t.disabled_at, t.confirm_level, t.limits, f.version as terms_version, f.effective_from as terms_from, f.terms,
-       (select coalesce(sum(case when e.debit = 'receivable:' || t.tenant_id then e.amount_atomic else -e.amount_atomic end), 0)
-          from journal_entry e
-         where e.book = 'own' and e.phase = 'posted' and 'receivable:' || t.tenant_id in (e.debit, e.credit)) as receivable_micros,
+       coalesce((select micros from owed where account = 'receivable:' || t.tenant_id), 0) as receivable_micros,
        (select count(*) from invoice i where i.tenant_id = t.tenant_id) as invoices
   from tenant t
   left join lateral (select * from fee_schedule s where s.tenant_id = t.tenant_id and s.effective_from <= $1::date
