@@ -836,7 +836,7 @@ async def test_a_day_s_earnings_are_known_or_said_not_to_be(ledger: Ledger) -> N
         await ledger.insert("earnings_day", EARNED)
     for constraint, changes in (
         ("earnings_gas_transactions_check", {"transactions": 0}),
-        ("earnings_gas_unrated_check", {"unrated": -1, "usd_micros": None}),
+        ("earnings_gas_unrated_check", {"unrated": -1}),
         ("earnings_gas_known", {"unrated": 1}),
         ("earnings_gas_known", {"usd_micros": None}),
     ):
