@@ -5,7 +5,7 @@ status does not, an error is never an absence, and without proof a settlement st
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -54,6 +54,8 @@ _MISSES_MAX: Final = 3
 """Looks at a used tx_nonce without a receipt of ours before we say that somebody else used it."""
 _FLASHBLOCK_POLL_S: Final = 0.1
 """How often flashblocks are looked at while a payment may be told from one."""
+_FIRST_LOOKS_S: Final = (0.005, 0.01, 0.02)
+"""Pauses after the first look at a transaction that is sent while nothing else is open: a chain that mines at once has it by then."""
 _HALT_FACTOR: Final = 5
 """Without a new block a transaction is sent again this many times more rarely: it has missed nothing yet."""
 _STRAINED: Final = {
@@ -132,6 +134,8 @@ class Watcher:
             for bought in ("settled", "wasted"):
                 GAS_SPENT.labels(chain.network, relayer, bought)
         self._kept = 0
+        self._first_looks: Iterator[float] = iter(())
+        """Pauses that come before the regular ones."""
         self._look = asyncio.Event()
         self._opened = asyncio.Event()
         self.slot_freed = asyncio.Event()
@@ -247,6 +251,8 @@ class Watcher:
             elif kind != slot.refused:
                 slot.refused = kind
                 _tell_refused(attempt.tx_hash, kind, outcome)
+        if fresh and len(self._open) == 1 and not self._chain.head.pushed:  # under load there is always more open
+            self._first_looks = iter(_FIRST_LOOKS_S)
         self._look.set()
 
     def _withheld(self, slot: OpenSlot) -> bool:
@@ -294,6 +300,8 @@ class Watcher:
                     continue
             flashblocks = any(slot.wants_flashblock for slot in self._open.values())
             pause_s = _FLASHBLOCK_POLL_S if flashblocks else max(self._settings.poll_s, self._chain.head.next_block_in_s())
+            if not self._look.is_set():
+                pause_s = min(pause_s, next(self._first_looks, pause_s))
             try:
                 async with asyncio.timeout(pause_s):
                     await self._look.wait()

@@ -1,6 +1,7 @@
 """How what happened on chain is found: logs of each block first, receipts around them, polling where no log can tell."""
 
 import asyncio
+from operator import length_hint
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from facilitator.devstack.buyer import Buyer, requirements
 from facilitator.devstack.token import BASE_SEPOLIA_USDC, calldata, transact
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.lookout import _AT_ONCE_MAX
+from facilitator.settlement.watcher import _FIRST_LOOKS_S, Watcher
 from tests.fault.conftest import StartScene, scene, seed, start_scene
 from tests.fixtures.base_sim import HttpError, NodeSays
 from tests.fixtures.scene import AMOUNT, PAY_TO, Scene, reason
@@ -48,6 +50,36 @@ async def test_a_block_costs_one_question_for_logs_and_each_transaction_one_rece
     assert scene.sim.calls[LOGS] - logs <= mined_in
     assert scene.sim.calls[RECEIPT] - receipts == MANY
     await scene.finish(settled=MANY)
+
+
+async def test_a_lone_transaction_is_looked_for_soon_a_few_times_and_one_beside_others_is_not(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    new_block = Watcher._new_block
+
+    async def counted(watcher: Watcher) -> bool:
+        nonlocal looks
+        looks += 1
+        return await new_block(watcher)
+
+    monkeypatch.setattr(Watcher, "_new_block", counted)
+    rig = await scene.engine(poll_s=3600.0, **CALM)  # nobody looks because of time alone
+    watcher = rig.engine._watchers[scene.network]
+    tasks = [scene.settle(rig, scene.payment())]
+    await scene.until(lambda: looks > len(_FIRST_LOOKS_S), "the first looks")
+    await scene.until(lambda: length_hint(watcher._first_looks) == 0, "the last of them")
+    before = looks
+
+    tasks.append(scene.settle(rig, scene.payment()))
+    await scene.until(lambda: looks > before and len(scene.sim.pool.pending()) == 2, "both in the pool")
+    assert length_hint(watcher._first_looks) == 0
+
+    await scene.sim.mine()
+    watcher.look_soon()
+    await scene.until(lambda: all(task.done() for task in tasks), "answers")
+    assert {reason(task.result()) for task in tasks} == {None}
+    assert length_hint(watcher._first_looks) == 0
 
 
 async def test_what_waits_costs_no_receipts_beyond_a_few_a_block(scene: Scene) -> None:
