@@ -152,14 +152,13 @@ class ExactEip3009:
     def faults_in_time(self, authorization: Authorization, now: Now) -> Iterator[Refusal]:
         """Both ends of the window."""
         latest = now.latest
-        skew = "" if now.wall is None else f"; block time {now.head}, wall clock {now.wall - now.head:+d} s from it"
         if authorization.valid_before < latest + now.life_min_s:  # some blocks may pass until inclusion
-            expected = f"at least {latest + now.life_min_s} (now {latest} and {now.life_min_s} s{skew})"
+            expected = f"at least {latest + now.life_min_s} (now {latest} and {now.life_min_s} s{_skew(now)})"
             got = f"{authorization.valid_before}, {distance(authorization.valid_before - latest)}"
             yield refuse(Reason.EXPIRED, "payload.authorization.validBefore", expected, got)
         if authorization.valid_after >= latest:
             ahead_s = authorization.valid_after - latest
-            expected, got = f"less than now {latest}{skew}", f"{authorization.valid_after}, {distance(ahead_s)}"
+            expected, got = f"less than now {latest}{_skew(now)}", f"{authorization.valid_after}, {distance(ahead_s)}"
             yield refuse(Reason.NOT_YET_VALID, "payload.authorization.validAfter", expected, got)
 
     def trial(self, authorization: Authorization) -> Trial | None:
@@ -268,13 +267,14 @@ class _RefusedError(Exception):
 
 def _field(terms: Mapping[object, object], key: str, parse: Callable[[str], T], shape: str) -> T:
     """One member of `payload.authorization`, read strictly."""
-    where, value = f"payload.authorization.{key}", terms.get(key)
+    value = terms.get(key)
     if not isinstance(value, str):
-        _fail(Reason.INVALID_EXACT_PAYLOAD, where, shape, show(value))
+        _fail(Reason.INVALID_EXACT_PAYLOAD, f"payload.authorization.{key}", shape, show(value))
     try:
         return parse(value)
     except ValueError as error:  # its text says what was expected
-        raise _RefusedError(Refusal(reason=Reason.INVALID_EXACT_PAYLOAD, message=f"{where}: {error}, got {show(value)}")) from None
+        message = f"payload.authorization.{key}: {error}, got {show(value)}"
+        raise _RefusedError(Refusal(reason=Reason.INVALID_EXACT_PAYLOAD, message=message)) from None
 
 
 def _read_signature(value: object) -> bytes:
@@ -296,6 +296,11 @@ def _read_signature(value: object) -> bytes:
             Reason.INVALID_EXACT_PAYLOAD, where, "abi.encode(address, bytes, bytes) before the suffix of ERC-6492", "other bytes before it"
         )
     return signature
+
+
+def _skew(now: Now) -> str:
+    """How far the two clocks are apart, for people."""
+    return "" if now.wall is None else f"; block time {now.head}, wall clock {now.wall - now.head:+d} s from it"
 
 
 def _domain_faults(token: Token, extra: Mapping[str, object]) -> Iterator[Refusal]:
