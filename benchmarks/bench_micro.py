@@ -22,7 +22,7 @@ from facilitator.devstack.accounts import dev_account
 from facilitator.devstack.children import StateDirectory
 from facilitator.devstack.stack import Postgres
 from facilitator.domain import abi
-from facilitator.domain.facts import Call
+from facilitator.domain.facts import Call, Now
 from facilitator.domain.fees import split_evenly
 from facilitator.domain.identity import key_of
 from facilitator.domain.postings import Cause, gas_entries, resolution
@@ -31,6 +31,7 @@ from facilitator.domain.transactions import Transaction
 from facilitator.protocol import codec
 from facilitator.protocol.address import keccak256
 from facilitator.protocol.messages import Authorization, Payment, SettleResult, VerifyResult
+from facilitator.protocol.strict_json import load
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import recover, transfer_digest
@@ -39,7 +40,7 @@ from facilitator.store.db import Db
 from facilitator.store.migrate import migrate
 from facilitator.store.settlements import Admission, Answer, Asked, ClosedSlot, Cost, Lease, OpenedSlot, Outcome, SignedSlot
 from facilitator.store.tenants import Tenant, create_tenant
-from facilitator.units import Address, BlockHash, Gas, TxHash, Wei, chain_id_of
+from facilitator.units import Address, BlockHash, Gas, TxHash, UnixSeconds, Wei, chain_id_of
 
 ROUNDS: Final = 3 if QUICK else 7
 ROUND_S: Final = 0.03 if QUICK else 0.15
@@ -102,7 +103,12 @@ def steps(report: Report) -> None:
     assert isinstance(authorization, Authorization)
     digest = transfer_digest(authorization, "USDC", "2")
     add(report, "decode_request", timed(lambda: codec.decode_request(body)))
+    add(report, "strict_json.load", timed(lambda: load(body)))
     add(report, "scheme.read", timed(lambda: scheme.read(payment)))
+    add(report, "scheme.check_terms", timed(lambda: scheme.check_terms(authorization, payment.requirements)))
+    add(report, "scheme.trial", timed(lambda: scheme.trial(authorization)))
+    now = Now(head=UnixSeconds(1), wall=UnixSeconds(int(time.time())))
+    add(report, "scheme.check_time", timed(lambda: scheme.check_time(authorization, now)))
     verified = VerifyResult(payer=authorization.payer, refusal=None)
     settled = SettleResult(payer=authorization.payer, refusal=None, tx_hash=TxHash("0x" + "ab" * 32), log_index=1, settlement_id="0" * 36)
     add(report, "encode_verify", timed(lambda: codec.encode_verify(verified, 2)))
