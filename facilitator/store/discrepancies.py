@@ -154,8 +154,9 @@ async def reconciled_through(db: Db, network: Network) -> int | None:
 
 
 async def matched(db: Db, network: Network) -> list[Matched]:
-    """Of the day that ended an hour ago, by asset."""
-    return await db.many(Matched, QUERIES["matched"], network)
+    """Of the day that ended an hour ago, by asset. It reads all settlements of that day, which may take long."""
+    async with db.snapshot() as session:
+        return [row async for row in session.stream(Matched, QUERIES["matched"], network)]
 
 
 async def lock_reconciling(session: Session, network: Network) -> bool:

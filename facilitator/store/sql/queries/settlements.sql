@@ -648,20 +648,24 @@ with gone as (
 ), carried as (
     select distinct on (i.settlement_id) i.settlement_id, i.slot_id from slot_item i join slots using (slot_id)
      order by i.settlement_id, i.slot_id desc
+), touched as ( -- an index for each part: together they would be looked for in the whole ledger
+    select s.settlement_id from gone b join settlement s on (s.block_number, s.block_hash) = (b.block_number, b.block_hash)
+     where s.network = $1::text and s.state in ('included', 'safe') and not s.closed
+    union all
+    select s.settlement_id from gone b join settlement s on (s.block_number, s.block_hash) = (b.block_number, b.block_hash)
+     where s.network = $1::text and s.state in ('external', 'cancelled', 'conflict') and not s.closed
+    union all
+    select s.settlement_id from carried join settlement s using (settlement_id) where s.state in ('failed', 'expired')
 ), disproved as (
     select s.settlement_id, c.slot_id, s.state as before, s.admissions as admissions_before,
            case when c.slot_id is not null then 'submitted'
                 when m.from_state in ('failed', 'withdrawn') then m.from_state
                 else 'queued' end as back_to,
            p.reason, p.tx_hash
-      from settlement s
+      from touched join settlement s using (settlement_id)
       left join carried c using (settlement_id)
       left join settlement_move m on m.settlement_id = s.settlement_id and m.move = s.moves
       left join settlement_move p on p.settlement_id = s.settlement_id and p.move = s.moves - 1
-     where s.network = $1::text
-       and ((s.state in ('included', 'safe', 'external', 'cancelled', 'conflict')
-             and (s.block_number, s.block_hash) in (select block_number, block_hash from gone) and not s.closed)
-            or (s.state in ('failed', 'expired') and c.slot_id is not null))
 ), reopened as (
     update settlement s
        set state = d.back_to, moves = s.moves + 1, log_index = null, block_number = null, block_hash = null,
@@ -675,7 +679,7 @@ with gone as (
            answer = case when s.answer ->> 'success' = 'true' and s.answer_state <> 'spent' then null else s.answer end,
            admissions = s.admissions + case when d.back_to in ('failed', 'withdrawn') then 0 else
                         (select count(*) from journal_entry v join journal_entry p on p.entry_id = v.resolves
-                          where p.settlement_id = s.settlement_id and p.admission = s.admissions)::integer end
+                          where p.settlement_id = s.settlement_id and p.admission = s.admissions and p.phase = 'pending')::integer end
       from disproved d
      where s.settlement_id = d.settlement_id and s.state = d.before
     returning s.settlement_id, s.state, s.moves, s.admissions, s.tx_hash, d.slot_id, d.before, d.admissions_before

@@ -241,8 +241,12 @@ select s.settlement_id, s.queued_at, s.resolved_at, s.tenant_id, s.state, s.reas
 -- name: entries_of :many
 select e.entry_id, e.phase, e.debit, e.credit, e.asset, e.amount_atomic, e.tx_hash, e.resolves, e.happened_at, e.booked_at,
        l.book_day, l.seal_no
-  from journal_entry e left join sealed_leaf l on l.source = 'journal' and l.row_id = e.entry_id
- where e.settlement_id = $1::uuid
+  from (select entry_id from journal_entry where settlement_id = $1::uuid and phase = 'pending'
+        union all
+        select r.entry_id from journal_entry p join journal_entry r on r.resolves = p.entry_id
+         where p.settlement_id = $1::uuid and p.phase = 'pending') its
+  join journal_entry e using (entry_id)
+  left join sealed_leaf l on l.source = 'journal' and l.row_id = e.entry_id
  order by e.entry_id;
 
 -- Every transaction that was signed to carry it, also those that were replaced.
