@@ -2,6 +2,7 @@
 
 Results go to stdout, everything else to stderr. A failure is one line: what, where, remedy. Exit status: 0 done,
 1 checked and failed, 2 wrong usage or configuration, 3 not possible now. A secret is shown once, when a key is made.
+A command imports what it needs when it runs: all of it together takes half a second.
 """
 
 import argparse
@@ -15,22 +16,21 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import uvloop
 
-from facilitator import books, telemetry, tenancy
 from facilitator import config as configuration
-from facilitator.app import open_database, serve
+from facilitator import telemetry
 from facilitator.config import CONFIG_VARIABLE, Config, ConfigProblems, Loaded
-from facilitator.doctor import examine
 from facilitator.errors import ConfigFault, Fault
-from facilitator.explain import explain
 from facilitator.metrics import EVENTS, series
-from facilitator.operate import STATUSES, add_relayer, reconcile_network, relayer_lines, report_lines, set_relayer_status
 from facilitator.references import Secret
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate, schema_standing
+
+if TYPE_CHECKING:
+    from facilitator.books import Done, Work
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -38,6 +38,8 @@ USAGE: Final = 2
 UNEXPLAINED: Final = 2
 NOT_NOW: Final = 3
 
+_LIGHT: Final = ("serve", "migrate", "config", "demo", "dev")
+"""Commands that need nothing of the others."""
 _DATABASE: Final = "facilitator"
 """Name of our database in an embedded server."""
 
@@ -48,7 +50,8 @@ _GC_THRESHOLDS: Final = (20_000, 50, 100)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(given[0] if given else None).parse_args(given)
     try:
         status: int = parsed.run(parsed)
     except ConfigFault as fault:
@@ -67,7 +70,8 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(word: str | None = None) -> argparse.ArgumentParser:
+    """All commands; a light one's `word` leaves those out that take long to import."""
     parser = argparse.ArgumentParser(prog="facilitator", description="An x402 payment facilitator.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     with_config = argparse.ArgumentParser(add_help=False)
@@ -80,6 +84,35 @@ def _parser() -> argparse.ArgumentParser:
 
     command("serve", _serve, "run the service")
     command("migrate", _migrate, "bring the database's schema up")
+    if word not in _LIGHT:
+        _add_others(commands, command, with_config)
+
+    config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
+    config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
+    config.add_parser("print", parents=[with_config], help="each value and its origin, secrets as references").set_defaults(
+        run=_config_print
+    )
+
+    demo = command("demo", _demo, "the whole stack once: pay, settle, reconcile", config=False)
+    demo.add_argument("--payments", type=int, default=10, metavar="N")
+    demo.add_argument("--json", action="store_true")
+    dev = command("dev", _dev, "the same stack kept running", config=False)
+    dev.add_argument("--port", type=int, default=4022)
+    dev.add_argument("--block-time", type=float, default=None, metavar="S")
+    dev.add_argument("--state", type=Path, default=None, metavar="DIR")
+    dev.add_argument("--upstream", default=None, metavar="URL", help="OpenAI-compatible API behind the sample sellers")
+    dev.add_argument("--upstream-key", default=None, metavar="REF", help="its key: env:NAME or file:/path")
+    return parser
+
+
+def _add_others(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    command: Callable[..., argparse.ArgumentParser],
+    with_config: argparse.ArgumentParser,
+) -> None:
+    from facilitator import books, tenancy  # noqa: PLC0415
+    from facilitator.operate import STATUSES  # noqa: PLC0415
+
     command("doctor", _doctor, "check database, chains, relayers and clock; exit 1 when a check fails")
 
     tenancy.add_commands(commands, with_config, _on_ledger)
@@ -112,23 +145,6 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--requirements", type=Path, metavar="FILE", help="the seller's terms, an entry of `accepts`")
     why.add_argument("--rpc-url", metavar="URL", help="ask this chain too; a configuration's is asked anyway")
     why.add_argument("--json", action="store_true")
-
-    config = commands.add_parser("config", help="the effective configuration").add_subparsers(required=True, metavar="COMMAND")
-    config.add_parser("check", parents=[with_config], help="all that is wrong with it").set_defaults(run=_config_check)
-    config.add_parser("print", parents=[with_config], help="each value and its origin, secrets as references").set_defaults(
-        run=_config_print
-    )
-
-    demo = command("demo", _demo, "the whole stack once: pay, settle, reconcile", config=False)
-    demo.add_argument("--payments", type=int, default=10, metavar="N")
-    demo.add_argument("--json", action="store_true")
-    dev = command("dev", _dev, "the same stack kept running", config=False)
-    dev.add_argument("--port", type=int, default=4022)
-    dev.add_argument("--block-time", type=float, default=None, metavar="S")
-    dev.add_argument("--state", type=Path, default=None, metavar="DIR")
-    dev.add_argument("--upstream", default=None, metavar="URL", help="OpenAI-compatible API behind the sample sellers")
-    dev.add_argument("--upstream-key", default=None, metavar="REF", help="its key: env:NAME or file:/path")
-    return parser
 
 
 # ---- configuration
@@ -238,6 +254,8 @@ async def _database(config: Config) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _open(config: Config) -> AsyncIterator[Db]:
+    from facilitator.app import open_database  # noqa: PLC0415
+
     async with _database(config) as url:
         if missing := (await schema_standing(url)).missing:
             raise ConfigFault("schema_behind", f"the database lacks {', '.join(missing)}: run `facilitator migrate` first")
@@ -254,7 +272,7 @@ def _run(work: Coroutine[None, None, int]) -> int:
         return runner.run(work)
 
 
-def _on_ledger(work: books.Work) -> Callable[[argparse.Namespace], int]:
+def _on_ledger(work: "Work") -> Callable[[argparse.Namespace], int]:
     """A command that needs configuration and database."""
 
     def run(parsed: argparse.Namespace) -> int:
@@ -269,12 +287,12 @@ def _on_ledger(work: books.Work) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def _offline(work: Callable[[argparse.Namespace], books.Done]) -> Callable[[argparse.Namespace], int]:
+def _offline(work: Callable[[argparse.Namespace], "Done"]) -> Callable[[argparse.Namespace], int]:
     """A command that needs neither."""
     return lambda parsed: _tell(work(parsed))
 
 
-def _tell(done: books.Done) -> int:
+def _tell(done: "Done") -> int:
     if done.lines:
         print("\n".join(done.lines))
     return done.status
@@ -284,6 +302,8 @@ def _tell(done: books.Done) -> int:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
+    from facilitator.app import serve  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=False)
 
     async def run() -> int:
@@ -309,6 +329,8 @@ def _migrate(parsed: argparse.Namespace) -> int:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
+    from facilitator.explain import explain  # noqa: PLC0415
+
     telemetry.configure("warning")
     config = _load(parsed).config if parsed.config or os.environ.get(CONFIG_VARIABLE) else None
     text = sys.stdin.buffer.read() if parsed.file == "-" else Path(parsed.file).read_bytes()
@@ -348,6 +370,8 @@ def _devstack(name: str) -> Callable[..., int]:
 
 
 def _reconcile(parsed: argparse.Namespace) -> int:
+    from facilitator.operate import reconcile_network, report_lines  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=True)
 
     async def run() -> int:
@@ -360,6 +384,8 @@ def _reconcile(parsed: argparse.Namespace) -> int:
 
 
 def _relayers_list(parsed: argparse.Namespace) -> int:
+    from facilitator.operate import relayer_lines  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=True)
 
     async def run() -> int:
@@ -371,28 +397,36 @@ def _relayers_list(parsed: argparse.Namespace) -> int:
 
 
 def _relayers_add(parsed: argparse.Namespace) -> int:
+    from facilitator.books import ACTOR  # noqa: PLC0415
+    from facilitator.operate import add_relayer  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=True)
 
     async def run() -> int:
         async with _open(config) as db:
-            print(await add_relayer(config, db, f"cli {books.ACTOR}", parsed.network, parsed.reference, parsed.address))
+            print(await add_relayer(config, db, f"cli {ACTOR}", parsed.network, parsed.reference, parsed.address))
         return DONE
 
     return _run(run())
 
 
 def _relayers_change(parsed: argparse.Namespace) -> int:
+    from facilitator.books import ACTOR  # noqa: PLC0415
+    from facilitator.operate import set_relayer_status  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=True)
 
     async def run() -> int:
         async with _open(config) as db:
-            print(await set_relayer_status(config, db, f"cli {books.ACTOR}", parsed.network, parsed.address, parsed.change))
+            print(await set_relayer_status(config, db, f"cli {ACTOR}", parsed.network, parsed.address, parsed.change))
         return DONE
 
     return _run(run())
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
+    from facilitator.doctor import examine  # noqa: PLC0415
+
     config = _prepare(parsed, quiet=True)
 
     async def run() -> int:
