@@ -1,26 +1,30 @@
 """More load than can be served: how much is served all the same, how long that takes, and how soon the rest is refused.
 
-The peak is what a closed loop settles; then requests come at once, twice and three times that rate, whatever comes back. Two
-limits: `slots` (4 relayers, one payment a transaction: the chain is the limit) and `cpu` (32 relayers that share
-transactions: this machine is). See README.md. `BENCH_QUICK=1` for a short run.
+The peak is what a closed loop gets done; then requests come at once, twice and three times that rate, whatever comes back. Three
+limits: `slots` (4 relayers, one payment a transaction: the chain is the limit), `cpu` (32 relayers that share transactions: the
+processor is) and `verify` (the same, for /verify). The facilitator has a CPU for itself, where there are two. See README.md.
+`BENCH_QUICK=1` for a short run, less than four minutes.
 """
 
 import gc
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
 import uvloop
-from harness import QUICK, Answer, LoadRun, Ours, Point, Report, World, in_ms, judge, percentile, running
+from harness import QUICK, Answer, LoadRun, Meter, Ours, Point, Report, World, in_ms, judge, percentile, running, strangers
 
 BLOCK_S: Final = 0.2
-CLOSED: Final = 256
-"""Connections of the closed loop that finds the peak."""
-CONNECTIONS: Final = 2000
+CONNECTIONS: Final = 8000
+"""Enough for all that wait: `queue_wait_max_s` times the peak, and `judged_max`. Where they do not suffice, requests are `unsent`."""
+RATE_MAX: Final = 4000
+"""More a second than this is not prepared for in a closed loop of settlements."""
 TIMES: Final = (3,) if QUICK else (1, 2, 3)
 PEAK_S: Final = 3.0 if QUICK else 6.0
 LOAD_S: Final = 10.0 if QUICK else 16.0
-WARM_S: Final = 6.0
+WARM_S: Final = 4.0
 """The queue takes `settlement.queue_wait_max_s` to fill; figures are of the time after that."""
+WAIT_MAX_S: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +32,24 @@ class Limit:
     """What bounds the throughput."""
 
     what: str
+    route: str
+    closed: int
+    """Connections of the closed loop that finds the peak: more than are under way at that rate."""
     relayers: int
     settlement: dict[str, str | int]
 
 
 LIMITS: Final = (
-    Limit("slots", 4, {"batching": "off", "slots_soft": 4, "slots_max": 4}),
-    Limit("cpu", 32, {}),
+    Limit("slots", "/settle", 128, 4, {"batching": "off", "slots_soft": 4, "slots_max": 4}),
+    Limit("cpu", "/settle", 768, 32, {}),
+    Limit("verify", "/verify", 256, 32, {}),
 )
 COLUMNS: Final = (
     ("who", "who"),
     ("what", "limit"),
     ("load", "load"),
     ("n", "offered/s"),
-    ("ok_s", "settled/s"),
+    ("ok_s", "served/s"),
     ("of_peak", "of peak"),
     ("p50_ms", "p50 ms"),
     ("p99_ms", "p99 ms"),
@@ -50,7 +58,10 @@ COLUMNS: Final = (
     ("refused_p99_ms", "refused p99"),
     ("pending", "pending"),
     ("unanswered", "no answer"),
+    ("unsent", "unsent"),
     ("false", "false"),
+    ("cpu", "CPUs"),
+    ("strangers", "strangers"),
 )
 
 
@@ -69,43 +80,57 @@ def told(answers: list[Answer], began: float, ended: float) -> Point:
     }
 
 
-async def load(world: World, one: Ours, seconds: float, warm_s: float, rate: int | None) -> Point:
-    """One load, held against the chain. `rate` None: as fast as answers come."""
-    payments = world.prepare(int((rate or 1200) * seconds) + CLOSED)
+async def load(world: World, one: Ours, limit: Limit, seconds: float, warm_s: float, rate: int | None) -> Point:
+    """One load; settlements are held against the chain. `rate` None: as fast as answers come."""
+    settles = limit.route == "/settle"
+    payments = world.prepare(int((rate or RATE_MAX) * seconds) + limit.closed if settles else limit.closed * 4)
     since = int(await world.rpc("eth_blockNumber"), 16) + 1
     gc.collect()
+    meter = Meter(one)
+    await meter.start()
     run: LoadRun = await world.apply(
-        one, "/settle", payments, seconds, connections=CLOSED if rate is None else CONNECTIONS, rate=rate, drain_s=30
+        one,
+        limit.route,
+        payments,
+        seconds,
+        connections=limit.closed if rate is None else CONNECTIONS,
+        rate=rate,
+        again=not settles,
+        drain_s=10,
     )
-    world.give_back(payments[run.used :])
-    verdict = await judge(world, one, payments[: run.used], run.answers, since)
-    words: dict[str, int] = {}
-    for answer in run.answers:
-        words[answer.word] = words.get(answer.word, 0) + 1
-    return told(run.answers, run.began + warm_s, run.began + seconds) | {
+    spent = await meter.cpu_now()
+    world.give_back(payments[run.used :] if settles else payments)
+    words = Counter(answer.word for answer in run.answers)
+    point = told(run.answers, run.began + warm_s, run.began + seconds) | {
         "sent": len(run.answers),
-        "paid": verdict.paid,
-        "pending": words.get("settlement_pending", 0),
-        "unanswered": words.get("unanswered", 0),
-        "false": verdict.false_answers,
-        "words": words,
+        "pending": words["settlement_pending"],
+        "unanswered": words["unanswered"],
+        "unsent": words["unsent"],
+        "cpu": round(spent["cpu"] / spent["clock"], 2),
+        "strangers": strangers(spent),
+        "words": dict(words),
     }
+    if settles:
+        verdict = await judge(world, one, payments[: run.used], run.answers, since)
+        point |= {"paid": verdict.paid, "false": verdict.false_answers}
+    return point
 
 
 async def main() -> None:
     report = Report("overload")
     for limit in LIMITS:
         async with World(BLOCK_S) as world:
-            contestant = Ours(world, limit.relayers, {"settlement": limit.settlement})
-            async with running([contestant]) as contestants:
+            settings = {"settlement": limit.settlement | {"queue_wait_max_s": WAIT_MAX_S}, "server": {"connections_max": CONNECTIONS}}
+            contestant = Ours(world, limit.relayers, settings)
+            async with running([contestant], split=True) as contestants:
                 for one in contestants:
-                    await load(world, contestant, 2.0, 0.0, None)  # connections, caches and code paths
+                    await load(world, contestant, limit, 2.0, 0.0, None)  # connections, caches and code paths
                     what = {"who": one.name, "what": limit.what}
-                    peak = await load(world, contestant, PEAK_S, 1.0, None)
-                    report.add(what | {"load": "closed", "n": CLOSED}, peak)
+                    peak = await load(world, contestant, limit, PEAK_S, 1.0, None)
+                    report.add(what | {"load": "closed", "n": limit.closed}, peak)
                     for times in TIMES:
                         offered = max(1, int(peak["ok_s"] * times))
-                        point = await load(world, contestant, LOAD_S, WARM_S, offered)
+                        point = await load(world, contestant, limit, LOAD_S, WARM_S, offered)
                         point["of_peak"] = round(point["ok_s"] / max(peak["ok_s"], 0.1), 2)
                         report.add(what | {"load": f"{times} x peak", "n": offered}, point)
     report.close("ok_s", COLUMNS)

@@ -281,9 +281,10 @@ class World:
         connections: int,
         rate: float | None = None,
         again: bool = False,
+        headers: Sequence[dict[str, str]] = (),
         drain_s: float = 25.0,
     ) -> "LoadRun":
-        """Send payments at the contestant from the load process."""
+        """Send payments at the contestant from the load process, with these `headers` in turns, or the contestant's own."""
         assert self._load is not None
         assert self._load.stdin is not None
         assert self._load.stdout is not None
@@ -291,7 +292,7 @@ class World:
         bodies.write_bytes(b"\n".join(payment.body for payment in payments) + b"\n")
         order = {
             "port": contestant.port,
-            "headers": contestant.headers,
+            "headers": list(headers) or [contestant.headers],
             "route": route,
             "bodies": str(bodies),
             "out": str(out),
@@ -332,7 +333,7 @@ class Answer:
         if said.get("success") is True or said.get("isValid") is True:
             return "success"
         if self.status == 0:
-            return "unanswered"
+            return "unsent" if self.body == "unsent" else "unanswered"
         return str(said.get("errorReason") or said.get("invalidReason") or said.get("error") or self.status)[:60]
 
     @property
@@ -450,8 +451,10 @@ class Contestant(ABC):
 class Ours(Contestant):
     """`facilitator serve`."""
 
-    def __init__(self, world: World, relayers: int, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        super().__init__(f"ours-{relayers}", world, relayers)
+    def __init__(
+        self, world: World, relayers: int, settings: Mapping[str, Mapping[str, Any]] | None = None, *, name: str | None = None
+    ) -> None:
+        super().__init__(name or f"ours-{relayers}", world, relayers)
         self._settings = settings or {}
         self._service: ServeProcess | None = None
         self._database_url = ""
@@ -470,6 +473,7 @@ class Ours(Contestant):
         await super().prepare()
         self._database_url = await self.world.postgres.create_database(self.name.replace("-", "_"))
         await migrate(self._database_url)
+        await self.fill(self._database_url)
         self._service = ServeProcess(
             self.world.directory / self.name,
             database_url=self._database_url,
@@ -479,6 +483,9 @@ class Ours(Contestant):
             port=self.port,
         )
         await asyncio.to_thread(lambda: self.headers)  # makes the API key
+
+    async def fill(self, database_url: str) -> None:
+        """What its ledger holds before it starts: nothing."""
 
     async def start(self) -> None:
         assert self._service is not None

@@ -8,11 +8,13 @@ Reads one JSON order a line on stdin, answers one JSON line on stdout; the answe
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,6 +22,8 @@ import uvloop
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LATE_S: Final = 1e-4
+_BREATH: Final = 50
+"""Requests that are sent without a look at the answers, when the generator is behind its time."""
 
 Answer = tuple[int, float, float, int, str]
 """Index of the body, when it was due and when it was answered (monotonic), status (0: none), answer."""
@@ -28,7 +32,8 @@ Answer = tuple[int, float, float, int, str]
 class Connection(asyncio.Protocol):
     """One kept-alive connection with at most one request on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: "Callable[[Connection, int, bytes], None] | None" = None) -> None:
+        self._answered = answered
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
@@ -39,24 +44,33 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         head = self._buffer.find(b"\r\n\r\n")
-        if head < 0 or self._answer is None:
+        if head < 0:
             return
         length = _LENGTH.search(self._buffer, 0, head + 2)
         end = head + 4 + (int(length[1]) if length else 0)
         if len(self._buffer) >= end:
             status, body = int(self._buffer[9:12]), self._buffer[head + 4 : end]
             self._buffer = self._buffer[end:]
-            if not self._answer.done():
+            if self._answered is not None:
+                self._answered(self, status, body)
+            elif self._answer is not None and not self._answer.done():
                 self._answer.set_result((status, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._answered is not None:
+            self._answered(self, 0, b"")
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(exc or ConnectionResetError("closed"))
 
     @property
     def alive(self) -> bool:
         return self._transport is not None
+
+    def send(self, request: bytes) -> None:
+        """The answer goes to `answered`; status 0 when the connection is lost first."""
+        if self._transport is not None:
+            self._transport.write(request)
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         if self._transport is None:
@@ -74,6 +88,65 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
+class OpenLoop:
+    """Requests that wait for nobody. No task for each: several times what the service can answer must be offered from one CPU."""
+
+    def __init__(self, host: str, port: int, connections: int) -> None:
+        self._host, self._port, self._connections = host, port, connections
+        self._free: deque[Connection] = deque()
+        self._under_way: dict[Connection, tuple[int, float]] = {}
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self.answers: list[Answer] = []
+
+    def send(self, index: int, due: float, request: bytes) -> bool:
+        """On a free connection, or a new one. False when there are too many."""
+        while self._free:
+            if (connection := self._free.pop()).alive:
+                self._under_way[connection] = index, due
+                connection.send(request)
+                return True
+        if len(self._under_way) + len(self._dialling) >= self._connections:
+            return False
+        task = asyncio.get_running_loop().create_task(self._dial(index, due, request))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+        return True
+
+    async def _dial(self, index: int, due: float, request: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: Connection(self._answered), self._host, self._port)
+        except OSError:
+            self.answers.append((index, due, time.monotonic(), 0, "no connection"))
+            return
+        self._under_way[connection] = index, due
+        connection.send(request)
+
+    def _answered(self, connection: Connection, status: int, body: bytes) -> None:
+        if (asked := self._under_way.pop(connection, None)) is not None:
+            self.answers.append((*asked, time.monotonic(), status, body.decode("utf-8", "replace")))
+        if connection.alive:
+            self._free.append(connection)
+        if not self._under_way:
+            self._ended.set()
+
+    async def end(self, patience_s: float) -> None:
+        """What is not answered in time is unanswered."""
+        self._ended.clear()
+        if self._under_way:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), patience_s)
+        for task in self._dialling:
+            task.cancel()
+        late, self._under_way = self._under_way, {}
+        for connection, (index, due) in late.items():
+            self.answers.append((index, due, time.monotonic(), 0, ""))
+            connection.close()
+        for connection in self._free:
+            connection.close()
+
+
 class Load:
     """One order: where to, what, how much, for how long."""
 
@@ -81,9 +154,11 @@ class Load:
         self._order = order
         self._host, self._port = "127.0.0.1", int(order["port"])
         lines = Path(order["bodies"]).read_bytes().splitlines()
-        headers = "".join(f"{name}: {value}\r\n" for name, value in order["headers"].items())
-        head = f"POST {order['route']} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{headers}Content-Type: application/json\r\n"
-        self._requests = [head.encode() + b"Content-Length: %d\r\n\r\n" % len(line) + line for line in lines]
+        start = f"POST {order['route']} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
+        heads = [(start + "".join(f"{name}: {value}\r\n" for name, value in each.items())).encode() for each in order["headers"]]
+        self._requests = [
+            heads[number % len(heads)] + b"Content-Length: %d\r\n\r\n" % len(line) + line for number, line in enumerate(lines)
+        ]
         self._again = bool(order["again"])
         self._next = 0
         self.answers: list[Answer] = []
@@ -121,40 +196,29 @@ class Load:
         await self._bounded([asyncio.create_task(caller()) for _ in range(int(self._order["connections"]))])
 
     async def _open(self, began: float, until: float) -> None:
-        free: deque[Connection] = deque()
-        asking: set[asyncio.Task[None]] = set()
-
-        async def one(index: int, due: float) -> None:
-            connection = free.popleft() if free else await self._connect()
-            await self._ask(connection, index, due)
-            if connection.alive:
-                free.append(connection)
-
-        gap, sent = 1.0 / float(self._order["rate"]), 0
-        while (due := began + sent * gap) < until:
+        gap, sent, loop = 1.0 / float(self._order["rate"]), 0, OpenLoop(self._host, self._port, int(self._order["connections"]))
+        while (due := began + sent * gap) < until and (index := self._take()) is not None:
             if (wait := due - time.monotonic()) > _LATE_S:
                 await asyncio.sleep(wait)
-            if len(asking) < int(self._order["connections"]):
-                if (index := self._take()) is None:
-                    break
-                task = asyncio.create_task(one(index, due))
-                asking.add(task)
-                task.add_done_callback(asking.discard)
-            else:
-                self.answers.append((-1, due, due, 0, "no connection left"))
+            if not loop.send(index, due, self._requests[index]):
+                loop.answers.append((-1, due, due, 0, "unsent"))
             sent += 1
-        await self._bounded(list(asking))
-        for connection in free:
-            connection.close()
+            if not sent % _BREATH:
+                await asyncio.sleep(0)  # behind its time: answers are read all the same
+        await loop.end(self._left_s)
+        self.answers += loop.answers
 
     async def _bounded(self, tasks: list["asyncio.Task[None]"]) -> None:
         """Let what is under way be answered, `drain_s` at most."""
         if tasks:
-            left = self._order["seconds"] + self._order["drain_s"] - (time.monotonic() - self._began)
-            _, late = await asyncio.wait(tasks, timeout=max(0.1, left))
+            _, late = await asyncio.wait(tasks, timeout=self._left_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def _left_s(self) -> float:
+        return max(0.1, float(self._order["seconds"] + self._order["drain_s"] - (time.monotonic() - self._began)))
 
     async def run(self) -> dict[str, Any]:
         self._began = time.monotonic()
