@@ -134,13 +134,13 @@ async def schema_standing(url: str) -> Standing:
 async def _connected(url: str, purpose: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     try:
         connection = await asyncpg.connect(url, timeout=CONNECT_S)
+        try:
+            await _keep_session(url, connection)
+            yield connection
+        finally:
+            await connection.close(timeout=5)
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise StoreFault("store_unavailable", f"cannot reach the database to {purpose}: {type(error).__name__}") from error
-    try:
-        await _keep_session(url, connection)
-        yield connection
-    finally:
-        await connection.close(timeout=5)
 
 
 async def _keep_session(url: str, connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -301,3 +301,20 @@ async def test_an_owner_that_may_create_no_roles_migrates_without_them_and_whoev
             await root.close()
         await postgres.stop()
         state.close()
+
+
+async def test_a_server_that_has_one_connection_left_is_waited_for_like_one_that_has_none(empty_url: str) -> None:
+    """The look for a pooler takes a second connection: what it does not get is no bug of ours, and no reason to start no more."""
+    await migrate(empty_url)
+    admin = await asyncpg.connect(empty_url)
+    name = f"narrow_{os.getpid()}"
+    try:
+        await admin.execute(f"create role {name} login connection limit 1; grant select on schema_migration to {name}")
+        narrow = empty_url.replace("//postgres@", f"//{name}@")
+        with pytest.raises(StoreFault, match="TooManyConnections"):
+            await schema_standing(narrow)
+        await admin.execute(f"alter role {name} connection limit 9")
+        assert (await schema_standing(narrow)).missing == []
+    finally:
+        await admin.execute(f"drop owned by {name}; drop role {name}")
+        await admin.close()
