@@ -123,6 +123,8 @@ class _Lines:
         self._waiting: deque[str] = deque()
         self._writing = threading.RLock()
         self._canonical = canonical
+        self._turn_of: asyncio.AbstractEventLoop | None = None
+        """The loop at the end of whose turn `_end_turn` runs. What waits says nothing of it: it may be another thread's, just written."""
         self.processors: Final = processors
         """As structlog has them: from the facts of a line to its text. Tests may empty the list."""
         atexit.register(self.flush)
@@ -149,14 +151,19 @@ class _Lines:
                 line = process(None, "info", line)  # type: ignore[assignment,arg-type] # a mapping until the last makes it a text
         except structlog.DropEvent:
             return
-        if not self._waiting:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush)
-            except RuntimeError:  # no loop runs here
-                self.write(f"{line}\n")
-                self.flush()
-                return
         self.write(f"{line}\n")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no loop runs here
+            self.flush()
+            return
+        if self._turn_of is not loop:
+            self._turn_of = loop
+            loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._turn_of = None
+        self.flush()
 
 
 _lines: _Lines | None = None

@@ -127,6 +127,14 @@ async def test_any_other_line_is_written_at_once_and_none_overtakes_another(writ
     assert len([event for write in writes.made for event in write]) == 4
 
 
+async def test_a_line_that_another_thread_is_about_to_write_holds_no_canonical_line_back(writes: Writes) -> None:
+    assert telemetry._lines is not None
+    telemetry._lines.write('{"event": "b.done"}\n')  # its thread writes it out between any two steps of ours
+    report("a.done")
+    await asyncio.sleep(0)
+    assert [event for write in writes.made for event in write] == ["b.done", "a.done"]
+
+
 def test_without_a_loop_a_canonical_line_is_written_at_once(writes: Writes) -> None:
     report("a.done")
     assert writes.made == [["a.done"]]
