@@ -4,6 +4,7 @@ The settlement detail report and the gas report have the manifests of `export.py
 was asked for.
 """
 
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ KINDS: Final[Mapping[str, str | None]] = {"settlements": None, "gas": None, "jou
 """Kinds of files, with the one format of those that have no choice of `FORMATS`."""
 _EXTRAS: Final = {"xlsx": "xlsxwriter", "parquet": "pyarrow"}
 _ENDINGS: Final = {"text": "journal"}
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9.-]")
+"""What a path or a header may read as something else. ISO 8601 times may have any character between date and time."""
+_TENANT_CHARS: Final = 64
+"""Of a tenant's id in a file's name, for that is bounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +62,9 @@ class Wanted:
         ending = _ENDINGS.get(self.format, self.format)
         if self.kind == "audit_bundle":
             return f"audit-bundle.{ending}"
-        tenant = "".join(letter if letter.isalnum() else "-" for letter in self.asked.get("tenant", ""))
-        parts = [self.kind, tenant, self.asked["from"], self.asked["to"]]
-        return f"{'-'.join(part for part in parts if part)}.{ending}".replace(":", "").replace("+", "")
+        tenant, bounds = self.asked.get("tenant", "")[:_TENANT_CHARS], (self.asked["from"], self.asked["to"])
+        parts = [self.kind, tenant, *(bound.replace(":", "").replace("+", "") for bound in bounds)]
+        return f"{_UNSAFE.sub('-', '-'.join(part for part in parts if part))}.{ending}"
 
     @property
     def report(self) -> export.Asked:
