@@ -118,11 +118,12 @@ async def test_what_is_under_way_goes_on_without_a_budget_and_a_repeat_hears_the
 
 async def test_what_is_queued_for_another_replica_is_signed_within_the_budget_only(scene: Scene) -> None:
     """The replica that admits has no relayer, and has not read the budget; the one that signs holds it."""
-    front = await scene.engine(relayers=[], ready=False, deadline_s=1.0, **UNKNOWN)
+    front = await scene.engine(relayers=[], ready=False, **UNKNOWN)
     back = await scene.engine(**UNKNOWN)
     await budget(back, "acme", gasWeiPerDay="1")
     task = scene.settle(front)
-    await asyncio.wait([task])
+    await scene.until(lambda: back.engine._dispatchers[scene.network].claims._put_off, "it to be put off for want of a budget")
+    await front.time_is_up(task)
     assert getattr(task.exception(), "kind", None) == "not_sent"
     assert await scene.states() == ["withdrawn"]
     assert await gas(scene) == {}
