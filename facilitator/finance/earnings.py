@@ -60,10 +60,11 @@ class Earnings:
         zone = self._settings.booking_zone
         period = day_of(day, zone)
         async with self._db.snapshot() as session:
+            known = await earnings.known(session, day)
             fees_micros, unpriced = await self._fees(session, period)
         async with self._db.transaction(long=True) as session:
             if await earnings.try_lock(session):
-                await earnings.store_day(session, zone, day, None if unpriced else fees_micros, unpriced)
+                await earnings.store_day(session, zone, day, None if unpriced else fees_micros, unpriced, known)
                 await earnings.store_gas(session, zone, day, period, self._settings.rate_stale_s)
 
     async def _fees(self, session: Session, period: Period) -> tuple[int, int]:

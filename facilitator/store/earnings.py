@@ -1,7 +1,7 @@
 """What book days came to in gas and fees, in Postgres. One function per query."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Final
 
 from facilitator.domain.periods import Period
@@ -33,6 +33,15 @@ class Earned:
         return None if self.fees_micros is None or self.gas_micros is None else self.fees_micros - self.gas_micros
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a day's fees are counted by."""
+
+    terms: int
+    """Versions that had begun by then."""
+    read_at: datetime
+
+
 async def days_to_count(db: Db, zone: Zone, first: date, last: date) -> list[Day]:
     """Days that are not counted, or no longer right; all of them are complete."""
     return await db.many(Day, QUERIES["days_to_count"], zone, first, last)
@@ -49,9 +58,14 @@ async def try_lock(session: Session) -> bool:
     return (await session.one(Mine, QUERIES["try_lock_earnings"])).mine
 
 
-async def store_day(session: Session, zone: Zone, day: date, fees_micros: int | None, unpriced: int) -> None:
-    """Keep what a day earned."""
-    await session.execute(QUERIES["store_day"], zone, day, fees_micros, unpriced)
+async def known(session: Session, day: date) -> Known:
+    """What a snapshot goes by: terms and rates that come while it is read count the day anew."""
+    return await session.one(Known, QUERIES["known"], day)
+
+
+async def store_day(session: Session, zone: Zone, day: date, fees_micros: int | None, unpriced: int, known: Known) -> None:
+    """Keep what a day earned, by what was known when that was read."""
+    await session.execute(QUERIES["store_day"], zone, day, fees_micros, unpriced, known.terms, known.read_at)
 
 
 async def store_gas(session: Session, zone: Zone, day: date, period: Period, rate_stale_s: float) -> None:

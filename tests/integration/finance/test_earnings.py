@@ -24,7 +24,7 @@ from facilitator.finance.settings import Settings
 from facilitator.schemes.usdc import USDC
 from facilitator.store import earnings
 from facilitator.store import views as rows
-from facilitator.store.db import Db
+from facilitator.store.db import Db, Session
 from facilitator.store.earnings import Earned
 from facilitator.units import UTC_ZONE, Zone, parse_zone
 from tests.fixtures.busy import Busy, fill
@@ -144,6 +144,26 @@ async def test_terms_that_reach_back_count_their_days_anew(ledger: tuple[Db, Any
     after = await earnings.earned(db, UTC_ZONE, busy.closed[0], busy.today)
     assert after == [await by_the_reports(db, UTC_ZONE, each.day) for each in after]
     assert sum(each.fees_micros or 0 for each in after) > sum(each.fees_micros or 0 for each in before)
+
+
+async def test_terms_that_come_while_a_day_is_priced_count_it_anew(ledger: tuple[Db, Any, Busy]) -> None:
+    db, connection, busy = ledger
+    await connection.execute("insert into tenant (tenant_id) values ('late')")
+    await connection.execute("update settlement set tenant_id = 'late' where tenant_id = 'map-tiles'")
+    since = busy.closed[0]
+
+    class Overtaken(Earnings):
+        async def _fees(self, session: Session, period: Period) -> tuple[int, int]:
+            found = await super()._fees(session, period)
+            if period == day_of(since, UTC_ZONE):
+                assert await add_terms(db, "ada", "late", since, Terms(tiers=(Tier(flat_micros=1_000_000),))) is not None
+            return found
+
+    await Overtaken(db, SystemClock(), SETTINGS, DECIMALS).count()
+    assert since not in {each.day for each in await earnings.earned(db, UTC_ZONE, busy.closed[0], busy.today)}, "what is no longer right"
+    assert await counting(db).count() == 1
+    after = await earnings.earned(db, UTC_ZONE, busy.closed[0], busy.today)
+    assert after == [await by_the_reports(db, UTC_ZONE, each.day) for each in after]
 
 
 async def test_a_rate_that_comes_late_gives_a_day_its_figure(ledger: tuple[Db, Any, Busy]) -> None:

@@ -30,6 +30,7 @@ ROW_OF = {
     "days_to_count": views.Day,
     "first_ended_day": views.Day,
     "try_lock_earnings": seals.Mine,
+    "known": earnings.Known,
     "earnings": earnings.Earned,
     "counted_gas": views.GasSpent,
     "counted_days": views.Day,

@@ -19,11 +19,14 @@ select (happened_at at time zone $1::text)::date as day from journal_entry where
 -- name: try_lock_earnings :one
 select pg_try_advisory_xact_lock(8674665223082153552) as mine;
 
+-- name: known :one
+select count(*) as terms, now() as read_at from fee_schedule f where f.effective_from <= $1::date;
+
 -- name: store_day :execute
-insert into earnings_day (zone, day, fees_micros, unpriced, terms)
-select $1::text, $2::date, $3::numeric, $4::bigint, count(*) from fee_schedule f where f.effective_from <= $2::date
+insert into earnings_day (zone, day, fees_micros, unpriced, terms, counted_at)
+values ($1::text, $2::date, $3::numeric, $4::bigint, $5::bigint, $6::timestamptz)
     on conflict (zone, day) do update
-   set fees_micros = excluded.fees_micros, unpriced = excluded.unpriced, terms = excluded.terms, counted_at = now();
+   set fees_micros = excluded.fees_micros, unpriced = excluded.unpriced, terms = excluded.terms, counted_at = excluded.counted_at;
 
 -- As the gas report prices each entry; half a micro-dollar is rounded up.
 -- name: store_gas :execute
