@@ -190,7 +190,7 @@ class Stage:
 
         async def all_fired() -> bool:
             for name in await self.firing() & left:
-                self.fired[name] = time.monotonic() - began
+                self.fired.setdefault(name, time.monotonic() - began)
                 left.discard(name)
             return not left
 
@@ -198,6 +198,14 @@ class Stage:
             await eventually(all_fired, "alerts", timeout_s=PATIENCE_S, poll_s=0.3)
         except AssertionError:
             raise AssertionError(f"not fired: {sorted(left)}; firing now: {sorted(await self.firing())}") from None
+
+    async def until_quiet(self, *alerts: str) -> None:
+        """Return when none of these fires, for whatever they fired before."""
+
+        async def none_fires() -> bool:
+            return not await self.firing() & set(alerts)
+
+        await eventually(none_fires, f"peace before {alerts}", timeout_s=PATIENCE_S, poll_s=0.3)
 
     async def until_resolved(self, *alerts: str) -> None:
         """Return when none of these fires any more."""

@@ -386,6 +386,7 @@ async def test_every_alert_fires_for_its_fault_and_ends_by_its_runbook(tmp_path:
 
 async def _caused_and_ended(stage: Stage, fault: Callable[[Stage], AbstractAsyncContextManager[None]], alerts: tuple[str, ...]) -> None:
     """Cause it, see it, read the pages, do what they say, once each, and see its end while the fault itself may stay."""
+    await stage.until_quiet(*alerts)
     async with fault(stage):
         await stage.until_firing(*alerts)
         for alert in alerts:
