@@ -22,6 +22,8 @@ import uvloop
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LATE_S: Final = 1e-4
+_DIALLED: Final = 200
+"""Connections that are opened at the same time."""
 _BREATH: Final = 50
 """Requests that are sent without a look at the answers, when the generator is behind its time."""
 
@@ -98,6 +100,16 @@ class OpenLoop:
         self._dialling: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self.answers: list[Answer] = []
+
+    async def open(self, count: int) -> None:
+        """So many connections in advance, as a balancer keeps them; dialled all at once they would overflow what waits to be accepted."""
+        loop = asyncio.get_running_loop()
+        for start in range(0, count, _DIALLED):
+            dialled = (
+                loop.create_connection(lambda: Connection(self._answered), self._host, self._port)
+                for _ in range(min(_DIALLED, count - start))
+            )
+            self._free += [connection for _, connection in await asyncio.gather(*dialled)]
 
     def send(self, index: int, due: float, request: bytes) -> bool:
         """On a free connection, or a new one. False when there are too many."""
@@ -195,8 +207,11 @@ class Load:
 
         await self._bounded([asyncio.create_task(caller()) for _ in range(int(self._order["connections"]))])
 
-    async def _open(self, began: float, until: float) -> None:
-        gap, sent, loop = 1.0 / float(self._order["rate"]), 0, OpenLoop(self._host, self._port, int(self._order["connections"]))
+    async def _open(self) -> None:
+        loop = OpenLoop(self._host, self._port, int(self._order["connections"]))
+        await loop.open(int(self._order["connections"]) // 2)
+        self._began = began = time.monotonic()
+        until, gap, sent = began + self._order["seconds"], 1.0 / float(self._order["rate"]), 0
         while (due := began + sent * gap) < until and (index := self._take()) is not None:
             if (wait := due - time.monotonic()) > _LATE_S:
                 await asyncio.sleep(wait)
@@ -222,8 +237,7 @@ class Load:
 
     async def run(self) -> dict[str, Any]:
         self._began = time.monotonic()
-        until = self._began + self._order["seconds"]
-        await (self._open(self._began, until) if self._order.get("rate") else self._closed(until))
+        await (self._open() if self._order.get("rate") else self._closed(self._began + self._order["seconds"]))
         ended = time.monotonic()
         return {"began": self._began, "ended": ended, "used": self._next}
 
