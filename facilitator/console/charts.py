@@ -70,8 +70,12 @@ def bars(name: str, title: str, description: str, columns: Sequence[Bar], axis: 
         if column.tick:
             last = index == len(columns) - 1  # it ends where the chart ends
             drawn.append(
-                Markup('<text class="tick" x="{x}%" y="{y}" text-anchor="{anchor}">{tick}</text>').format(
-                    x=_percent(100 * _MILLI if last else middle), y=HEIGHT - 7, anchor="end" if last else "middle", tick=column.tick
+                Markup('<text class="tick{more}" x="{x}%" y="{y}" text-anchor="{anchor}">{tick}</text>').format(
+                    more=" even" if sum(bool(later.tick) for later in columns[index:]) % 2 == 0 else "",  # left out on narrow screens
+                    x=_percent(100 * _MILLI if last else middle),
+                    y=HEIGHT - 7,
+                    anchor="end" if last else "middle",
+                    tick=column.tick,
                 )
             )
     labels = [

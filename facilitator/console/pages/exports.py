@@ -29,6 +29,8 @@ _NAMES: Final = {
     "hledger": "Journal for hledger",
     "audit_bundle": "Audit bundle",
 }
+_LISTS: Final = {"settlements": "List of settlements", "report": "Settlement detail report"}
+"""What was streamed: by the page of settlements, and by the finance API."""
 _FORMAT_NAMES: Final = {"csv": "CSV", "jsonl": "JSON Lines", "xlsx": "Excel (XLSX)", "parquet": "Parquet", "text": "text", "zip": "ZIP"}
 _PERIOD: Final = ("from", "to", "tz", "tenant")
 _TAKEN: Final = ("settlements_downloaded", "export_downloaded")
@@ -151,11 +153,16 @@ async def _page(
     )
 
 
-async def _taken(db: Db) -> list[tuple[rows.EventRow, Any]]:
+async def _taken(db: Db) -> list[tuple[rows.EventRow, str, Any]]:
     """Who took what lately."""
     events = [event for kind in _TAKEN for event in await rows.events(db, None, None, kind, None, None, ROWS)]
     events.sort(key=lambda event: event.event_id, reverse=True)
-    return [(event, json.loads(event.detail)) for event in events[:ROWS]]
+    return [(event, _taken_name(event.kind, detail["what"]), detail) for event in events[:ROWS] if (detail := json.loads(event.detail))]
+
+
+def _taken_name(kind: str, what: str) -> str:
+    """Of a list or a report that was streamed, or of a file that was made."""
+    return _LISTS.get(what, _NAMES.get(what, what)) if kind == _TAKEN[0] else _NAMES[what]
 
 
 def _wanted(desk: Desk, visit: Visit, asked: Mapping[str, str]) -> tuple[Wanted | None, dict[str, str]]:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -29,9 +29,10 @@ from facilitator.devstack.stack import Postgres
 from facilitator.domain.money import decimal_text
 from facilitator.domain.periods import parse_period
 from facilitator.finance import views
+from facilitator.finance.earnings import Earnings
 from facilitator.finance.export import Asked, export_report
 from facilitator.finance.seals import seal_once
-from facilitator.store import seals
+from facilitator.store import earnings, seals
 from facilitator.units import UTC_ZONE, parse_zone
 from tests.fixtures.busy import BASE, HOSTILE, Busy, fill
 from tests.fixtures.chromium import launch_options
@@ -115,6 +116,9 @@ async def house(postgres: Postgres, database_template: str) -> AsyncIterator[Hou
     connection = await asyncpg.connect(url)
     async with open_room(url, explorers={BASE: f"{EXPLORER}/"}) as room, async_playwright() as playwright:
         chromium = await playwright.chromium.launch(**options, timeout=WAIT_MS)
+        dark = datetime.combine(busy.closed[8], time(), UTC)
+        await connection.execute("delete from rate where quoted_at >= $1 and quoted_at < $1 + interval '20 hours'", dark)
+        await Earnings(room.db, SystemClock(), room.desk.finance, room.desk.decimals).count()
         browser = await room.sign_in("finance", "Grace Hopper")
         asked = {"kind": "settlements", "format": "csv", "tenant": "model-hub", "from": str(busy.closed[0]), "to": str(busy.closed[5])}
         export = (await browser.post("/exports", asked)).location
@@ -349,6 +353,36 @@ async def test_the_overview_is_what_the_ledger_says(house: House) -> None:
         day: f"{amount // 10**6:,}.{amount % 10**6:06} USDC" for day, amount in by_day.items()
     }
     await page.context.close()
+
+
+async def test_the_overview_has_fees_gas_and_margin_of_each_day_and_says_what_has_no_rate(house: House) -> None:
+    """One day of the fixture is without rates: it and the period have no figure, and the tiles say how many are lacking."""
+    earned = await earnings.earned(house.room.db, UTC_ZONE, house.busy.closed[0], house.busy.today)
+    dark = [each for each in earned if each.margin_micros is None]
+    assert house.busy.closed[8] in {each.day for each in dark}
+    assert len(earned) >= len(house.busy.closed)
+    page = (await (await house.room.sign_in("viewer")).get("/")).text
+    for each in earned:
+        row = re.search(rf'<a href="/settlements\?from={each.day}&amp.*?</tr>', page, re.DOTALL)
+        if row is None:
+            continue  # nothing was asked for on that day
+        known = [each.fees_micros, each.gas_micros, each.margin_micros]
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", row[0])[-7:-4]
+        assert [_value_of(cell) for cell in cells] == [None if micros is None else decimal_text(micros, 6) for micros in known], each.day
+    today = re.search(rf'<a href="/settlements\?from={house.busy.today}&amp.*?</tr>', page, re.DOTALL)
+    assert today is not None
+    assert today[0].count(">open</td>") == 3
+    unrated = sum(each.unrated for each in earned)
+    assert unrated > 0
+    tile = page[page.index("<dt>Gas, USD</dt>") : page.index("<dt>Margin, USD</dt>")]
+    assert "not known" in tile
+    assert f'<span class="figure">{unrated}</span> transactions without a fresh dollar rate' in tile
+    assert "not known" in page[page.index("<dt>Margin, USD</dt>") : page.index("<dt>Undecided now</dt>")]
+
+
+def _value_of(cell: str) -> str | None:
+    found = re.search(r'value="([^"]*)"', cell)
+    return None if found is None else found[1]
 
 
 async def test_an_invoice_is_shown_as_it_was_issued(house: House) -> None:
