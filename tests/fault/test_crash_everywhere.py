@@ -28,7 +28,7 @@ from facilitator.protocol.reasons import Reason
 from tests.fixtures.base_sim import BaseSim, RawTransaction
 from tests.fixtures.crash import Io, Moment, Point, own_tasks
 from tests.fixtures.oracle import assert_ledger_is_chain
-from tests.fixtures.succession import Succession, decoded, finalized, prepare
+from tests.fixtures.succession import BUDGETED, TENANT, Succession, decoded, finalized, prepare
 from tests.fixtures.wallets import install_factory, undeployed
 
 AMOUNT = 1_000
@@ -122,7 +122,8 @@ class Theatre:
         name = f"crash_{number}"
         database_url = await self.postgres.create_database(name, self.template)
         try:
-            await prepare(database_url)
+            tenant = BUDGETED if scene.wallet else TENANT
+            await prepare(database_url, tenant)
             async with self._world(scene, raw) as rpc_url:
                 succession = Succession(
                     database_url,
@@ -130,6 +131,7 @@ class Theatre:
                     relayer,
                     ([scene.first] if scene.first else []) + list(fuses),
                     settings=scene.settings,
+                    tenant=tenant,
                     standby=scene.standby,
                     stop_at_send=scene.stopped,
                     wait_until_ready=not scene.early,
