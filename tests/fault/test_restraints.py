@@ -200,9 +200,9 @@ async def test_a_payer_that_burns_gas_rests_at_every_replica_and_others_do_not(s
     assert await strikes(scene) == [("acme", "INSUFFICIENT_BALANCE", True)] * 2
 
     async def rests() -> bool:
-        return await word(other, scene.payment(payer)) is Reason.PAYER_COOLING_DOWN
+        return {await word(each, scene.payment(payer)) for each in (rig, other)} == {Reason.PAYER_COOLING_DOWN}
 
-    await scene.until(rests, "the other replica to know")
+    await scene.until(rests, "both replicas to know")
     answer = await scene.settle(rig, scene.payment(payer))
     assert answer.result.refusal is not None
     assert answer.result.refusal.reason is Reason.PAYER_COOLING_DOWN
