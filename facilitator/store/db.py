@@ -96,6 +96,14 @@ class Session:
 
     def __init__(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
         self._connection = connection
+        self._timeout_s: float | None = None
+        """How long a statement may take, on our side of the wire; None: as the pool says."""
+
+    async def take_time(self) -> None:
+        """Until the transaction ends, statements may last as long as a report reads."""
+        await self._connection.execute(f"set local statement_timeout = '{_LONG_READ_S}s'")
+        await self._connection.execute("set local idle_in_transaction_session_timeout = '60s'")
+        self._timeout_s = _LONG_READ_S
 
     async def one(self, row: type[Row], query: Query, *arguments: object) -> Row:
         """Exactly one row. Raises StoreFault when Postgres cannot be asked, ConstraintViolated when a rule forbids it."""
@@ -106,19 +114,19 @@ class Session:
     async def optional(self, row: type[Row], query: Query, *arguments: object) -> Row | None:
         """One row or None. Faults as `one`."""
         async with _translated(query.name):
-            record = await self._connection.fetchrow(query.sql, *arguments)
+            record = await self._connection.fetchrow(query.sql, *arguments, timeout=self._timeout_s)
         return None if record is None else row(*record)
 
     async def many(self, row: type[Row], query: Query, *arguments: object) -> list[Row]:
         """All rows. Faults as `one`."""
         async with _translated(query.name):
-            records = await self._connection.fetch(query.sql, *arguments)
+            records = await self._connection.fetch(query.sql, *arguments, timeout=self._timeout_s)
         return [row(*record) for record in records]
 
     async def execute(self, query: Query, *arguments: object) -> int:
         """Run it and return how many rows it touched. Faults as `one`."""
         async with _translated(query.name):
-            status = await self._connection.execute(query.sql, *arguments)
+            status = await self._connection.execute(query.sql, *arguments, timeout=self._timeout_s)
         return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
 
     async def stream(self, row: type[Row], query: Query, *arguments: object) -> AsyncIterator[Row]:
@@ -193,7 +201,7 @@ class Db:
             async with _translated("begin"):
                 await transaction.start()
                 if long:
-                    await _take_time(session._connection)  # noqa: SLF001
+                    await session.take_time()
             try:
                 yield session
             except BaseException:
@@ -210,7 +218,7 @@ class Db:
             transaction = session._connection.transaction(isolation="repeatable_read", readonly=True)  # noqa: SLF001
             async with _translated("begin"):
                 await transaction.start()
-                await _take_time(session._connection)  # noqa: SLF001
+                await session.take_time()
             try:
                 yield session
             finally:
@@ -241,12 +249,6 @@ class Db:
 async def prepare_connection(connection: "asyncpg.Connection[Any]") -> None:
     """Teach a connection our codecs: numeric is int, and a fraction in it is a bug that raises."""
     await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int, format="text")
-
-
-async def _take_time(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
-    """Until the transaction ends, statements may last as long as a report reads."""
-    await connection.execute(f"set local statement_timeout = '{_LONG_READ_S}s'")
-    await connection.execute("set local idle_in_transaction_session_timeout = '60s'")
 
 
 async def _keep(_: object) -> None:
