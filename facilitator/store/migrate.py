@@ -38,6 +38,8 @@ create table if not exists schema_migration (
 );
 alter table schema_migration add column if not exists compatible_from integer"""
 
+CLOSE_S: Final = 5.0
+"""Longest good-bye to the database, which may have stalled."""
 CONNECT_S: Final = 10.0
 """Longest wait for a connection."""
 TURN_S: Final = 3600.0
@@ -138,7 +140,7 @@ async def _connected(url: str, purpose: str) -> AsyncIterator["asyncpg.Connectio
             await _keep_session(url, connection)
             yield connection
         finally:
-            await connection.close(timeout=5)
+            await connection.close(timeout=CLOSE_S)
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise StoreFault("store_unavailable", f"cannot reach the database to {purpose}: {type(error).__name__}") from error
 
@@ -154,13 +156,15 @@ async def _keep_session(url: str, connection: "asyncpg.Connection[asyncpg.Record
     try:
         await other.execute("begin")
         await connection.execute(f"do $$ begin assert current_setting('facilitator.session', true) = '{ours}'; end $$", timeout=CONNECT_S)
-    except (asyncpg.AssertError, TimeoutError):
+    except (asyncpg.AssertError, TimeoutError) as error:
+        if isinstance(error, TimeoutError):
+            await other.execute("select 1", timeout=CONNECT_S)  # a server that stalls does not answer this either
         raise ConfigFault(
             "transaction_pooling",
             "database.url leads through a pooler that gives each transaction another session: connect directly, or set pool_mode = session",
         ) from None
     finally:
-        await other.close(timeout=5)
+        await other.close(timeout=CLOSE_S)
 
 
 async def _take_turn(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

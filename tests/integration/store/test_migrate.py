@@ -5,7 +5,9 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -318,3 +320,30 @@ async def test_a_server_that_has_one_connection_left_is_waited_for_like_one_that
     finally:
         await admin.execute(f"drop owned by {name}; drop role {name}")
         await admin.close()
+
+
+async def test_a_server_that_stalls_is_no_pooler(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "CONNECT_S", 0.5)
+    monkeypatch.setattr(migrations, "CLOSE_S", 0.1)
+    parts = urlsplit(empty_url)
+    (socket,) = Path(parse_qs(parts.query)["host"][0]).glob(".s.PGSQL.*[0-9]")
+    stalled = asyncio.Event()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if b"begin assert" in data:
+                stalled.set()
+            if not stalled.is_set():
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(str(socket))
+        await asyncio.gather(forward(reader, server_writer), forward(server_reader, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as relay:
+        port = relay.sockets[0].getsockname()[1]
+        with pytest.raises(StoreFault, match="TimeoutError"):
+            await schema_standing(f"postgresql://postgres@127.0.0.1:{port}{parts.path}")
+        assert stalled.is_set()
