@@ -27,7 +27,7 @@ _EXACT_DIGITS: Final = 15
 """Digits that a spreadsheet's number keeps."""
 _BATCH_ROWS: Final = 1_000
 """Rows that are held as objects before they become Arrow's."""
-_GROUP_BATCHES: Final = 20
+_GROUP_BATCHES: Final = 10
 """Batches of one Parquet row group."""
 
 
