@@ -80,7 +80,7 @@ async def main() -> None:
     report = Report("noisy")
     async with World(None) as world:
         ours = Ours(world, 1)
-        async with running([ours], split=True):
+        async with running([ours], apart="contestants"):
             key = await ours.limited_tenant("noisy", "--rate", f"/verify={LIMIT}:{LIMIT}")
             await measure(world, ours, key, 0)  # fills caches
             for _ in range(ROUNDS):

@@ -2,7 +2,8 @@
 
 The peak is what a closed loop gets done; then requests come at once, twice and three times that rate, whatever comes back. Three
 limits: `slots` (4 relayers, one payment a transaction: the chain is the limit), `cpu` (32 relayers that share transactions: the
-processor is) and `verify` (the same, for /verify). The facilitator has a CPU for itself, where there are two. See README.md.
+processor is) and `verify` (the same, for /verify). The load has a CPU for itself, where there are two: what it takes, the service,
+its node and its database do not lack. See README.md.
 `BENCH_QUICK=1` for a short run, less than four minutes.
 """
 
@@ -122,7 +123,7 @@ async def main() -> None:
         async with World(BLOCK_S) as world:
             settings = {"settlement": limit.settlement | {"queue_wait_max_s": WAIT_MAX_S}, "server": {"connections_max": CONNECTIONS}}
             contestant = Ours(world, limit.relayers, settings)
-            async with running([contestant], split=True) as contestants:
+            async with running([contestant], apart="load") as contestants:
                 for one in contestants:
                     await load(world, contestant, limit, 2.0, 0.0, None)  # connections, caches and code paths
                     what = {"who": one.name, "what": limit.what}

@@ -93,7 +93,7 @@ async def main() -> None:
     report = Report("slow_callers")
     async with World(None) as world:
         ours = Ours(world, 1, {"server": {"header_timeout_s": HEADER_S}})
-        async with running([ours], split=True):
+        async with running([ours], apart="contestants"):
             await measure(world, ours, 0)  # fills caches
             for _ in range(ROUNDS):
                 calm = await measure(world, ours, 0)

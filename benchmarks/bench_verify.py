@@ -139,7 +139,7 @@ async def measure_beside_settlements(world: World, other: World, one: Contestant
 
 async def verify(report: Report) -> None:
     """One after another, nothing else going on."""
-    async with World(None) as world, running([*contestants_of(world), bare_python_peer(world)], split=True) as contestants:
+    async with World(None) as world, running([*contestants_of(world), bare_python_peer(world)], apart="contestants") as contestants:
         for one in contestants:
             payments = world.prepare(PAYMENTS)
             await world.apply(one, "/verify", payments, 1.0, connections=16, again=True, drain_s=5)
@@ -155,7 +155,7 @@ async def verify(report: Report) -> None:
 
 async def verify_beside_settlements(report: Report) -> None:
     """The second world only lends its load process and payers."""
-    async with World(2.0) as world, World(2.0) as other, running(contestants_of(world), split=True) as contestants:
+    async with World(2.0) as world, World(2.0) as other, running(contestants_of(world), apart="contestants") as contestants:
         for one in contestants:
             what = {"who": one.name, "what": f"beside {WAITING} settlements", "rpc_ms": 0, "n": 4}
             report.add(what, await measure_beside_settlements(world, other, one, 2.0 if QUICK else 6.0))

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 import aiohttp
 import asyncpg
@@ -582,17 +582,21 @@ def ts_peer(world: World) -> Peer:
 
 
 @contextlib.asynccontextmanager
-async def running(contestants: Sequence[Contestant], *, split: bool = False) -> AsyncIterator[list[Contestant]]:
-    """Start those that `BENCH_ONLY` names, or all. With `split` they have a CPU for themselves, where there are two."""
+async def running(
+    contestants: Sequence[Contestant], *, apart: Literal["contestants", "load"] | None = None
+) -> AsyncIterator[list[Contestant]]:
+    """Start those that `BENCH_ONLY` names, or all. Where there are two CPUs, one is for those who are `apart` alone."""
     chosen = [one for one in contestants if not ONLY or one.name in ONLY]
-    cpus = split_cpus() if split else None
+    cpus = split_cpus() if apart else None
     try:
         for one in chosen:
             one.cpus = cpus[0] if cpus else None
             await one.prepare()
             await one.start()
         if cpus is not None and chosen:
-            keep_away(cpus[1], chosen[0].world)
+            world = chosen[0].world
+            put_on(cpus[0] if apart == "load" else cpus[1], os.getpid(), world.anvil.pid, world.postgres.pid)
+            put_on(cpus[1], world.load_pid)
         yield chosen
     finally:
         for one in chosen:
@@ -600,11 +604,10 @@ async def running(contestants: Sequence[Contestant], *, split: bool = False) -> 
             await one.proxy.stop()
 
 
-def keep_away(cpus: set[int], world: World) -> None:
-    """Put ourselves, the load process, the chain and Postgres on these CPUs, threads and all."""
-    roots = [os.getpid(), world.load_pid, world.anvil.pid, world.postgres.pid]
-    postgres = [child.pid for child in psutil.Process(world.postgres.pid).children(recursive=True)]
-    for pid in (*roots, *postgres):
+def put_on(cpus: set[int], *roots: int) -> None:
+    """Put these processes on these CPUs, threads and what the database server started and all."""
+    workers = [child.pid for pid in roots if pid != os.getpid() for child in psutil.Process(pid).children(recursive=True)]
+    for pid in (*roots, *workers):
         with contextlib.suppress(OSError):
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(OSError):
