@@ -36,7 +36,7 @@ from facilitator.settlement.survey import Surveyor
 from facilitator.settlement.tasks import Background, beat, keep_running, set_within
 from facilitator.settlement.verification import Verifier
 from facilitator.settlement.watcher import Watcher
-from facilitator.store import notifications, settlements
+from facilitator.store import notifications, replicas, settlements
 from facilitator.store.db import Db
 from facilitator.units import Network
 
@@ -188,7 +188,7 @@ class Engine:
             try:
                 for keeper in self._keepers.values():
                     await keeper.release()
-                await settlements.retire_replica(self._db, self.replica_id)
+                await replicas.retire(self._db, self.replica_id)
             except Fault as fault:
                 log.warning("engine.release_failed", fault=str(fault))
         log.info("engine.stopped", replica_id=self.replica_id)
@@ -250,7 +250,7 @@ class Engine:
         """Heartbeat: this replica lives, and it has these keys."""
         chains = [chain for chain in self._networks.values() if chain.signers]
         relayers = [f"{chain.network}:{address}" for chain in chains for address in chain.relayers]
-        await settlements.heartbeat(self._db, self.replica_id, [chain.network for chain in chains], relayers)
+        await replicas.heartbeat(self._db, self.replica_id, [chain.network for chain in chains], relayers)
 
     async def _listen(self) -> None:
         await notifications.listen(self._db.url, self._heard)

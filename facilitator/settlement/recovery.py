@@ -30,7 +30,7 @@ from facilitator.settlement.settings import Settings
 from facilitator.settlement.slots import Attempt, OpenSlot, item_of
 from facilitator.settlement.tasks import beat, set_within
 from facilitator.settlement.watcher import Watcher
-from facilitator.store import relayers, settlements
+from facilitator.store import relayers, replicas, settlements
 from facilitator.store.db import Db
 from facilitator.store.relayers import PoolRelayer, Relayer
 from facilitator.store.settlements import Lease
@@ -172,7 +172,7 @@ class Keeper:
         network, gone = self._chain.network, {row.address for row in rows if row.gone}
         keys_of = {
             replica.replica_id: {Address(name.removeprefix(f"{network}:")) for name in replica.relayers if name.startswith(f"{network}:")}
-            for replica in await relayers.live_replicas(self._db, network, self._settings.lease_ttl_s)
+            for replica in await replicas.live(self._db, network, self._settings.lease_ttl_s)
         }
         keys_of[self._replica_id] = set(self._chain.relayers)
         given = share_out(

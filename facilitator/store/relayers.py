@@ -98,14 +98,6 @@ class PoolRelayer:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveReplica:
-    """A replica that lives, and the accounts (CAIP-10) that it can sign for."""
-
-    replica_id: str
-    relayers: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class RecordedAttempt:
     """Whether another transaction for a slot is on record."""
 
@@ -290,11 +282,6 @@ async def carry(db: Db, tx_hash: TxHash, settlement_id: UUID) -> None:
 async def our_transactions(db: Db, tx_hashes: Sequence[TxHash]) -> set[TxHash]:
     """Which of these transactions we signed."""
     return {row.tx_hash for row in await db.many(KnownHash, QUERIES["our_transactions"], list(tx_hashes))}
-
-
-async def live_replicas(db: Db, network: Network, ttl_s: float) -> list[LiveReplica]:
-    """The replicas with relayer keys for this network that live."""
-    return await db.many(LiveReplica, QUERIES["live_replicas"], network, ttl_s)
 
 
 async def list_relayers(db: Db, network: Network) -> list[PoolRelayer]:

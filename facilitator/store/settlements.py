@@ -808,19 +808,6 @@ async def free_answer(db: Db, settlement_id: UUID, holder: str, epoch: int) -> b
     return await db.execute(QUERIES["free_answer"], settlement_id, holder, epoch) == 1
 
 
-async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network], relayers: Sequence[str] = ()) -> None:
-    """Say that this replica lives, for which networks it has relayer keys, and of which accounts (CAIP-10).
-
-    Forgets replicas that are long gone.
-    """
-    await db.execute(QUERIES["heartbeat"], replica_id, list(networks), list(relayers))
-
-
-async def retire_replica(db: Db, replica_id: str) -> None:
-    """Say that this replica stops, so that nobody waits for its answers."""
-    await db.execute(QUERIES["retire_replica"], replica_id)
-
-
 async def unfinal_blocks(db: Db, network: Network, up_to: int) -> list[Block]:
     """Blocks up to a number that hold included work, or prove that an authorization was used by somebody else."""
     return await db.many(Block, QUERIES["unfinal_blocks"], network, up_to)

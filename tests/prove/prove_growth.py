@@ -26,7 +26,7 @@ from facilitator.domain.identity import AuthKey
 from facilitator.domain.postings import Cause, gas_entries
 from facilitator.domain.states import State
 from facilitator.finance.views import parse_filter
-from facilitator.store import discrepancies, reconciliation, relayers, restraints, seals, settlements, survey, views
+from facilitator.store import discrepancies, reconciliation, relayers, replicas, restraints, seals, settlements, survey, views
 from facilitator.store.db import Db, Query, Session, prepare_connection
 from facilitator.store.seals import Leaf, Seal
 from facilitator.store.settlements import Admission, Asked, Block, ClosedSlot, Cost, Lease, Outcome, SignedSlot
@@ -279,7 +279,7 @@ class Round:
 
     async def _beside(self) -> None:
         db, network = self._db, Network(NETWORK)
-        await settlements.heartbeat(db, "growth", [network], [])
+        await replicas.heartbeat(db, "growth", [network], [])
         await relayers.renew_leases(db, network, "growth", {self._lease.relayer: self._lease.epoch}, 60.0)
         await relayers.list_relayers(db, network)
         await settlements.take_watched(db, network, 30.0, 100)

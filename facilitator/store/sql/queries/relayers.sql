@@ -148,11 +148,6 @@ select t.slot_id, coalesce((select max(o.item_index) + 1 from slot_item o where 
 -- name: our_transactions :many
 select t.tx_hash from relayer_transaction t where t.tx_hash = any($1::text[]);
 
--- Replicas with keys for this network that said lately that they live.
--- name: live_replicas :many
-select replica_id, relayers from replica
- where $1::text = any(networks) and seen_at > now() - make_interval(secs => $2::double precision);
-
 -- name: list_relayers :many
 select r.network, r.address, r.next_tx_nonce, r.status, r.owner, coalesce(r.lease_until > now(), false) as leased, r.key_reference,
        (select count(*) from relayer_slot s

@@ -525,16 +525,6 @@ update settlement set answer_shared = true
  where settlement_id = $1::uuid and tenant_id = $2::text and idempotency_key = $3::text and answer_state = 'spent'
 returning answer_epoch, answer_state;
 
--- name: heartbeat :execute
-with gone as (
-    delete from replica r where r.seen_at < now() - interval '1 day' and r.replica_id <> $1::text
-)
-insert into replica (replica_id, networks, relayers) values ($1::text, $2::text[], $3::text[])
-    on conflict (replica_id) do update set seen_at = now(), networks = excluded.networks, relayers = excluded.relayers;
-
--- name: retire_replica :execute
-update replica set seen_at = '-infinity' where replica_id = $1::text;
-
 -- Blocks that hold included work or prove that somebody else used an authorization, for the comparison with the canonical chain.
 -- name: unfinal_blocks :many
 select distinct block_number, block_hash from settlement
