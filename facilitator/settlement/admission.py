@@ -25,6 +25,7 @@ from facilitator.protocol.messages import Authorization, Payment, SettleResult
 from facilitator.protocol.reasons import Reason, Refusal
 from facilitator.settlement.answers import AnswerBoard, Seat
 from facilitator.settlement.dispatcher import Dispatcher, InDoubtFault, RefusedLateError
+from facilitator.settlement.presence import Presence
 from facilitator.settlement.queue import Admitted
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.restraints import LimitReached, Restraints
@@ -130,10 +131,10 @@ class Admitter:
         restraints: Restraints,
         dispatchers: Mapping[Network, Dispatcher],
         board: AnswerBoard,
+        presence: Presence,
         db: Db,
         clock: Clock,
         settings: Settings,
-        replica_id: str,
         background: Background,
     ) -> None:
         self._verifier = verifier
@@ -141,10 +142,11 @@ class Admitter:
         self._restraints = restraints
         self._dispatchers = dispatchers
         self._board = board
+        self._presence = presence
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._replica_id = replica_id
+        self._replica_id = presence.replica_id
         self._background = background
         self._admitting: dict[AuthKey, asyncio.Event] = {}
         self._in_flight = InFlight()
@@ -398,6 +400,8 @@ class Admitter:
         """Wait behind the holder. None: the settlement may be admitted again."""
         with self._board.seat(record.settlement_id) as seat:
             seat.tx_hash = record.tx_hash or seat.tx_hash
+            if record.answer_state == "held" and record.answer_holder != self._replica_id:
+                self._presence.look_soon()
             try:
                 if record.answer_state == "spent":
                     record = await self._board.read(seat)  # it was read without a seat: the slot may have been given back since

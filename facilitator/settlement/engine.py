@@ -26,6 +26,7 @@ from facilitator.settlement.dispatcher import Dispatcher
 from facilitator.settlement.finality import Finality
 from facilitator.settlement.lookout import Lookout
 from facilitator.settlement.network import ServedNetwork
+from facilitator.settlement.presence import Presence
 from facilitator.settlement.pricing import Pricing
 from facilitator.settlement.records import RecordReader
 from facilitator.settlement.recovery import Keeper, OpenKey
@@ -33,7 +34,7 @@ from facilitator.settlement.resolver import Resolver
 from facilitator.settlement.restraints import Restraints
 from facilitator.settlement.settings import Settings
 from facilitator.settlement.survey import Surveyor
-from facilitator.settlement.tasks import Background, beat, keep_running, set_within
+from facilitator.settlement.tasks import Background, keep_running, set_within
 from facilitator.settlement.verification import Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import notifications, replicas, settlements
@@ -77,6 +78,7 @@ class Engine:
         self._clock = clock
         self._background = Background()
         self._board = AnswerBoard(db, settings.lease_ttl_s)
+        self._presence = Presence(networks, db, clock, settings, self.replica_id)
         records = RecordReader(db, settings.lease_ttl_s)
         self._restraints = Restraints(tuple(self._networks), db, clock, settings)
         self._verifier = Verifier(registry, self._networks, records, self._restraints, clock, settings)
@@ -108,10 +110,10 @@ class Engine:
             self._restraints,
             self._dispatchers,
             self._board,
+            self._presence,
             db,
             clock,
             settings,
-            self.replica_id,
             self._background,
         )
         self._canaries = [
@@ -130,7 +132,7 @@ class Engine:
 
     async def start(self) -> None:
         """Say that this replica lives, then start every loop. Raises StoreFault when Postgres cannot be reached."""
-        await self._say_alive()
+        await self._presence.say_alive()
         self._loops = asyncio.create_task(self._run(), name="engine")
         self._started = True
         log.info("engine.started", replica_id=self.replica_id, networks=list(self._networks))
@@ -141,7 +143,8 @@ class Engine:
             def loop(name: str, body: object) -> None:
                 group.create_task(keep_running(name, body, self._clock), name=name)  # type: ignore[arg-type]
 
-            loop("heartbeat", self._beat)
+            loop("heartbeat", self._presence.speak)
+            loop("presence", self._presence.run)
             loop("notifications", self._listen)
             loop("limits", self._restraints.run)
             for canary in self._canaries:
@@ -240,20 +243,8 @@ class Engine:
 
     # --- loops ---
 
-    async def _beat(self) -> None:
-        while True:
-            beat("heartbeat")
-            await self._say_alive()
-            await self._clock.sleep(self._settings.lease_renew_s)
-
-    async def _say_alive(self) -> None:
-        """Heartbeat: this replica lives, and it has these keys."""
-        chains = [chain for chain in self._networks.values() if chain.signers]
-        relayers = [f"{chain.network}:{address}" for chain in chains for address in chain.relayers]
-        await replicas.heartbeat(self._db, self.replica_id, [chain.network for chain in chains], relayers)
-
     async def _listen(self) -> None:
-        await notifications.listen(self._db.url, self._heard)
+        await notifications.listen(self._db.url, self.replica_id, self._heard, self._presence.held)
 
     def _heard(self, channel: str, payload: str) -> None:
         if channel == "facilitator_answer":

@@ -1,7 +1,8 @@
 """Replicas in Postgres: which processes serve, and which of them live."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from facilitator.store.db import Db, load_queries
@@ -18,12 +19,32 @@ class LiveReplica:
     relayers: list[str]
 
 
-async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network], relayers: Sequence[str] = ()) -> None:
-    """Say that this replica lives, for which networks it has relayer keys, and of which accounts (CAIP-10).
+@dataclass(frozen=True, slots=True)
+class MissingReplica:
+    """A replica whose presence ended without a word."""
+
+    replica_id: str
+    seen_at: datetime
+    """When it last spoke."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoneReplica:
+    """A replica that was buried."""
+
+    replica_id: str
+    leases: int
+    """How many relayers it held."""
+    told: int
+    """On how many networks the others heard of it."""
+
+
+async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network], relayers: Sequence[str] = (), *, present: bool = False) -> None:
+    """Say that this replica lives, for which networks it has relayer keys, of which accounts (CAIP-10), and whether it holds its presence.
 
     Forgets replicas that are long gone.
     """
-    await db.execute(QUERIES["heartbeat"], replica_id, list(networks), list(relayers))
+    await db.execute(QUERIES["heartbeat"], replica_id, list(networks), list(relayers), present)
 
 
 async def retire(db: Db, replica_id: str) -> None:
@@ -34,3 +55,13 @@ async def retire(db: Db, replica_id: str) -> None:
 async def live(db: Db, network: Network, ttl_s: float) -> list[LiveReplica]:
     """The replicas with relayer keys for this network that live."""
     return await db.many(LiveReplica, QUERIES["live_replicas"], network, ttl_s)
+
+
+async def missing(db: Db, replica_id: str, ttl_s: float) -> list[MissingReplica]:
+    """Replicas that spoke within `ttl_s` and whose presence has ended; never the one that asks."""
+    return await db.many(MissingReplica, QUERIES["missing_replicas"], replica_id, ttl_s)
+
+
+async def bury(db: Db, missing: Mapping[str, datetime]) -> list[GoneReplica]:
+    """End heartbeat and leases of those that have not spoken since, and tell the others that there are relayers to be had."""
+    return await db.many(GoneReplica, QUERIES["bury"], list(missing), list(missing.values()))

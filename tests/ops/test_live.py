@@ -18,6 +18,7 @@ LOOPS = {
     "event_loop",
     "access",
     "heartbeat",
+    "presence",
     "survey",
     "limits",
     "screening",

@@ -25,7 +25,7 @@ QUIET = {
 
 OF_LOOPS = {
     *("count_watched", "gas_budgets", "heartbeat", "list_queued", "list_relayers"),
-    *("live_replicas", "queue_ages", "struck", "take_watched", "unfinal_blocks"),
+    *("live_replicas", "missing_replicas", "queue_ages", "struck", "take_watched", "unfinal_blocks"),
 }
 """Statements of loops, whose first round may come late."""
 

@@ -79,6 +79,8 @@ ROW_OF = {
     "open_slots": relayers.OpenSlotId,
     "our_transactions": relayers.KnownHash,
     "live_replicas": replicas.LiveReplica,
+    "missing_replicas": replicas.MissingReplica,
+    "bury": replicas.GoneReplica,
     "consumed_slots": relayers.ConsumedSlot,
     "record_attempt": relayers.RecordedAttempt,
     "record_stray": relayers.KnownHash,
