@@ -210,6 +210,7 @@ class App:
         if self.console is not None:
             self.console.connect(db)
         self.desk.db, self.desk.engine = db, engine
+        self.desk.gate.watch(engine, [network.id for network in self.config.networks])
         if self.desk.catalogue is not None and self.config.discovery.enabled:
             run = partial(self.desk.catalogue.run, db)
             self._tasks.append(asyncio.create_task(keep_running("catalogue", run, self.clock), name="catalogue"))

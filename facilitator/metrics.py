@@ -45,7 +45,7 @@ JUDGING = Gauge("facilitator_http_judging_requests", "Requests whose payments ar
 JUDGED_MAX = Gauge("facilitator_http_judging_requests_max", "Bound of that number.")
 REQUESTS_SHED = Counter(
     "facilitator_http_requests_shed_total",
-    "Requests beyond that bound, answered 503: of an admitted caller, or on its connection before parsing.",
+    "Requests answered 503 for load: beyond that bound, once admitted or on their connection; for a full queue.",
     ["at"],
 )
 CONNECTIONS = Gauge("facilitator_http_connections", "Open HTTP connections.")

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from facilitator.api.overload import Gate
+from facilitator.api.overload import Gate, Place
 from facilitator.api.settings import Settings
 from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED, REQUESTS, series
 
@@ -48,7 +48,7 @@ class Connections:
 
     def open(self) -> "Connection":
         """What stands for one more connection."""
-        return Connection(self, self._settings, self._server, self._loop)
+        return Connection(self, self._gate, self._settings, self._server, self._loop)
 
     def close(self) -> None:
         """Look for callers that are late no more."""
@@ -85,12 +85,9 @@ class Connections:
         """Whether the next byte belongs to the head of a request."""
         return connection in self._silent or connection in self._idle
 
-    def refusal(self, connection: "Connection", data: bytes) -> bytes | None:
-        """What to answer at once, if `data` is another request of a caller that has more in judgement than it may."""
-        if connection not in self._idle or connection.due != float("inf") or connection.caller is None:
-            return None  # a request is in hand, or its head has begun, or nobody is known here
-        tenant_id, credential = connection.caller
-        return self._gate.refusal(data, credential) if self._gate.beyond(tenant_id) else None
+    def awaits_request(self, connection: "Connection") -> bool:
+        """Whether no request is in hand and no byte of the next one has come."""
+        return connection in self._idle and connection.due == float("inf")
 
     def forget(self, connection: "Connection") -> None:
         """It is closed, or as good as closed. May be called twice."""
@@ -126,9 +123,11 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_connections", "_header_timeout_s", "_unread_timeout_s", "caller", "due", "peer")
+    __slots__ = ("_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
 
-    def __init__(self, connections: Connections, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, connections: Connections, gate: Gate, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -138,6 +137,9 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER_S,
         )
         self._connections = connections
+        self._gate = gate
+        self._place: Place | None = None
+        """Taken when the bytes of a request came, until its handler asks for it."""
         self._header_timeout_s = settings.header_timeout_s
         self._unread_timeout_s = settings.unread_timeout_s
         self.caller: tuple[str, bytes] | None = None
@@ -158,19 +160,42 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """The first byte after an answer begins the next head, unless the request is refused as it stands."""
-        if (refusal := self._connections.refusal(self, data)) is not None:
-            assert self.transport is not None
-            series(REQUESTS, data[5:12].decode(), "503").inc()
-            self.transport.write(refusal)
-            return
+        met = None
+        if self.caller is not None and self._connections.awaits_request(self):
+            met = self._gate.meet(data, *self.caller)
+            if isinstance(met, bytes):
+                assert self.transport is not None
+                series(REQUESTS, "/verify" if data.startswith(b"POST /v") else "/settle", "503").inc()
+                self.transport.write(met)
+                return
+            self._place = met
         if self._connections.awaits_head(self):
             self.due = min(self.due, self._loop.time() + self._header_timeout_s)
         super().data_received(data)
+        if met is not None and not self._messages:
+            self._give_back()  # it is no whole head: nobody will ask for the place
+
+    def enter(self, tenant_id: str) -> Place:
+        """A place in judgement for the request in hand; whoever takes it leaves it. Raises OverloadFault."""
+        place, self._place = self._place, None
+        if place is not None:
+            if place.tenant_id == tenant_id:
+                return place
+            place.leave()
+        return self._gate.enter(tenant_id)
+
+    def _give_back(self) -> None:
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Write what is not yet written. It is the caller's turn to read."""
+        self._give_back()
+        if not request.content.is_eof():
+            self.caller = None  # the rest of its body is still to come: whatever that looks like, it is no request
         self.due = self._loop.time() + self._unread_timeout_s
         done = await super().finish_response(request, resp, start_time)
         self._connections.answered(self)
@@ -178,6 +203,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is no more."""
+        self._give_back()
         self._connections.forget(self)
         super().connection_lost(exc)
 

@@ -6,7 +6,7 @@ written here, so that its delivery can be watched.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
 from aiohttp import StreamReader, web
@@ -27,6 +27,9 @@ from facilitator.settlement.dispatcher import InDoubtFault
 from facilitator.settlement.restraints import LimitReached
 from facilitator.telemetry import annotate
 
+if TYPE_CHECKING:
+    from facilitator.api.connections import Connection
+
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _STATUS: Final = {"body": 400, "too_large": 413, "media_type": 415}
@@ -35,7 +38,7 @@ _ERROR: Final = {"body": "invalid_request", "too_large": "body_too_large", "medi
 
 async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /verify: would this payment settle now?"""
-    place = desk.gate.enter(grant.tenant.tenant_id)
+    place = cast("Connection", request.protocol).enter(grant.tenant.tenant_id)
     try:
         return await _verify(desk, request, grant)
     finally:
@@ -62,7 +65,7 @@ async def _verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamR
 
 async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
     """POST /settle: get this payment onto the chain once, and say how it ended."""
-    place = desk.gate.enter(grant.tenant.tenant_id)
+    place = cast("Connection", request.protocol).enter(grant.tenant.tenant_id)
     try:
         return await _settle(desk, request, grant, place)
     finally:

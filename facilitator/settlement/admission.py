@@ -46,13 +46,14 @@ from facilitator.store.settlements import (
     decode_answer,
 )
 from facilitator.store.tenants import Tenant
-from facilitator.units import Network, TxHash
+from facilitator.units import AuthNonce, Network, TxHash
 
 _LOCAL_POLL_S: Final = 1.0
 """How often a caller reads the record itself while this process watches the settlement anyway."""
 _FOREIGN_POLL_S: Final = 0.25
 """How often it does when another replica watches, should a notification be lost."""
-
+_BEGUN_MAX: Final = 32_768
+"""How many of the payments that were begun here are remembered."""
 
 _FREE_S: Final = 5.0
 """How long a delivery that failed waits for its slot to be freed; it goes on without being waited for."""
@@ -149,8 +150,19 @@ class Admitter:
         self._replica_id = presence.replica_id
         self._background = background
         self._admitting: dict[AuthKey, asyncio.Event] = {}
+        self._begun: dict[AuthNonce, None] = {}
+        """By the auth_nonces of the last payments that were let into a queue, the oldest first."""
         self._in_flight = InFlight()
         self._hurry = asyncio.Event()
+
+    def began(self, auth_nonce: AuthNonce) -> bool:
+        """Whether a payment with it was put on its way here, not long ago."""
+        return auth_nonce in self._begun
+
+    def _begin(self, auth_nonce: AuthNonce) -> None:
+        self._begun[auth_nonce] = None
+        if len(self._begun) > _BEGUN_MAX:
+            del self._begun[next(iter(self._begun))]
 
     def hurry(self) -> None:
         """The process stops: callers are told how things stand instead of waiting on."""
@@ -319,6 +331,7 @@ class Admitter:
             accept_unscreened=request.caller.tenant.accept_unscreened,
             wallet=wallet,
         )
+        self._begin(admission.authorization.auth_nonce)
         request.caller.judged()
         try:
             if record is None:

@@ -110,6 +110,12 @@ class Dispatcher:
         with self._queue.place(authorization.asset, self._life_s(authorization), deadline):
             yield
 
+    def full(self, coming: int) -> OverloadFault | None:
+        """What `place` would raise by the queue alone for one more payment, behind `coming` others on their way; None: let it come."""
+        if self.pool.stopping or self._watcher.halted() or self._pricing.too_dear():
+            return None  # whoever asks for its place hears which
+        return self._queue.full(coming)
+
     async def admit(self, admission: Admission, deadline: float) -> Admitted:
         """Put a settlement that has its `place` on record, signed if a relayer is ours, else queued for whoever owns one.
 

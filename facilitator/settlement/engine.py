@@ -39,7 +39,7 @@ from facilitator.settlement.verification import Verifier
 from facilitator.settlement.watcher import Watcher
 from facilitator.store import notifications, replicas, settlements
 from facilitator.store.db import Db
-from facilitator.units import Network
+from facilitator.units import AuthNonce, Network
 
 _CHECK_S: Final = 5.0
 """Deadline of a start-up check of one network, and the wait before it is tried again."""
@@ -232,6 +232,13 @@ class Engine:
             self._callers -= 1
             if self._callers == 0:
                 self._idle.set()
+
+    def full(self, network: Network, auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
+        """Why no more is begun on this network, by its queue, when `coming` more are on their way to it; None: this one may come.
+
+        What was begun here is let in: it is answered from its record.
+        """
+        return None if self._admitter.began(auth_nonce) else self._dispatchers[network].full(coming)
 
     async def delivered(self, ticket: Ticket) -> None:
         """The holder of `ticket` has its answer."""

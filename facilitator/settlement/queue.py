@@ -90,12 +90,8 @@ class Queue:
         Raises OverloadFault, with the time to come again, when there is none or the payment would wait for too long.
         """
         now = self._clock.monotonic()
-        pressure = Pressure(ahead=self._places, oldest_s=self._oldest_s(asset), per_s=self._rate.per_s(now))
-        later_s = retry_after_s(pressure, self._settings.queue_wait_max_s, min(life_s, deadline - now))
-        if self._places >= self._settings.queue_max:
-            raise OverloadFault("queue_full", "too many payments are waiting to be sent; ask again", retry_after_s=later_s)
-        if later_s is not None:
-            raise OverloadFault("queue_slow", "payments wait for too long before they are sent; ask again", retry_after_s=later_s)
+        if (fault := self._fault(now, self._places, self._oldest_s(asset), min(life_s, deadline - now))) is not None:
+            raise fault
         self._places += 1
         self._rate.waits(now)
         try:
@@ -104,6 +100,23 @@ class Queue:
             self._places -= 1
             if not self._places:
                 self._rate.empty()
+
+    def full(self, coming: int) -> OverloadFault | None:
+        """Why there is no place for one more payment, behind those on their way to theirs, whatever it is and as long as it lives."""
+        if not self._places:
+            return None
+        now, oldest = self._clock.monotonic(), next(iter(self._all), None)
+        oldest_s = 0.0 if oldest is None else now - oldest.judged_at
+        return self._fault(now, self._places + coming, oldest_s, self._settings.deadline_s)
+
+    def _fault(self, now: float, ahead: int, oldest_s: float, time_left_s: float) -> OverloadFault | None:
+        pressure = Pressure(ahead=ahead, oldest_s=oldest_s, per_s=self._rate.per_s(now))
+        later_s = retry_after_s(pressure, self._settings.queue_wait_max_s, time_left_s)
+        if ahead >= self._settings.queue_max:
+            return OverloadFault("queue_full", "too many payments are waiting to be sent; ask again", retry_after_s=later_s)
+        if later_s is not None:
+            return OverloadFault("queue_slow", "payments wait for too long before they are sent; ask again", retry_after_s=later_s)
+        return None
 
     def _oldest_s(self, asset: Address | None = None) -> float:
         """How long the oldest payment has waited, here or in Postgres; there, those of one asset may count alone."""

@@ -9,6 +9,7 @@ from facilitator.errors import OverloadFault
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
 from facilitator.settlement.relayer import Account
+from facilitator.units import AuthNonce
 from tests.fault.conftest import StartScene
 from tests.fixtures.base_sim import Call, Fault, Hang, NodeSays, RawTransaction, Rules
 from tests.fixtures.base_sim.node import decoded as decoded_call
@@ -58,11 +59,16 @@ async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_mo
     assert raised.value.retry_after_s is not None
     assert raised.value.retry_after_s >= 1
     assert looks.seen == 0, "refused before the chain was asked"
+    told = rig.engine.full(scene.network, AuthNonce(nonce_of(late_payment)), 0)
+    assert told is not None, "and before it is parsed"
+    assert told.kind == "queue_slow"
+    assert rig.engine.full(scene.network, AuthNonce(nonce_of(second_payment)), 0) is None, "who is in the queue may ask again"
     assert len(scene.sent()) == 1
     again = scene.settle(rig, second_payment)  # who is in the queue stays in it, and may ask again
     scene.sim.pool.hold = None
     answers = await scene.answers([first, second, third, again])
     assert [reason(answer) for answer in answers] == [None, None, None, Reason.DUPLICATE_SETTLEMENT]
+    assert rig.engine.full(scene.network, AuthNonce(nonce_of(late_payment)), 0) is None
     assert reason(await scene.answer(scene.settle(rig, late_payment))) is None
     await scene.finish(settled=4)
 

@@ -16,8 +16,34 @@ from hypothesis import strategies as st
 
 from facilitator.api.overload import Gate, Place
 from facilitator.errors import OverloadFault
+from facilitator.metrics import JUDGING
+from facilitator.units import AuthNonce, Network
+from tests.fixtures.vectors import v1_request, v2_request
 
 KEY: Final = b"0123456789abcdef"
+BASE: Final = Network("eip155:8453")
+SEPOLIA: Final = Network("eip155:84532")
+
+
+class Queues:
+    """What the queues say, and what they were asked."""
+
+    def __init__(self, full: OverloadFault | None) -> None:
+        self.told = full
+        self.asked: list[tuple[str, str, int]] = []
+
+    def full(self, network: Network, auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
+        self.asked.append((network, auth_nonce, coming))
+        return self.told
+
+
+def refusal(data: bytes, credential: bytes = KEY, retry_after_s: int = 2) -> bytes | None:
+    """What a caller beyond its bound is answered unparsed."""
+    gate = Gate(2, retry_after_s)
+    gate.enter("a")
+    met = gate.meet(data, "a", credential)
+    assert not isinstance(met, Place)
+    return met
 
 
 def fill(gate: Gate, tenant_id: str) -> list[Place]:
@@ -56,15 +82,115 @@ def test_a_place_is_free_again_when_it_is_left_and_only_once() -> None:
     assert len(fill(gate, "a")) == 1
 
 
+@given(st.data(), st.integers(2, 40))
+def test_whatever_is_entered_met_and_left_the_count_is_of_those_within_and_no_tenant_has_more_than_was_left_free(
+    data: st.DataObject, judged_max: int
+) -> None:
+    gate = Gate(judged_max, 2)
+    gate.watch(Queues(None), [SEPOLIA])
+    within: list[Place] = []
+    for _ in range(data.draw(st.integers(0, 80))):
+        tenant = data.draw(st.sampled_from("abc"))
+        room = judged_max - len(within) - sum(place.tenant_id == tenant for place in within)
+        assert gate.beyond(tenant) == (room <= 0)
+        match data.draw(st.sampled_from(["enter", "meet", "leave"])):
+            case "enter" if room > 0:
+                within.append(gate.enter(tenant))
+            case "meet":
+                met = gate.meet(data.draw(st.sampled_from([payment(), payment(path="/verify")])), tenant, KEY)
+                assert isinstance(met, Place) == (room > 0)
+                within += [met] if isinstance(met, Place) else []
+            case "leave" if within:
+                place = within.pop(data.draw(st.integers(0, len(within) - 1)))
+                place.leave()
+                place.leave()
+        assert gauge() == len(within)
+    for place in within:
+        place.leave()
+    assert gauge() == 0
+    assert not +gate._coming
+
+
 def request(path: str = "/verify", body: bytes = b'{"a":1}', *more: str, length: str | None = None, line: str = "POST") -> bytes:
     lines = [f"{line} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer fk_{KEY.decode()}_x", *more]
     lines += [f"Content-Length: {len(body) if length is None else length}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def gauge() -> float:
+    """The places taken, as they are told."""
+    [metric] = JUDGING.collect()
+    return float(metric.samples[0].value)
+
+
+def payment(*, path: str = "/settle", version: int = 2, **changed: str) -> bytes:
+    """A whole request with a payment."""
+    text = json.dumps(v1_request() if version == 1 else v2_request())
+    for old, new in changed.items():
+        text = text.replace(old, new)
+    return request(path, text.encode())
+
+
+def nonce_of(data: bytes) -> str:
+    return str(json.loads(data.partition(b"\r\n\r\n")[2])["paymentPayload"]["payload"]["authorization"]["nonce"])
+
+
+SLOW: Final = OverloadFault("queue_slow", "payments wait for too long", retry_after_s=9)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_settlement_for_a_full_queue_is_refused_unparsed_in_the_queue_s_own_words(version: int) -> None:
+    gate, queues = Gate(8, 2), Queues(SLOW)
+    gate.watch(queues, [BASE, SEPOLIA])
+    data = payment(version=version)
+    answer = gate.meet(data, "a", KEY)
+    assert isinstance(answer, bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nRetry-After: 9\r\n" in head
+    assert {**json.loads(body), "requestId": ""} == {"error": "queue_slow", "message": "payments wait for too long", "requestId": ""}
+    assert queues.asked == [(SEPOLIA, nonce_of(data).lower(), 0)]
+    assert gauge() == 0
+
+
+def test_while_there_is_room_places_are_taken_and_the_queue_hears_how_many_are_on_their_way() -> None:
+    gate, queues = Gate(64, 2), Queues(None)
+    gate.watch(queues, [BASE, SEPOLIA])
+    met = [gate.meet(payment(), "a", KEY) for _ in range(3)]
+    places = [place for place in met if isinstance(place, Place)]
+    gate.enter("a")  # of one that was parsed first nobody knows yet where it goes
+    places[0].leave()
+    gate.meet(payment(), "b", KEY)
+    assert [coming for _, _, coming in queues.asked] == [0, 1, 2, 2]
+    assert gauge() == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        payment(path="/verify"),
+        payment(eip155="eip156"),
+        payment(USDC='x", "y": "eip155:8453'),
+        payment(nonce="knonce"),
+        payment(USDC='x", "nonce": "0x' + "11" * 32),
+    ],
+    ids=["a verification", "another network", "two networks", "no nonce", "two nonces"],
+)
+def test_what_does_not_say_plainly_where_it_settles_is_let_in_and_hears_of_the_queue_later(data: bytes) -> None:
+    gate = Gate(8, 2)
+    gate.watch(Queues(SLOW), [BASE, SEPOLIA])
+    assert isinstance(gate.meet(data, "a", KEY), Place)
+
+
+def test_a_settlement_for_a_full_queue_that_is_not_one_plain_request_is_let_in() -> None:
+    gate = Gate(8, 2)
+    gate.watch(Queues(SLOW), [SEPOLIA])
+    assert isinstance(gate.meet(payment()[:-1], "a", KEY), Place)
+    assert isinstance(gate.meet(payment(), "a", b"another"), Place)
+
+
 @pytest.mark.parametrize("path", ["/verify", "/settle"])
 def test_the_answer_is_one_that_a_library_reads(path: str) -> None:
-    answer = Gate(8, 7).refusal(request(path, b"{}", "x-request-id: mine-1"), KEY)
+    answer = refusal(request(path, b"{}", "x-request-id: mine-1"), retry_after_s=7)
     assert answer is not None
     read = http.client.HTTPResponse(Mock(makefile=lambda _mode: io.BytesIO(answer + b"the next answer")))
     read.begin()
@@ -75,11 +201,14 @@ def test_the_answer_is_one_that_a_library_reads(path: str) -> None:
 
 
 def test_an_id_is_made_where_none_was_offered_or_it_is_none() -> None:
+    made = set()
     for more in ((), ("X-Request-Id: a b",), ("X-Request-Id: " + "a" * 65,)):
-        answer = Gate(8, 7).refusal(request("/verify", b"{}", *more), KEY)
+        answer = refusal(request("/verify", b"{}", *more))
         assert answer is not None
         told = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert len(told["requestId"]) == 32
+        made.add(told["requestId"])
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize(
@@ -106,7 +235,7 @@ def test_an_id_is_made_where_none_was_offered_or_it_is_none() -> None:
     ],
 )
 def test_whatever_is_not_one_whole_plain_request_of_that_caller_is_left_to_the_parser(data: bytes) -> None:
-    assert Gate(8, 2).refusal(data, KEY) is None
+    assert refusal(data) is None
 
 
 def parsed(data: bytes) -> list[Any] | None:
@@ -150,7 +279,7 @@ HEADERS: Final = st.sampled_from(
 )
 def test_what_is_refused_unparsed_is_to_the_library_one_whole_request_or_none_at_all(line: str, headers: list[str], body: bytes) -> None:
     data = "\r\n".join((line, *headers)).encode() + b"\r\n\r\n" + body
-    if Gate(8, 2).refusal(data, b"") is None:
+    if refusal(data, b"") is None:
         return
     messages = parsed(data)
     if messages is not None:
