@@ -29,7 +29,7 @@ _DIGITS: Final = re.compile(rb":[ \t]*([0-9]{1,9})[ \t]*")
 _ID: Final = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._:-]{1,64})[ \t]*(?=\r\n)", re.IGNORECASE)
 _SPECIAL: Final = re.compile(rb"\r\n(?:transfer-encoding|connection|expect|upgrade):", re.IGNORECASE)
 """Heads with these are left to the parser."""
-_NONCE: Final = re.compile(rb'"nonce"[ \t\r\n]*:[ \t\r\n]*"(0x[0-9a-fA-F]{64})"')
+_AUTH_NONCE: Final = re.compile(rb'"nonce"[ \t\r\n]*:[ \t\r\n]*"(0x[0-9a-fA-F]{64})"')
 _MESSAGE: Final = "more is asked than can be judged; nothing was done for this request: send the same payment again later"
 _OVERLOADED: Final = (b"overloaded", _MESSAGE.encode(), None)
 _HEAD: Final = (
@@ -136,8 +136,8 @@ class Gate:
     def _named(self, data: bytes) -> tuple[Network | None, AuthNonce | None]:
         """The only network of ours, and the only nonce, that these bytes name."""
         networks = {network for name, network in self._names if name in data}
-        nonces = _NONCE.findall(data)
-        return networks.pop() if len(networks) == 1 else None, AuthNonce(nonces[0].decode().lower()) if len(nonces) == 1 else None
+        auth_nonces = _AUTH_NONCE.findall(data)
+        return networks.pop() if len(networks) == 1 else None, AuthNonce(auth_nonces[0].decode().lower()) if len(auth_nonces) == 1 else None
 
     def _refusal(self, data: bytes, credential: bytes, at: str, fault: OverloadFault | None) -> bytes | None:
         """The whole answer. Some 2 µs; the ordinary way to a 503 costs fifty."""
