@@ -77,13 +77,10 @@ def configure(
     stream = stream or sys.stderr
     console = form == "console" or (form == "auto" and stream.isatty())
     shared: list[structlog.typing.Processor] = [_add_bound, structlog.processors.add_log_level, _add_time]
-    rendered: list[structlog.typing.Processor] = (
-        [redact, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-        if console
-        else [structlog.processors.format_exc_info, redact, _render]
-    )
-    if console:
-        rendered.insert(0, structlog.processors.format_exc_info)
+    rendered: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        *([redact, structlog.dev.ConsoleRenderer(colors=stream.isatty())] if console else [_render]),
+    ]
     if observe is not None:
         rendered.insert(0, partial(_tell, observe))
     number = getattr(logging, level.upper())
@@ -184,9 +181,27 @@ def _add_time(_logger: object, _method: str, event: MutableMapping[str, object])
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=str)
 
 
-def _render(_logger: object, _method: str, event: MutableMapping[str, object]) -> str:
-    """The line as JSON; three times as fast as the standard library's."""
-    return _ENCODER.encode(event).decode()
+def _render(logger: object, method: str, event: MutableMapping[str, object]) -> str:
+    """The redacted line as JSON; a plain one is looked at once it is rendered, which takes a third of looking at each fact."""
+    text = _render_plain(event)
+    return _ENCODER.encode(redact(logger, method, event)).decode() if text is None else text
+
+
+def _render_plain(event: Mapping[str, object]) -> str | None:
+    """The line of facts in which nothing can be that is redacted; None for any other, be there something or not.
+
+    Rendering leaves all text as it is but for quotes, backslashes and control characters, which it marks by a backslash.
+    """
+    for value in event.values():
+        if type(value) is str:
+            if len(value) >= _LONG_HEX_CHARS:
+                return None
+        elif type(value) not in _NUMBERS:
+            return None
+    if _secrets_among(tuple(event)):
+        return None
+    text = _ENCODER.encode(event).decode()
+    return text if text.isascii() and "\\" not in text and _is_plain(text) else None
 
 
 def _tell(
@@ -285,7 +300,7 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, object]) ->
     """The last processor before rendering: no key, signature, header or URL with credentials passes it."""
     for key, value in event.items():
         if type(value) is str:
-            if len(value) < _LONG_HEX_CHARS and value.isascii() and (value.isalnum() or _is_plain(value)):
+            if len(value) < _LONG_HEX_CHARS and value.isascii() and (value.isalnum() or ('"' not in value and _is_plain(value))):
                 continue
         elif type(value) in _NUMBERS:
             continue
@@ -299,8 +314,8 @@ _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a short ASCII text holds nothing that a pattern of `redact_text` begins with or needs."""
-    return not (" " in text or "=" in text or "'" in text or '"' in text or "://" in text or "fk_" in text or "eyJ" in text)
+    """Whether a short ASCII text without double quotes holds nothing that a pattern of `redact_text` begins with or needs."""
+    return not (" " in text or "=" in text or "'" in text or "://" in text or "fk_" in text or "eyJ" in text)
 
 
 def redact_text(text: str) -> str:

@@ -1,6 +1,6 @@
 """Redaction looks for each secret only where one can be: that must change no text."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from facilitator import telemetry
@@ -58,3 +58,34 @@ def test_a_text_is_redacted_as_by_all_patterns_one_after_the_other(text: str) ->
 def test_what_a_line_keeps_as_it_is_holds_nothing_to_redact(event: dict[str, object]) -> None:
     cleaned = {key: telemetry._clean(key, value, depth=0) for key, value in event.items()}
     assert telemetry.redact(None, "info", dict(event)) == cleaned
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["note", "reason", "private_key", "url", "key_id"]),
+        st.one_of(
+            texts,
+            st.integers(-(2**63), 2**64 - 1),
+            st.floats(),
+            st.none(),
+            st.booleans(),
+            st.lists(texts, max_size=2),
+            st.binary(max_size=4),
+        ),
+    )
+)
+@example({"note": "a" * 127})
+@example({"note": "a" * 128})
+@example({"note": 'password":"hunter2"'})
+@example({"note": "password='hunter2'"})
+@example({"note": "é", "reason": "plain"})
+@example({"note": "a\nb"})
+@example({"token": "plain"})
+def test_a_line_looked_at_as_a_whole_is_the_line_that_was_redacted_fact_by_fact(event: dict[str, object]) -> None:
+    redacted = telemetry.redact(None, "info", dict(event))
+    assert telemetry._render(None, "info", dict(event)) == telemetry._ENCODER.encode(redacted).decode()
+
+
+def test_a_canonical_line_of_a_good_payment_is_looked_at_as_a_whole() -> None:
+    line: dict[str, object] = {"network": "eip155:84532", "asset": "0x" + "ab" * 20, "auth_nonce": "0x" + "cd" * 32, "duration_ms": 1.5}
+    assert telemetry._render_plain({**line, "outcome": "valid", "timestamp": "2026-11-21T14:31:48.123456Z", "route": "/verify"}) is not None
