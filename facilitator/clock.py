@@ -52,6 +52,17 @@ _LOOK_S: Final = 0.05
 """How late at most `Timeouts` ends a block, on an event loop that is not busy."""
 
 
+class Due(Protocol):
+    """What ends at a time."""
+
+    due_at: float
+    """On the event loop's clock."""
+
+    def end(self) -> None:
+        """It is due."""
+        ...
+
+
 class Timeouts:
     """`asyncio.timeout` for many blocks of one event loop, by one timer for all of them, so that each ends up to 0.05 s late.
 
@@ -59,20 +70,20 @@ class Timeouts:
     """
 
     def __init__(self) -> None:
-        self._open: set[Timeout] = set()
+        self._open: set[Due] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def after(self, timeout_s: float) -> "Timeout":
         """A block, for `with`, that raises TimeoutError when it takes longer than this."""
         return Timeout(self, timeout_s)
 
-    def enter(self, block: "Timeout") -> None:
-        """Watch a block from now on."""
+    def enter(self, block: Due) -> None:
+        """Watch a block, or whatever else ends at a time, from now on."""
         self._open.add(block)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
-    def leave(self, block: "Timeout") -> None:
+    def leave(self, block: Due) -> None:
         """Watch it no more."""
         self._open.discard(block)
 
@@ -99,11 +110,12 @@ class Timeout:
 
     def __enter__(self) -> Self:
         """Begin. Needs a running task."""
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self.due_at = asyncio.get_running_loop().time() + self._timeout_s
+        self.due_at = loop.time() + self._timeout_s
         self._timeouts.enter(self)
         return self
 

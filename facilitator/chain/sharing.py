@@ -31,17 +31,23 @@ class Settings:
 class _Caller:
     """Somebody who waits: the questions, until when, and where the answer goes."""
 
-    __slots__ = ("deadline", "place", "questions", "reply", "request", "weight")
+    __slots__ = ("deadline", "due_at", "place", "questions", "reply", "request", "weight")
 
-    def __init__(self, questions: tuple[Question, ...], weight: int, deadline: float, reply: asyncio.Future[Facts]) -> None:
+    def __init__(self, questions: tuple[Question, ...], weight: int, deadline: float, due_at: float, reply: asyncio.Future[Facts]) -> None:
         self.questions: Final = questions
         self.weight: Final = weight
         self.deadline: Final = deadline
+        self.due_at = due_at
+        """The same on the event loop's clock."""
         self.reply: Final = reply
         """Done by the answer, or by the caller itself when it goes away."""
         self.place = 0
         """Which of the request's answers is this caller's."""
         self.request: asyncio.Task[list[Facts | ChainFault]] | None = None
+
+    def end(self) -> None:
+        """The caller's deadline passed, whatever becomes of the request."""
+        _tell(self.reply, _late())
 
 
 class SharedAnswers:
@@ -62,19 +68,19 @@ class SharedAnswers:
         if remaining_s <= 0:
             raise _late()
         loop = asyncio.get_running_loop()
-        caller = _Caller(tuple(questions), self._evm.weigh(questions), deadline, loop.create_future())
+        caller = _Caller(tuple(questions), self._evm.weigh(questions), deadline, loop.time() + remaining_s, loop.create_future())
         self._waiting.append(caller)
         if not self._sending and len(self._under_way) < self._settings.requests_max:
             self._sending = True
             loop.call_soon(self._send)  # whoever asks in this same turn of the loop comes along
+        self._timeouts.enter(caller)
         try:
-            with self._timeouts.after(remaining_s):
-                return await caller.reply
-        except TimeoutError:
-            raise _late() from None
+            return await caller.reply
         except asyncio.CancelledError:
             self._abandon(caller)
             raise
+        finally:
+            self._timeouts.leave(caller)
 
     def _send(self) -> None:
         """Send requests for those who wait, as many as may be under way."""
@@ -141,5 +147,4 @@ def _tell(reply: asyncio.Future[Facts], answer: Facts | BaseException) -> None:
 
 
 def _late() -> ChainFault:
-    """The caller's deadline passed, whatever becomes of the request."""
     return ChainFault("timeout", "the chain did not answer in time")

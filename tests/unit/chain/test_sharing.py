@@ -277,3 +277,28 @@ async def test_a_bug_while_asking_is_raised_in_every_caller_and_the_next_is_serv
     await settle_down()
     endpoint.requests[1].answer_all()
     await again
+
+
+async def test_callers_whose_deadlines_pass_beside_each_other_each_hear_of_their_own() -> None:
+    endpoint = Endpoint()
+    answers = shared(endpoint)
+    hasty = [ask(answers, "a", within_s=1e-9) for _ in range(3)]
+    heard = await asyncio.gather(*hasty, return_exceptions=True)
+    assert [error.kind for error in heard if isinstance(error, ChainFault)] == ["timeout"] * 3
+    assert len({id(error) for error in heard}) == 3
+    assert answers._timeouts._open == set(), "nobody is watched any more"
+    (request,) = endpoint.requests
+    request.answer_all()  # nobody waits for it
+    await settle_down()
+
+
+async def test_a_caller_who_goes_away_is_watched_no_more() -> None:
+    endpoint = Endpoint()
+    answers = shared(endpoint)
+    gone = ask(answers, "a")
+    await settle_down()
+    assert len(answers._timeouts._open) == 1
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert answers._timeouts._open == set()
