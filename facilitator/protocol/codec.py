@@ -104,7 +104,7 @@ def decode_header(value: str) -> bytes | Malformed:
 
 def check_content_type(value: str | None) -> Malformed | None:
     """Is this `Content-Type` one that `decode_request` reads? JSON in UTF-8 is; an absent header is taken for it."""
-    if value is None:
+    if value is None or value == "application/json":
         return None
     media_type, *parameters = (part.strip().lower() for part in value.split(";"))
     charsets = [text.removeprefix("charset=").strip('"') for text in parameters if text.startswith("charset=")]
@@ -153,7 +153,8 @@ def _payment(version: Version, request: v1.Request | v2.Request) -> Payment | Re
         message = f"expected x402Version {version} as in paymentPayload, got {request.x402_version}"
         return _refused(Reason.INVALID_VERSION, message, version, request)
     parse_network = v1.parse_network if version == 1 else v2.parse_network
-    network, asked_network = parse_network(request.buyer_network), parse_network(asked.network)
+    network = parse_network(request.buyer_network)
+    asked_network = network if asked.network == request.buyer_network else parse_network(asked.network)
     if network is None or asked_network is None:
         return _refuse_network(version, request)
 

@@ -56,7 +56,7 @@ def _load_plain(body: bytes) -> object:
         _BINARY.encode(tree)  # only to see that it can: MessagePack has no number beyond 64 bits
     except (msgspec.MsgspecError, ValueError, OverflowError):  # no JSON, no UTF-8, a fraction; such a number
         return None
-    return tree if again.count(b'"') == body.count(b'"') else None
+    return tree if again == body or again.count(b'"') == body.count(b'"') else None
 
 
 def load_any(body: bytes) -> object:

@@ -131,6 +131,8 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
     def accepted_differs(self) -> tuple[str, ...]:
         """Wire names of the terms in which what the buyer saw is not what the seller asks, addresses compared in any case."""
         saw, asked = self.payment_payload.accepted, self.payment_requirements
+        if saw.pay_to == asked.pay_to and saw.asset == asked.asset and saw.amount == asked.amount:
+            return ()
         terms = (
             ("amount", saw.amount, asked.amount),
             ("asset", (saw.asset or "").lower(), asked.asset.lower()),
