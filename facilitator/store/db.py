@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from importlib import resources
 from time import monotonic
+from types import TracebackType
 from typing import Any, Final, LiteralString, Self, TypeVar, cast
 
 import asyncpg
@@ -72,23 +73,32 @@ _IN_DOUBT: Final = (
 )
 
 
-@asynccontextmanager
-async def _translated(query: str) -> AsyncIterator[None]:
+class _translated:  # noqa: N801 (reads like a function)
     """Turn library exceptions into ours, and time the statement."""
-    started = monotonic()
-    try:
-        yield
-    except asyncpg.IntegrityConstraintViolationError as error:
-        raise ConstraintViolated(error.constraint_name or "unknown") from None  # its text holds the row, and with it the signature
-    except asyncpg.TransactionRollbackError as error:
-        raise StoreFault(ROLLED_BACK, f"the database undid {query}: {type(error).__name__}", query=query) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise StoreFault("not_permitted", f"this login of the database may not do {query}: {error}", query=query) from error
-    except _IN_DOUBT as error:
-        kind = NOT_REACHED if query == "acquire" else "store_unavailable"
-        raise StoreFault(kind, f"the database did not do {query}: {type(error).__name__}", query=query) from error
-    finally:
-        series(DATABASE_SECONDS, query).observe(monotonic() - started)
+
+    __slots__ = ("_query", "_started")
+
+    def __init__(self, query: str) -> None:
+        self._query = query
+
+    def __enter__(self) -> None:
+        self._started = monotonic()
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None) -> None:
+        query = self._query
+        series(DATABASE_SECONDS, query).observe(monotonic() - self._started)
+        match error:
+            case asyncpg.IntegrityConstraintViolationError():
+                raise ConstraintViolated(error.constraint_name or "unknown") from None  # its text holds the row, and with it the signature
+            case asyncpg.TransactionRollbackError():
+                raise StoreFault(ROLLED_BACK, f"the database undid {query}: {type(error).__name__}", query=query) from error
+            case asyncpg.InsufficientPrivilegeError():
+                raise StoreFault("not_permitted", f"this login of the database may not do {query}: {error}", query=query) from error
+            case _ if isinstance(error, _IN_DOUBT):
+                kind = NOT_REACHED if query == "acquire" else "store_unavailable"
+                raise StoreFault(kind, f"the database did not do {query}: {type(error).__name__}", query=query) from error
+            case _:
+                return
 
 
 class Session:
@@ -113,25 +123,25 @@ class Session:
 
     async def optional(self, row: type[Row], query: Query, *arguments: object) -> Row | None:
         """One row or None. Faults as `one`."""
-        async with _translated(query.name):
+        with _translated(query.name):
             record = await self._connection.fetchrow(query.sql, *arguments, timeout=self._timeout_s)
         return None if record is None else row(*record)
 
     async def many(self, row: type[Row], query: Query, *arguments: object) -> list[Row]:
         """All rows. Faults as `one`."""
-        async with _translated(query.name):
+        with _translated(query.name):
             records = await self._connection.fetch(query.sql, *arguments, timeout=self._timeout_s)
         return [row(*record) for record in records]
 
     async def execute(self, query: Query, *arguments: object) -> int:
         """Run it and return how many rows it touched. Faults as `one`."""
-        async with _translated(query.name):
+        with _translated(query.name):
             status = await self._connection.execute(query.sql, *arguments, timeout=self._timeout_s)
         return int(status.rpartition(" ")[2]) if status[-1:].isdigit() else 0
 
     async def stream(self, row: type[Row], query: Query, *arguments: object) -> AsyncIterator[Row]:
         """All rows by a server-side cursor, in constant memory; inside a transaction. Faults as `one`."""
-        async with _translated(query.name):
+        with _translated(query.name):
             async for record in self._connection.cursor(query.sql, *arguments, prefetch=_STREAM_ROWS, timeout=_LONG_READ_S):
                 yield row(*record)
 
@@ -157,7 +167,7 @@ class Db:
                 f" set idle_in_transaction_session_timeout = {int(statement_timeout_s * 2000)}"
             )
 
-        async with _translated("connect"):
+        with _translated("connect"):
             pool = await asyncpg.create_pool(
                 url,
                 min_size=min(2, connections_max),
@@ -185,12 +195,12 @@ class Db:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A connection for several statements, each with a commit of its own."""
-        async with _translated("acquire"):
+        with _translated("acquire"):
             connection = await self._pool.acquire(timeout=self._acquire_timeout_s)
         try:
             yield Session(connection)
         finally:
-            async with _translated("release"):
+            with _translated("release"):
                 await self._pool.release(connection)
 
     @asynccontextmanager
@@ -198,17 +208,17 @@ class Db:
         """A connection whose statements commit together when the block ends, or not at all; a `long` one may read for minutes."""
         async with self.session() as session:
             transaction = session._connection.transaction()  # noqa: SLF001
-            async with _translated("begin"):
+            with _translated("begin"):
                 await transaction.start()
                 if long:
                     await session.take_time()
             try:
                 yield session
             except BaseException:
-                async with _translated("rollback"):
+                with _translated("rollback"):
                     await transaction.rollback()
                 raise
-            async with _translated("commit"):
+            with _translated("commit"):
                 await transaction.commit()
 
     @asynccontextmanager
@@ -216,13 +226,13 @@ class Db:
         """A connection on which every read sees the database as it was at the first one, and may take long. Writes nothing."""
         async with self.session() as session:
             transaction = session._connection.transaction(isolation="repeatable_read", readonly=True)  # noqa: SLF001
-            async with _translated("begin"):
+            with _translated("begin"):
                 await transaction.start()
                 await session.take_time()
             try:
                 yield session
             finally:
-                async with _translated("rollback"):
+                with _translated("rollback"):
                     await transaction.rollback()
 
     async def one(self, row: type[Row], query: Query, *arguments: object) -> Row:
