@@ -261,10 +261,16 @@ class EvmClient:
 
     def weigh(self, questions: Sequence[Question]) -> int:
         """How many JSON-RPC calls these questions add to a request, which carries two more: its head, and the trials that share."""
-        calls = sum(isinstance(question, Call) for question in questions)
-        codes = sum(isinstance(question, CodeOf | Probe) for question in questions)
-        lone = sum(isinstance(question, Trial) and not self._shares(question) for question in questions)
-        return codes + 2 * lone + (min(calls, 1) if self.multicall else calls)
+        calls = others = 0
+        for question in questions:
+            match question:
+                case Trial():
+                    others += 0 if self._shares(question) else 2
+                case Call():
+                    calls += 1
+                case _:
+                    others += 1
+        return others + (min(calls, 1) if self.multicall else calls)
 
     def witnesses(self) -> "tuple[EvmClient, ...]":
         """This chain by the word of each endpoint that answers and is not far behind: what did not happen needs all of them."""
@@ -515,8 +521,10 @@ class EvmClient:
 
     def _eth_calls(self, calls: Sequence[Call]) -> list[RpcCall]:
         """One caller's calls: bundled by Multicall3 where there is one."""
+        if not calls:
+            return []
         gas = hex(min(self._settings.call_gas_max, self._settings.call_gas * (len(calls) + 1)))
-        if self.multicall and calls:
+        if self.multicall:
             return [_eth_call(Call(to=abi.MULTICALL3_ADDRESS, data=abi.aggregate3(calls)), gas)]
         return [_eth_call(call, gas) for call in calls]
 
@@ -530,16 +538,17 @@ class EvmClient:
     ) -> Facts | ChainFault:
         """One caller's facts; the fault, when one of its questions has no answer. `results` are those of its own calls."""
         try:
-            probed = sum(isinstance(question, Probe) for question in questions)
+            kinds = [type(question) for question in questions]
+            probed = kinds.count(Probe)
             own, apart = results[: len(results) - probed], iter(results[len(results) - probed :])
-            calls = iter(self._call_replies(own, sum(isinstance(question, Call) for question in questions)))
+            calls = iter(self._call_replies(own, kinds.count(Call)))
             replies: list[Reply] = []
             for question in questions:
                 match question:
-                    case CodeOf(address=address):
-                        replies.append(_code_reply(code_of[address]))
                     case Trial():
                         replies.append(_trial_reply(outcome_of[question], code_of.get(question.payer)))
+                    case CodeOf(address=address):
+                        replies.append(_code_reply(code_of[address]))
                     case Probe():
                         replies.append(_probe_reply(next(apart)))
                     case Call():

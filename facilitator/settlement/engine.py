@@ -215,7 +215,8 @@ class Engine:
     async def verify(self, caller: Caller, payment: Payment) -> VerifyResult:
         """Judge a payment without changing anything. Raises Fault, LimitReached."""
         dispatcher = self._dispatchers.get(payment.network)
-        return await self._verifier.verify(caller.tenant, payment, dispatcher.need_wei() if dispatcher else 0)
+        budgeted = dispatcher is not None and self._restraints.has_budget(caller.tenant.tenant_id)  # nobody else is held to what it costs
+        return await self._verifier.verify(caller.tenant, payment, dispatcher.need_wei() if dispatcher and budgeted else 0)
 
     async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
         """Settle, once (see `Admitter.settle`). Raises Fault, IdempotencyConflict, LimitReached."""

@@ -128,8 +128,7 @@ class ServedNetwork:
         """Answers to verifications, shared by those that run side by side. Loops that rule alone ask `evm`."""
         self.doubts: Final = SharedAnswers(evm, _DOUBTS_MAX)
         """The same for what may run a payer's own code, in requests of its own: none of that code keeps a plain payment waiting."""
-        self.signers: tuple[Signer, ...] = tuple(signers)
-        """Keys that this process signs with; more may come and some may go while it runs."""
+        self.signers = tuple(signers)
         self.head: Final = head
         self.ws_url: Final = ws_url
         """Where to subscribe to new heads; None: poll."""
@@ -145,9 +144,23 @@ class ServedNetwork:
         """What smart wallets' transactions may take."""
 
     @property
+    def signers(self) -> tuple[Signer, ...]:
+        """Keys that this process signs with; more may come and some may go while it runs."""
+        return self._signers
+
+    @signers.setter
+    def signers(self, signers: tuple[Signer, ...]) -> None:
+        self._signers = signers
+        self._accounts = frozenset(signer.address for signer in signers)
+
+    @property
     def relayers(self) -> tuple[Address, ...]:
         """Accounts that pay for gas."""
         return tuple(signer.address for signer in self.signers)
+
+    def pays_gas_from(self, account: object) -> bool:
+        """Whether this is one of the relayers: every payment asks."""
+        return account in self._accounts
 
     async def close(self) -> None:
         """Close connections to the chain and to key services."""
@@ -164,4 +177,4 @@ class OwnAccounts(Container[Address]):
 
     def __contains__(self, address: object) -> bool:
         """Is it one of ours?"""
-        return any(signer.address == address for chain in self._chains for signer in chain.signers)
+        return any(chain.pays_gas_from(address) for chain in self._chains)

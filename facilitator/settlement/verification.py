@@ -107,7 +107,7 @@ class Verifier:
         except StoreFault:
             UNRECORDED_VERIFICATIONS.inc()
             found = Found()
-        if (conflict := identifier_conflict(found, fingerprint(authorization))) is not None:
+        if found.by_identifier is not None and (conflict := identifier_conflict(found, fingerprint(authorization))) is not None:
             return VerifyResult(payer=authorization.payer, refusal=conflict)
         record = found.record
         if record is not None and (ruling := self.judge_record(record, tenant.tenant_id, authorization)) is not None:
@@ -124,32 +124,31 @@ class Verifier:
         Raises LimitReached when that was too often in vain of late.
         """
         with tracing.span("signature"):
-            return await self._judge_signed(tenant, payment, deadline)
-
-    async def _judge_signed(self, tenant: Tenant, payment: Payment, deadline: float) -> Judged | Refusal:
-        scheme = self._registry.find(payment.requirements.scheme)
-        if scheme is None:
-            return Refusal(
-                reason=Reason.UNSUPPORTED_SCHEME,
-                message=f"scheme: expected one of {', '.join(self._registry.names)}, got {payment.requirements.scheme[:64]!r}",
-            )
-        authorization = scheme.read(payment)
-        if isinstance(authorization, Refusal):
-            return authorization
-        chain = self._networks.get(authorization.network)
-        if chain is None or chain.findings:
-            return Refusal(
-                reason=Reason.UNSUPPORTED_NETWORK,
-                message=f"network: expected one of {', '.join(self.networks_served())}, got {authorization.network}",
-            )
-        if (finding := chain.withdrawn.get(authorization.asset)) is not None:
-            return Refusal(reason=Reason.INVALID_ASSET, message=f"asset: expected one that is served, got one that is withdrawn: {finding}")
-        refusal = scheme.check_terms(authorization, payment.requirements)
-        if refusal is not None:
-            return refusal
-        judged = Judged(authorization=authorization, scheme=scheme, chain=chain, tenant_id=tenant.tenant_id)
-        refusal = scheme.check_signature(authorization)
-        return judged if refusal is None else await self._judge_by_code(judged, refusal, deadline)
+            scheme = self._registry.find(payment.requirements.scheme)
+            if scheme is None:
+                return Refusal(
+                    reason=Reason.UNSUPPORTED_SCHEME,
+                    message=f"scheme: expected one of {', '.join(self._registry.names)}, got {payment.requirements.scheme[:64]!r}",
+                )
+            authorization = scheme.read(payment)
+            if isinstance(authorization, Refusal):
+                return authorization
+            chain = self._networks.get(authorization.network)
+            if chain is None or chain.findings:
+                return Refusal(
+                    reason=Reason.UNSUPPORTED_NETWORK,
+                    message=f"network: expected one of {', '.join(self.networks_served())}, got {authorization.network}",
+                )
+            if (finding := chain.withdrawn.get(authorization.asset)) is not None:
+                return Refusal(
+                    reason=Reason.INVALID_ASSET, message=f"asset: expected one that is served, got one that is withdrawn: {finding}"
+                )
+            refusal = scheme.check_terms(authorization, payment.requirements)
+            if refusal is not None:
+                return refusal
+            judged = Judged(authorization=authorization, scheme=scheme, chain=chain, tenant_id=tenant.tenant_id)
+            refusal = scheme.check_signature(authorization)
+            return judged if refusal is None else await self._judge_by_code(judged, refusal, deadline)
 
     async def _judge_by_code(self, judged: Judged, refusal: Refusal, deadline: float) -> Judged | Refusal:
         """Does the payer's code take what its key did not sign? `refusal` is what is wrong with it as a key's.
@@ -224,24 +223,21 @@ class Verifier:
         Raises ChainFault, and ScreeningFault for a payment that only a list that cannot be read stands against.
         """
         with tracing.span("chain facts", network=judged.authorization.network):
-            return await self._judge_chain(judged, deadline, accept_unscreened=accept_unscreened)
-
-    async def _judge_chain(self, judged: Judged, deadline: float, *, accept_unscreened: bool) -> Verdict:
-        screen, authorization = judged.chain.screen, judged.authorization
-        now = judged.chain.head.now()
-        if now is not None and judged.chain.head.wall_trusted:
-            early = judged.scheme.check_time(judged.authorization, now)
-            if early is not None and early.reason is Reason.EXPIRED:
-                return Verdict(early, None)
-        if screen is not None and (named := screen.named(authorization)) is not None:
-            return Verdict(named, None)
-        verdict = await self._try(judged, deadline) or await self._judge_facts(judged, deadline)
-        if verdict.refusal is not None and verdict.refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
-            assert verdict.head is not None
-            verdict = verdict._replace(refusal=await self._name_use(judged, verdict.refusal, verdict.head, deadline))
-        if verdict.refusal is None and screen is not None:
-            screen.judge(authorization, accept_unscreened=accept_unscreened)
-        return verdict
+            screen, authorization = judged.chain.screen, judged.authorization
+            now = judged.chain.head.now()
+            if now is not None and judged.chain.head.wall_trusted:
+                early = judged.scheme.check_time(judged.authorization, now)
+                if early is not None and early.reason is Reason.EXPIRED:
+                    return Verdict(early, None)
+            if screen is not None and (named := screen.named(authorization)) is not None:
+                return Verdict(named, None)
+            verdict = await self._try(judged, deadline) or await self._judge_facts(judged, deadline)
+            if verdict.refusal is not None and verdict.refusal.reason is Reason.NONCE_USED and self._settings.nonce_search_blocks:
+                assert verdict.head is not None
+                verdict = verdict._replace(refusal=await self._name_use(judged, verdict.refusal, verdict.head, deadline))
+            if verdict.refusal is None and screen is not None:
+                screen.judge(authorization, accept_unscreened=accept_unscreened)
+            return verdict
 
     async def _try(self, judged: Judged, deadline: float) -> Verdict | None:
         """The one question whose yes is enough, beside what sanctions oracles are asked. None: there is more to find out."""
