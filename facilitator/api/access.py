@@ -10,7 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Self
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from facilitator.api import tokens
 from facilitator.api.desk import Grant, HttpProblem, limited
@@ -29,6 +30,7 @@ _log = get_logger()
 OPEN_TENANT: Final = Tenant(tenant_id="open")
 """Everybody's tenant in mode `open`."""
 _OPEN: Final = Grant(tenant=OPEN_TENANT, scopes=frozenset(SCOPES), key_id=None)
+_KEY_HEADER: Final = istr("X-API-Key")
 _TOUCH_S: Final = 60.0
 _REFRESH_GROUP: Final = 1000
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="facilitator"'}
@@ -89,8 +91,8 @@ class Access:
         if text is None:
             raise HttpProblem(401, "unauthorized", "send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`", _CHALLENGE)
         presented = tenants.parse_key(text)
-        key_id = tokens.key_id_of(text) if presented is None else presented.key_id
-        known = None if key_id is None or not tenants.is_key_id(key_id) else await self._find(key_id)
+        key_id = _key_of_token(text) if presented is None else presented.key_id
+        known = None if key_id is None else await self._find(key_id)
         if (
             known is None
             or self._expired(known.key)
@@ -234,10 +236,16 @@ class Access:
             raise limited(too_fast(limit, who, path, per_second, burst, wait_s))
 
 
+def _key_of_token(text: str) -> str | None:
+    """The key that a signed token names, if that can be one."""
+    key_id = tokens.key_id_of(text)
+    return key_id if key_id is not None and tenants.is_key_id(key_id) else None
+
+
 def _presented(request: web.Request) -> str | None:
     """The key as it was sent. Two different keys in one request are one too many: then neither counts."""
-    given = {value.strip() for value in request.headers.getall("X-API-Key", [])}
-    for value in request.headers.getall("Authorization", []):
+    given = {value.strip() for value in request.headers.getall(_KEY_HEADER, ())}
+    for value in request.headers.getall(hdrs.AUTHORIZATION, ()):
         kind, _, key = value.strip().partition(" ")
         given.add(key.strip() if kind.lower() == "bearer" else "")
     return given.pop() if len(given) == 1 else None

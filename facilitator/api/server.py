@@ -7,13 +7,14 @@ answers by its own deadline.
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import istr
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from facilitator import tracing
@@ -41,6 +42,8 @@ _log = get_logger()
 HEARTBEAT_S: Final = 1.0
 HEARTBEAT_LATE_S: Final = 10.0
 """A heartbeat older than this and the process counts as stuck."""
+_ID_HEADER: Final = istr("X-Request-Id")
+_TRACE_HEADER: Final = istr("traceparent")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _NOBODY: Final = Grant(tenant=Tenant(tenant_id="nobody"), scopes=frozenset(), key_id=None)
 """The grant of a route that asks for no key."""
@@ -197,13 +200,13 @@ class Server:
 
     # ---- around every route
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """Straight to its handler what asks for one of `_DIRECT` in so many words; through the library's router the rest."""
         handler = self._direct.get((request.method, request.raw_path))
-        if handler is None or "Expect" in request.headers:
+        if handler is None or hdrs.EXPECT in request.headers:
             assert self._library is not None
-            return await self._library(request)
-        return await self._observe(cast("web.Request", request), request.raw_path, handler)
+            return self._library(request)
+        return self._observe(cast("web.Request", request), request.raw_path, handler)
 
     def _bind(self, route: Route) -> _Handler:
         desk, access = self._desk, self._access
@@ -235,17 +238,22 @@ class Server:
         assert self._connections is not None
         self._connections.asked(cast("Connection", request.protocol))
         started = self._desk.clock.monotonic()
-        offered = request.headers.get("X-Request-Id", "")
-        request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
+        offered = request.headers.get(_ID_HEADER)
+        request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else os.urandom(16).hex()
         request[REQUEST_ID] = request_id
         in_flight = series(REQUESTS_IN_FLIGHT, path)
         in_flight.inc()
-        trace = tracing.request(f"{request.method[:16]} {path}", request.headers.get("traceparent")) if path in _TRACED else tracing.NOTHING
+        trace = tracing.request(f"{request.method[:16]} {path}", request.headers.get(_TRACE_HEADER)) if path in _TRACED else tracing.NOTHING
         event = canonical("request.answered", method=request.method[:16], route=path)
         with trace as tell, bind(request_id=request_id, **_trace_id()), event as line:
             status = 499  # the caller went away: nothing was answered
             try:
-                response = await self._answer(request, handler, line)
+                try:
+                    response = await handler(request)
+                except ConnectionError:
+                    raise asyncio.CancelledError from None  # the caller is gone while we wrote: nobody to answer
+                except Exception as error:  # noqa: BLE001 (the top of a request)
+                    response = self._problem(error, request, line)
                 status = response.status
             finally:
                 elapsed_s = self._desk.clock.monotonic() - started
@@ -257,24 +265,23 @@ class Server:
                 series(REQUEST_SECONDS, path).observe(elapsed_s)
         return response
 
-    async def _answer(self, request: web.Request, handler: _Handler, line: dict[str, object]) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except HttpProblem as problem:
-            line["error"] = problem.code
-            return problem.response(request[REQUEST_ID])
-        except Fault as fault:
-            line["error"], line["fault"] = fault.kind, str(fault)
-            return self._fault_problem(fault).response(request[REQUEST_ID])
-        except web.HTTPException as answer:
-            line["error"] = f"http_{answer.status}"
-            return _library_problem(answer, request).response(request[REQUEST_ID])
-        except ConnectionError:
-            raise asyncio.CancelledError from None  # the caller is gone while we wrote: nobody to answer
-        except Exception:  # noqa: BLE001 (the top of a request)
-            _log.exception("request.crashed")
-            line["error"] = "bug"
-            return HttpProblem(500, "internal_error", "a bug of ours; the log has it under this requestId").response(request[REQUEST_ID])
+    def _problem(self, error: Exception, request: web.Request, line: dict[str, object]) -> web.Response:
+        """The answer to a request whose handling ended so."""
+        match error:
+            case HttpProblem():
+                line["error"] = error.code
+                problem = error
+            case Fault():
+                line["error"], line["fault"] = error.kind, str(error)
+                problem = self._fault_problem(error)
+            case web.HTTPException():
+                line["error"] = f"http_{error.status}"
+                problem = _library_problem(error, request)
+            case _:
+                _log.error("request.crashed", exc_info=error)
+                line["error"] = "bug"
+                problem = HttpProblem(500, "internal_error", "a bug of ours; the log has it under this requestId")
+        return problem.response(request[REQUEST_ID])
 
     def _fault_problem(self, fault: Fault) -> HttpProblem:
         """A Fault's words name hosts and queries of ours, so callers hear its kind only."""

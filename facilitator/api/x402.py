@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 
 from facilitator import tracing
 from facilitator.api.answers import REQUEST_ID, Answer
@@ -40,27 +40,23 @@ async def verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamRe
     """POST /verify: would this payment settle now?"""
     place = cast("Connection", request.protocol).enter(grant.tenant.tenant_id)
     try:
-        return await _verify(desk, request, grant)
+        decoded = await _decode(desk, request, _malformed_verify)
+        if isinstance(decoded, Refused):
+            _annotate_refusal(decoded.refusal)
+            return Answer(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
+        _annotate_payment(decoded)
+        _hold_to_limits(grant, decoded, _malformed_verify)
+        try:
+            result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
+        except LimitReached as reached:
+            raise limited(reached.breach) from None
+        annotate(payer=result.payer, outcome="valid")
+        if result.refusal is not None:
+            _annotate_refusal(result.refusal)
+            return Answer(codec.encode_verify(result, decoded.version))
+        return Answer(codec.encode_verify(result, decoded.version), headers=_listed(desk, grant, decoded, settled=False))
     finally:
         place.leave()
-
-
-async def _verify(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
-    decoded = await _decode(desk, request, _malformed_verify)
-    if isinstance(decoded, Refused):
-        _annotate_refusal(decoded.refusal)
-        return Answer(codec.encode_verify(VerifyResult(payer=decoded.payer, refusal=decoded.refusal), decoded.version))
-    _annotate_payment(decoded)
-    _hold_to_limits(grant, decoded, _malformed_verify)
-    try:
-        result = await desk.need_engine().verify(Caller(tenant=grant.tenant, request_id=request[REQUEST_ID]), decoded)
-    except LimitReached as reached:
-        raise limited(reached.breach) from None
-    annotate(payer=result.payer, outcome="valid")
-    if result.refusal is not None:
-        _annotate_refusal(result.refusal)
-        return Answer(codec.encode_verify(result, decoded.version))
-    return Answer(codec.encode_verify(result, decoded.version), headers=_listed(desk, grant, decoded, settled=False))
 
 
 async def settle(desk: Desk, request: web.Request, grant: Grant) -> web.StreamResponse:
@@ -140,7 +136,7 @@ def _hold_to_limits(grant: Grant, payment: Payment, malformed: Callable[[Malform
 
 async def _decode(desk: Desk, request: web.Request, malformed: Callable[[Malformed], dict[str, object]]) -> Payment | Refused:
     """Read and decode the body. Raises HttpProblem 400, 408, 413 or 415."""
-    wrong_type = codec.check_content_type(request.headers.get("Content-Type"))
+    wrong_type = codec.check_content_type(request.headers.get(hdrs.CONTENT_TYPE))
     decoded = wrong_type or codec.decode_request(await read_body(desk, request))
     if isinstance(decoded, Malformed):
         message = f"{decoded.path}: {decoded.message}" if decoded.path not in {None, "$"} else decoded.message
@@ -151,9 +147,11 @@ async def _decode(desk: Desk, request: web.Request, malformed: Callable[[Malform
 async def read_body(desk: Desk, request: web.Request) -> bytes:
     """The body as sent, never more of it in memory than the limit. Raises HttpProblem 408, 413 or 415."""
     limit = desk.settings.body_bytes_max
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is not None and encoding.strip().lower() != "identity":
         raise HttpProblem(415, "unsupported_media_type", "expected a body without Content-Encoding")
-    if request.content_length is not None and request.content_length > limit:
+    length = request.content_length
+    if length is not None and length > limit:
         raise _too_large(limit)
     content = request.content
     try:
@@ -186,7 +184,7 @@ def _too_large(limit: int) -> HttpProblem:
 
 async def read_json(desk: Desk, request: web.Request, form: type[_Body]) -> _Body:
     """The body as a struct. Raises HttpProblem 400, 408, 413 or 415."""
-    if codec.check_content_type(request.headers.get("Content-Type")) is not None:
+    if codec.check_content_type(request.headers.get(hdrs.CONTENT_TYPE)) is not None:
         raise HttpProblem(415, "unsupported_media_type", "expected Content-Type application/json")
     try:
         return msgspec.convert(load(await read_body(desk, request)), type=form)
