@@ -36,6 +36,14 @@ async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
         yield house
 
 
+@pytest_asyncio.fixture
+async def roomy_house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
+    """It takes as many of one tenant at once as the corpus has bodies, twice."""
+    async with House.open(tmp_path, database_url, server={"judged_max": 3 * len(PATHS) * len(CORPUS)}) as house:
+        await house.serve()
+        yield house
+
+
 @pytest_asyncio.fixture(params=[3.0])
 async def strict_house(tmp_path: Path, database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[House]:
     """It waits for nobody's head or body for long."""
@@ -106,7 +114,8 @@ async def test_every_hostile_body_is_refused_with_fifty_milliseconds_of_work_wit
     await assert_unimpressed(house, settled=5)
 
 
-async def test_the_corpus_all_at_once_leaves_the_service_settling(house: House) -> None:
+async def test_the_corpus_all_at_once_leaves_the_service_settling(roomy_house: House) -> None:
+    house = roomy_house
     crowd = [(path, hostile) for path in PATHS for hostile in CORPUS if len(hostile.body) < BIG]
     before = 0
     async with client_session() as session:
