@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 from facilitator.errors import OverloadFault
 from facilitator.protocol.messages import Payment
 from facilitator.protocol.reasons import Reason
+from facilitator.settlement import admission
 from facilitator.settlement.relayer import Account
 from facilitator.units import AuthNonce
 from tests.fault.conftest import StartScene
@@ -39,7 +40,8 @@ async def on_record(scene: Scene, states: list[str]) -> None:
 # --- 15: inclusion is withheld, and payments pile up ---
 
 
-async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_move(scene: Scene) -> None:
+async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_move(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_BEGUN_MAX", 2)
     rig = await scene.engine(slots_soft=1, slots_max=1)
     scene.sim.pool.hold = held
     first = await scene.settle_pooled(rig)
@@ -63,6 +65,7 @@ async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_mo
     assert told is not None, "and before it is parsed"
     assert told.kind == "queue_slow"
     assert rig.engine.full(scene.network, AuthNonce(nonce_of(second_payment)), 0) is None, "who is in the queue may ask again"
+    assert len(rig.engine._admitter._begun) == 2, "the first of the three is forgotten"
     assert len(scene.sent()) == 1
     again = scene.settle(rig, second_payment)  # who is in the queue stays in it, and may ask again
     scene.sim.pool.hold = None
