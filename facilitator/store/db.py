@@ -164,7 +164,8 @@ class Db:
             await prepare_connection(connection)
             await connection.execute(  # not parameters of the start, which PgBouncer refuses
                 f"set statement_timeout = {int(statement_timeout_s * 1000)};"
-                f" set idle_in_transaction_session_timeout = {int(statement_timeout_s * 2000)}"
+                f" set idle_in_transaction_session_timeout = {int(statement_timeout_s * 2000)};"
+                " set jit = off"  # estimates of what is seldom there are high: compiling would cost more than reading
             )
 
         with _translated("connect"):

@@ -83,6 +83,13 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """Five minutes of settlements."""
+
+    starts_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Mine:
     """Was the lock to be had?"""
 
@@ -153,8 +160,18 @@ async def reconciled_through(db: Db, network: Network) -> int | None:
     return (await db.one(Through, QUERIES["reconciled_through"], network)).block_number
 
 
+async def uncounted_slices(db: Db) -> list[Slice]:
+    """What may be counted now, oldest first."""
+    return await db.many(Slice, QUERIES["uncounted_slices"])
+
+
+async def count_slice(session: Session, starts_at: datetime) -> None:
+    """Count what was settled in five minutes, unless it was counted, or too much of it may end otherwise yet."""
+    await session.execute(QUERIES["count_slice"], starts_at)
+
+
 async def matched(db: Db, network: Network) -> list[Matched]:
-    """Of the day that ended an hour ago, by asset. It reads all settlements of that day, which may take long."""
+    """Of the day that ended an hour ago, by asset. It reads the settlements of what is not counted, which may take long."""
     async with db.snapshot() as session:
         return [row async for row in session.stream(Matched, QUERIES["matched"], network)]
 

@@ -45,6 +45,7 @@ async def test_time_outs_hold_through_a_pooler_that_takes_no_parameters(tmp_path
                 connection = session._connection
                 assert await connection.fetchval("show statement_timeout") == "7s"
                 assert await connection.fetchval("show idle_in_transaction_session_timeout") == "14s"
+                assert await connection.fetchval("show jit") == "off"
         finally:
             await db.close()
 

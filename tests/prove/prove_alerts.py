@@ -178,6 +178,7 @@ async def an_altered_ledger(stage: Stage) -> AsyncIterator[None]:
         " resolved_at = now() - interval '2 hours' where settlement_id = $1",
         newest["settlement_id"],
     )
+    await stage.fetch("truncate settled_slice cascade")  # as if it had been settled then
     await stage.until_firing("LedgerChainMismatch")
     await stage.fetch("update reconciliation_run set ran_at = ran_at - interval '2 hours'")  # the look was two hours ago, too
     yield

@@ -711,6 +711,24 @@ async def test_a_day_is_counted_once_and_of_nothing_there_is_no_count(ledger: Le
         await ledger.insert("settlement_tally", count | {"day": date(2026, 1, 2), "settlements": 1})
 
 
+async def test_five_minutes_are_counted_once_and_no_more_is_held_than_was_settled(ledger: Ledger) -> None:
+    slice_ = {"starts_at": datetime(2026, 1, 1, 0, 5, tzinfo=UTC)}
+    await ledger.insert("settled_slice", slice_ | {"undecided": []})
+    with refused("settled_slice_pkey"):
+        await ledger.insert("settled_slice", slice_ | {"undecided": []})
+    with refused("settled_slice_five_minutes"):
+        await ledger.insert("settled_slice", {"starts_at": datetime(2026, 1, 1, 0, 6, tzinfo=UTC), "undecided": []})
+    of = {"network": NETWORK, "asset": "a", "settled_atomic": 10}
+    for held in (-1, 11):
+        with refused("settled_sum_held"):
+            await ledger.insert("settled_sum", slice_ | of | {"held_atomic": held})
+    await ledger.insert("settled_sum", slice_ | of | {"held_atomic": 10})
+    with refused("settled_sum_pkey"):
+        await ledger.insert("settled_sum", slice_ | of | {"held_atomic": 0})
+    with refused("settled_sum_starts_at_fkey"):
+        await ledger.insert("settled_sum", of | {"starts_at": datetime(2026, 1, 1, 0, 10, tzinfo=UTC), "held_atomic": 0})
+
+
 async def test_a_secret_of_the_console_is_of_one_link_and_of_one_session(ledger: Ledger) -> None:
     await ledger.insert("console_link", LINK)
     with refused("console_link_pkey"):

@@ -111,6 +111,7 @@ ROW_OF = {
     "mined_costs": discrepancies.MinedCost,
     "roll_forward": discrepancies.RollForward,
     "matched": discrepancies.Matched,
+    "uncounted_slices": discrepancies.Slice,
     "lock_reconciling": discrepancies.Mine,
     "try_lock_seals": seals.Mine,
     "last_seal": seals.Seal,
