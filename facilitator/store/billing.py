@@ -110,9 +110,11 @@ async def list_schedules(session: Session, tenant_id: str | None = None) -> list
 
 
 async def counted(session: Session, period: Period, tenant_id: str | None = None) -> dict[str, int]:
-    """How many settlements each tenant had in the period."""
-    rows = await session.many(Counted, QUERIES["counted"], period.start, period.end, tenant_id)
-    return {row.tenant_id: row.settlements for row in rows}
+    """How many settlements each tenant had in the period, or one; it reads that tenant's settlements only."""
+    if tenant_id is not None:
+        row = await session.one(Counted, QUERIES["counted_of"], period.start, period.end, tenant_id)
+        return {row.tenant_id: row.settlements}
+    return {row.tenant_id: row.settlements for row in await session.many(Counted, QUERIES["counted"], period.start, period.end)}
 
 
 async def find_invoice(session: Session, tenant_id: str, month: date) -> Invoice | None:

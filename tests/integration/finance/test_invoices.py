@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -19,7 +20,7 @@ from facilitator.errors import ConfigFault, Fault
 from facilitator.finance import invoices
 from facilitator.finance.export import Asked, export_report
 from facilitator.finance.invoices import Billing, issue, issued_again, make, parse_usd
-from facilitator.store import billing, rates
+from facilitator.store import billing, books, rates
 from facilitator.store.db import Db
 from facilitator.units import Address, Network, Zone
 from tests.fixtures.books import NETWORK, USDC, plant
@@ -96,6 +97,36 @@ async def test_a_file_that_begins_within_a_month_counts_what_came_before(db: Db,
     month = month_of(NOVEMBER, ZONE)
     middle = day_of(date(2025, 11, 17), ZONE).start
     assert await fees(Period(month.start, middle)) + await fees(Period(middle, month.end)) == await fees(month)
+
+
+async def test_what_is_read_of_a_tenant_is_its_part_of_what_is_read_of_all(db: Db, connection: Any) -> None:
+    """Some were admitted twice; periods are cut at entries, so that borders count."""
+    await connection.execute(
+        "with p as (insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission, happened_at)"
+        " select 'pending', debit, credit, asset, amount_atomic, settlement_id, 2, happened_at + interval '4 days' from journal_entry"
+        " where phase = 'voided' returning *)"
+        " insert into journal_entry (phase, debit, credit, asset, amount_atomic, settlement_id, admission, resolves, happened_at)"
+        " select 'posted', debit, credit, asset, amount_atomic, settlement_id, 2, entry_id, happened_at + interval '3 s' from p"
+    )
+    ends = [
+        row[0] for row in await connection.fetch("select distinct happened_at from journal_entry where resolves is not null order by 1")
+    ]
+    dice = random.Random(5)  # noqa: S311
+    counted = 0
+    async with db.snapshot() as session:
+        for _ in range(20):
+            start, end = sorted(dice.sample(ends, 2))
+            period = Period(start, end)
+            lines = [line async for line in books.settlement_lines(session, period, None, HOW.rate_stale_s)]
+            every = await billing.counted(session, period)
+            for tenant_id in ("tenant-0", "tenant-1", "tenant-2"):
+                its = [line async for line in books.settlement_lines(session, period, tenant_id, HOW.rate_stale_s)]
+                assert its == [line for line in lines if line.tenant_id == tenant_id]
+                of_it = sum(line.phase == "posted" for line in its)
+                assert every.get(tenant_id, 0) == of_it
+                assert await billing.counted(session, period, tenant_id) == {tenant_id: of_it}
+                counted += of_it
+    assert counted > 2_000
 
 
 async def test_numbers_have_no_gap_whoever_issues_at_the_same_time(db: Db, connection: Any) -> None:

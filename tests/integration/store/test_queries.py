@@ -96,6 +96,7 @@ ROW_OF = {
     "add_schedule": billing.ScheduleRow,
     "list_schedules": billing.ScheduleRow,
     "counted": billing.Counted,
+    "counted_of": billing.Counted,
     "find_invoice": billing.Invoice,
     "invoiced_after": billing.Invoice,
     "next_number": billing.NextNumber,

@@ -18,8 +18,15 @@ select tenant_id, version, effective_from, terms from fee_schedule
 select s.tenant_id, count(*) as settlements
   from journal_entry r join settlement s on s.settlement_id = r.settlement_id
  where r.phase = 'posted' and r.happened_at >= $1::timestamptz and r.happened_at < $2::timestamptz
-   and ($3::text is null or s.tenant_id = $3::text)
  group by s.tenant_id;
+
+-- Of one tenant: by its settlements, whose entries are found by those that they resolve.
+-- name: counted_of :one
+select $3::text as tenant_id, count(*) as settlements
+  from settlement s
+  join journal_entry p on p.settlement_id = s.settlement_id and p.phase = 'pending'
+  join journal_entry r on r.resolves = p.entry_id
+ where s.tenant_id = $3::text and r.phase = 'posted' and r.happened_at >= $1::timestamptz and r.happened_at < $2::timestamptz;
 
 -- name: find_invoice :optional
 select number, tenant_id, month, document, issued_at from invoice where tenant_id = $1::text and month = $2::date;

@@ -1,7 +1,8 @@
 -- The books as reports and exports read them. Long reads, each in one snapshot; see `Db.snapshot`.
 
 -- One line for each admission of a settlement that has ended, in the order in which the endings were booked. The move that
--- ended it was written in the same transaction as its entry, so both carry the same time.
+-- ended it was written in the same transaction as its entry, so both carry the same time. Of one tenant they are found by its settlements
+-- and their pending entries, of all by when they ended.
 -- name: settlement_lines :many
 select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.tenant_id, 
        coalesce(s.payment_identifier, s.idempotency_key) as payment_identifier, s.request_id, s.scheme,
@@ -16,8 +17,8 @@ select p.entry_id as pending_entry_id, r.entry_id, r.phase, s.settlement_id, s.t
        q.usd_e8, q.source as rate_source, q.round as rate_round,
        q.quoted_at as rate_at, f.seal_no, q.quoted_at > q.used_at - make_interval(secs => $4::double precision) as rate_fresh
   from journal_entry r
-  join journal_entry p on p.entry_id = r.resolves
-  join settlement s on s.settlement_id = r.settlement_id
+  join journal_entry p on p.entry_id = r.resolves and p.phase = 'pending'
+  join settlement s on s.settlement_id = p.settlement_id
   left join settlement_move e
     on e.settlement_id = r.settlement_id and e.moved_at = r.booked_at
    and e.to_state not in ('queued', 'submitted', 'preconfirmed', 'included', 'safe')
