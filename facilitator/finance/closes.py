@@ -108,7 +108,7 @@ async def _open_still(session: Session, settings: Settings, day: date) -> list[s
     complete = complete_through(await books.completeness(session))
     if complete is not None and complete < end:
         reasons.append(f"a settlement asked for at {complete:%Y-%m-%d %H:%M:%S} is not final")
-    if pending := await days.pending_before(session, end):
+    if pending := await days.pending_before(session, end, await days.resolved_before(session)):
         reasons.append(f"{pending} entries are pending")
     if unlooked := await days.unreconciled_before(session, end):
         reasons.append(f"{unlooked} settlements were not held against the chain yet")

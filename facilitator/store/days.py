@@ -19,6 +19,13 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """The first entry that something is asked of."""
+
+    entry_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Total:
     """What a book day came to between two kinds of accounts."""
 
@@ -64,9 +71,14 @@ class Asked:
     detail: str
 
 
-async def pending_before(session: Session, end: datetime) -> int:
-    """Entries from before that moment which nothing has resolved."""
-    return (await session.one(Count, QUERIES["pending_before"], end)).entries
+async def resolved_before(session: Session) -> int:
+    """The entry before which all were resolved, by the days that are closed."""
+    return (await session.one(First, QUERIES["resolved_before"])).entry_id
+
+
+async def pending_before(session: Session, end: datetime, from_entry: int) -> int:
+    """Entries from that one on, and from before that moment, which nothing has resolved."""
+    return (await session.one(Count, QUERIES["pending_before"], end, from_entry)).entries
 
 
 async def unreconciled_before(session: Session, end: datetime) -> int:

@@ -18,6 +18,7 @@ from facilitator.finance.closes import altered_days, ask_reopening, close_day, c
 from facilitator.finance.seals import Sealer, verify
 from facilitator.finance.settings import Settings
 from facilitator.metrics import CLOSE_DUE
+from facilitator.store import days
 from facilitator.store.db import Db
 from facilitator.units import Zone
 from tests.fixtures.books import NETWORK, plant
@@ -94,6 +95,29 @@ async def test_what_keeps_a_day_open_is_said_all_at_once(db: Db, connection: Any
     for words in ("asked for at 2025-11-01 16:00:00 is not final", "1 entries are pending", "15 settlements were not held", "R3 (1)"):
         assert words in str(told.value)
     assert await connection.fetchval("select count(*) from day_event") == 0
+
+
+async def test_what_is_pending_is_looked_for_from_the_last_close_but_one_on(db: Db, connection: Any) -> None:
+    for number in range(3):
+        await connection.execute(PAID, 5, NOON + timedelta(days=number))
+        await close_day(db, SETTINGS, DAY + timedelta(days=number), "ada")
+    pending = (
+        "insert into journal_entry (book, phase, debit, credit, asset, amount_atomic, happened_at)"
+        " values ('own', 'pending', 'receivable:a', 'fee_income:a', 'USD', 1, $1)"
+    )
+    await connection.execute(pending, NOON)  # late: of a day that is closed
+    await connection.execute(pending, NOON + timedelta(days=3))
+    async with db.session() as session:
+        entries = [row[0] for row in await connection.fetch("select entry_id from journal_entry order by 1")]
+        assert await days.resolved_before(session) == entries[2], "the first of the second day"
+        end = NOON + timedelta(days=3, hours=12)
+        assert await days.pending_before(session, end, 0) == await days.pending_before(session, end, entries[2]) == 2
+    with pytest.raises(Fault, match="2 entries are pending"):
+        await close_day(db, SETTINGS, DAY + timedelta(days=3), "ada")
+    await ask_reopening(db, DAY + timedelta(days=2), "ada", "?")
+    await confirm_reopening(db, DAY + timedelta(days=2), "bob")
+    async with db.session() as session:
+        assert await days.resolved_before(session) == entries[0], "of the days that are closed still"
 
 
 async def test_days_close_in_order_once_and_when_they_are_over(db: Db, connection: Any) -> None:

@@ -124,6 +124,7 @@ ROW_OF = {
     "first_day": seals.FirstDay,
     "last_closed": seals.LastClosed,
     "low_water": seals.LowWater,
+    "resolved_before": days.First,
     "pending_before": days.Count,
     "unreconciled_before": days.Count,
     "unsealed_before": days.Count,

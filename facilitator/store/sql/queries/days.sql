@@ -1,16 +1,17 @@
 -- Book days: what still keeps one open, what it came to, and what was done to it.
 
 -- Whatever is older than the first entry of the last closed day but one was resolved when those were closed: a day lies between.
+-- name: resolved_before :one
+select coalesce((select (d.document::jsonb ->> 'first_entry')::bigint from day_event d
+                  where d.kind = 'closed' and d.document::jsonb ->> 'first_entry' is not null
+                    and not exists (select from day_event r where r.day <= d.day and r.event_id > d.event_id)
+                  order by d.event_id desc offset 1 limit 1), 0) as entry_id;
+
+-- Asked with that entry, and not with the query for it: so the index is taken that says where it is.
 -- name: pending_before :one
-with since as (
-    select coalesce((select (d.document::jsonb ->> 'first_entry')::bigint from day_event d
-                      where d.kind = 'closed' and d.document::jsonb ->> 'first_entry' is not null
-                        and not exists (select from day_event r where r.day <= d.day and r.event_id > d.event_id)
-                      order by d.event_id desc offset 1 limit 1), 0) as entry_id
-)
 select count(*) as entries from journal_entry e
- where e.phase = 'pending' and e.happened_at < $1::timestamptz and e.entry_id >= (select entry_id from since)
-   and not exists (select from journal_entry r where r.resolves = e.entry_id and r.resolves >= (select entry_id from since));
+ where e.phase = 'pending' and e.happened_at < $1::timestamptz and e.entry_id >= $2::bigint
+   and not exists (select from journal_entry r where r.resolves = e.entry_id and r.resolves >= $2::bigint);
 
 -- What took longer than a day to settle is left to the reconciliation itself, which goes through all blocks.
 -- name: unreconciled_before :one
