@@ -42,6 +42,8 @@ from facilitator.telemetry import bind, canonical, get_logger
 
 _log = get_logger()
 
+_FILES_MAX: Final = 2
+"""Files that are sent at the same time, beside the pages: each may hold a connection to the database while it is read."""
 _FORM_BYTES_MAX: Final = 65_536
 _LINGER_S: Final = 2.0
 _POLICY: Final = (
@@ -71,7 +73,8 @@ class Console:
         self._desk = desk
         desk.templates.globals["entries_for"] = entries_for
         self._door = Door(desk, provider)
-        self._at_once = Semaphore(desk.settings.pages_max)
+        self._pages = Semaphore(desk.settings.pages_max)
+        self._files = Semaphore(_FILES_MAX)
         self._runner: web.AppRunner | None = None
         self._exports: asyncio.Task[None] | None = None
         self.port = desk.settings.listen.port
@@ -131,7 +134,7 @@ class Console:
                 raise Refused(403, f"Your role ({visit.role}) does not include this.")
             if request.method != "GET":
                 visit = await self._checked(request, visit)
-            async with self._at_once:
+            async with self._files if page.streams else self._pages:
                 return await page.handler(self._desk, visit)
 
         return handle

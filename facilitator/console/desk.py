@@ -157,6 +157,8 @@ class Page:
     path: str
     handler: Handler
     needs: Permission = "view"
+    streams: bool = False
+    """It sends a file for as long as somebody reads it."""
 
 
 def see(location: str) -> web.Response:

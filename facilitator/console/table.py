@@ -30,7 +30,7 @@ ENTRIES: Final = (
 PAGES: Final = (
     Page(method="GET", path="/", handler=overview.show_overview),
     Page(method="GET", path="/settlements", handler=settlements.show_settlements),
-    Page(method="GET", path="/settlements.csv", handler=settlements.download_settlements, needs="export"),
+    Page(method="GET", path="/settlements.csv", handler=settlements.download_settlements, needs="export", streams=True),
     Page(method="GET", path="/settlements/{id}", handler=settlements.show_settlement),
     Page(method="GET", path="/discrepancies", handler=discrepancies.show_discrepancies),
     Page(method="GET", path="/discrepancies/{id}", handler=discrepancies.show_discrepancy),
@@ -47,7 +47,7 @@ PAGES: Final = (
     Page(method="GET", path="/exports", handler=exports.show_exports, needs="export"),
     Page(method="POST", path="/exports", handler=exports.ask_export, needs="export"),
     Page(method="GET", path="/exports/{id}", handler=exports.show_export, needs="export"),
-    Page(method="GET", path="/exports/{id}/file", handler=exports.download_export, needs="export"),
+    Page(method="GET", path="/exports/{id}/file", handler=exports.download_export, needs="export", streams=True),
     Page(method="GET", path="/exports/{id}/manifest", handler=exports.download_manifest, needs="export"),
     Page(method="POST", path="/exports/{id}/cancel", handler=exports.cancel_export, needs="export"),
     Page(method="GET", path="/audit", handler=audit.show_audit, needs="audit"),

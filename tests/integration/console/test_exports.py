@@ -343,3 +343,17 @@ async def test_what_went_wrong_is_said_in_words(house: House) -> None:
     assert _problem(OSError(errno.ENOSPC, "full"), order)[0].startswith("There is no room")
     assert _problem(ConfigFault("no_xlsx", "XLSX needs an extra"), order) == ("XLSX needs an extra.", 0)
     assert _problem(StoreFault("gone", "gone"), order)[0].startswith("The database could not be read")
+
+
+async def test_files_that_are_slow_to_send_keep_no_page_waiting(house: House) -> None:
+    browser = await house.room.sign_in("admin")
+    waiting = "select count(*) from pg_locks where not granted and relation = 'settlement'::regclass"
+    async with house.connection.transaction():
+        await house.connection.execute("lock table settlement in access exclusive mode")
+        files = [asyncio.create_task(browser.get("/settlements.csv")) for _ in range(CALM.pages_max + 1)]
+        async with asyncio.timeout(PATIENCE_S):
+            while await house.connection.fetchval(waiting) < 2:
+                await asyncio.sleep(0.01)
+            assert (await browser.get("/audit")).status == 200
+        assert await house.connection.fetchval(waiting) == 2, "the others wait for a place"
+    assert [answer.status for answer in await asyncio.gather(*files)] == [200] * len(files)
