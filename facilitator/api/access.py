@@ -207,10 +207,13 @@ class Access:
             asked_at = self._clock.monotonic()
             alive = {key.key_id: key for key in await tenants.find_api_keys(self._need_db(), group)}
             for key_id in group:
-                if key_id in alive and key_id in self._known:
-                    self._known[key_id] = _Known.of(alive[key_id], used=self._known[key_id].used)
-                else:
-                    self._known.pop(key_id, None)
+                try:
+                    if key_id in alive and key_id in self._known:
+                        self._known[key_id] = _Known.of(alive[key_id], used=self._known[key_id].used)
+                        continue
+                except StoreFault as fault:  # of this tenant alone
+                    _log.warning("access.limits_unread", key_id=key_id, tenant=alive[key_id].tenant_id, fault=str(fault))
+                self._known.pop(key_id, None)
             self._contact_at = asked_at
 
     async def _touch(self) -> None:

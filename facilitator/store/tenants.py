@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.domain.limits import Limits, decode_limits, encode_limits
+from facilitator.errors import StoreFault
 from facilitator.store.db import Db, Session, load_queries
 
 _QUERIES: Final = load_queries("tenants")
@@ -142,8 +143,11 @@ class TenantRecord:
 
 @lru_cache(maxsize=1024)
 def _limits_of(text: str) -> Limits:
-    """Every request asks; texts are as few as tenants with limits."""
-    return decode_limits(text)
+    """Every request asks; texts are as few as tenants with limits. Raises StoreFault for what a newer release wrote."""
+    try:
+        return decode_limits(text)
+    except ValueError as error:
+        raise StoreFault("limits_unread", f"this release does not know what limits the tenant: {error}") from None
 
 
 def _tenant_of(row: LiveKey | TenantRecord) -> Tenant:

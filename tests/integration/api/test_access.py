@@ -332,6 +332,24 @@ async def test_a_revoked_key_ends_with_the_next_refresh(db: Db, access: Access) 
     assert await refused(access, ("X-API-Key", new.text)) == 401
 
 
+async def test_limits_of_a_newer_release_keep_out_their_own_tenant_only(db: Db, access: Access, clock: ManualClock) -> None:
+    ours, theirs = await make_key(db), await make_key(db, tenant="early")
+    await admit(access, ours.text)
+    await admit(access, theirs.text)
+    async with db.session() as session:
+        await session._connection.execute("""update tenant set limits = '{"yetToCome": 5}' where tenant_id = 'early'""")
+    clock.offset_s = 2 * SETTINGS.stale_max_s
+    await admit(access, ours.text)
+    for _ in range(2):
+        with pytest.raises(StoreFault, match="yetToCome"):
+            await admit(access, theirs.text)
+    clock.offset_s *= 2
+    await admit(access, ours.text)
+    async with db.session() as session:
+        await session._connection.execute("update tenant set limits = '{}' where tenant_id = 'early'")
+    await admit(access, theirs.text)
+
+
 async def test_a_known_key_costs_no_query_and_a_wrong_one_at_most_one_in_a_while(db: Db, access: Access, clock: ManualClock) -> None:
     new, unknown = await make_key(db), tenants.generate_key().text
     await admit(access, new.text)
