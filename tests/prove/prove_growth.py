@@ -23,10 +23,24 @@ import asyncpg
 from facilitator.devstack.stack import Postgres
 from facilitator.domain.fees import Fees
 from facilitator.domain.identity import AuthKey
+from facilitator.domain.periods import Period
 from facilitator.domain.postings import Cause, gas_entries
 from facilitator.domain.states import State
 from facilitator.finance.views import parse_filter
-from facilitator.store import discrepancies, reconciliation, relayers, replicas, restraints, seals, settlements, survey, views
+from facilitator.store import (
+    billing,
+    books,
+    days,
+    discrepancies,
+    reconciliation,
+    relayers,
+    replicas,
+    restraints,
+    seals,
+    settlements,
+    survey,
+    views,
+)
 from facilitator.store.db import Db, Query, Session, prepare_connection
 from facilitator.store.seals import Leaf, Seal
 from facilitator.store.settlements import Admission, Asked, Block, ClosedSlot, Cost, Lease, Outcome, SignedSlot
@@ -43,6 +57,8 @@ _BIG: Final = "select array_agg(relname::text) from pg_class where relkind = 'r'
 _WRITTEN: Final = "select (pg_current_wal_insert_lsn() - '0/0')::bigint"
 RECENT: Final = {f"{name}: view_{what}" for name in ("all", "tenant", "failed", "today") for what in ("settlements", "totals")}
 """They read what came in the last two days, which are not counted yet (ADR 27): that grows with the rate, not with the ledger."""
+OF_A_TENANT: Final = {"settlement_lines", "counted_of"}
+"""They read what that tenant ever settled, a thousandth of all here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +97,15 @@ class Probe(Session):
         async with self._measured(query, arguments):
             return await super().execute(query, *arguments)
 
+    async def stream(self, row: type[Any], query: Query, *arguments: object) -> AsyncIterator[Any]:
+        for found in await self.many(row, query, *arguments):
+            yield found
+
     @asynccontextmanager
     async def session(self) -> "AsyncIterator[Probe]":
         yield self
+
+    snapshot = session
 
     @asynccontextmanager
     async def taken_back(self) -> AsyncIterator[None]:
@@ -202,6 +224,7 @@ class Round:
             await self._queue()
             await self._beside()
             await self._look()
+            await self._close()
             await self._show()
 
     async def _pay(self) -> None:
@@ -321,9 +344,31 @@ class Round:
         await discrepancies.mined_costs(db, network, block, block, "")
         await discrepancies.roll_forward(db, network, block + 1)
         await discrepancies.list_all(db, network)
+        await discrepancies.matched(db, network)
+        last = (await self._connection.fetchval("select max(starts_at) from settled_slice")) or datetime.now(UTC)
+        await self._connection.execute("delete from settled_sum where starts_at = $1", last)
+        await self._connection.execute("delete from settled_slice where starts_at = $1", last)
+        await discrepancies.uncounted_slices(db)
+        await discrepancies.count_slice(self._probe, last)
         self._probe.doing = "new network: "
         await discrepancies.reconciled_through(db, Network("eip155:1"))
         self._probe.doing = ""
+
+    async def _close(self) -> None:
+        """The second book day after one that began 20,000 entries ago, and the invoice of a tenant."""
+        first = await self._connection.fetchval("select max(entry_id) - 20000 from journal_entry")
+        await self._connection.execute(
+            "insert into day_event (day, kind, actor, document, head)"
+            " select d::date, 'closed', 'growth', $1, decode(repeat('00', 32), 'hex')"
+            " from generate_series(timestamp '2025-01-01', '2025-01-02', '1 day') d",
+            json.dumps({"first_entry": first}),
+        )
+        now = datetime.now(UTC)
+        await days.pending_before(self._probe, now, await days.resolved_before(self._probe))
+        await days.unsealed_before(self._probe, now, await self._connection.fetchval("select max(entry_id) from journal_entry"))
+        month = Period(now - timedelta(days=31), now)
+        assert [line async for line in books.settlement_lines(self._probe, month, "tenant-7", 3600.0)]
+        await billing.counted(self._probe, month, "tenant-7")
 
     async def _show(self) -> None:
         db = self._db
@@ -397,6 +442,7 @@ async def test_what_each_statement_costs_stays_as_the_ledger_grows(postgres: Pos
     grown = {}
     for name, small in spent[SMALL].items():
         big = spent[SETTLEMENTS][name]
-        if name not in RECENT and (big.scans or big.pages > 2 * small.pages + 3 * GROUP or big.wal_bytes > 2 * small.wal_bytes + 8192):
+        more = big.pages > 2 * small.pages + 3 * GROUP and name not in OF_A_TENANT
+        if name not in RECENT and (big.scans or more or big.wal_bytes > 2 * small.wal_bytes + 8192):
             grown[name] = (small, big)
     assert not grown, grown
