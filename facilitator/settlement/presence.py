@@ -44,11 +44,14 @@ class Presence:
         self._missing: dict[str, tuple[datetime, float]] = {}
         """When each last spoke, and since when it is missed."""
         self._look = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def held(self, held: bool) -> None:  # noqa: FBT001 - one word of the connection that listens
-        """This replica's lock is held, or not any more."""
-        self._since = self._clock.monotonic() if held else None
-        self._missing.clear()
+        """This replica's lock is held, or not: a change is said at once, for who says that it holds none is not missed."""
+        if held != (self._since is not None):
+            self._since = self._clock.monotonic() if held else None
+            self._missing.clear()
+            self._changed.set()
 
     def look_soon(self) -> None:
         """A caller waits for another replica's work."""
@@ -65,7 +68,7 @@ class Presence:
         while True:
             beat("heartbeat")
             await self.say_alive()
-            await self._clock.sleep(self._settings.lease_renew_s)
+            await set_within(self._changed, self._settings.lease_renew_s)
 
     async def run(self) -> None:
         """Look for others that are gone, for ever."""

@@ -104,7 +104,7 @@ class _translated:  # noqa: N801 (reads like a function)
 class Session:
     """One connection's worth of named queries; inside `Db.transaction()` they share a transaction."""
 
-    def __init__(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+    def __init__(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | asyncpg.Connection[asyncpg.Record]") -> None:
         self._connection = connection
         self._timeout_s: float | None = None
         """How long a statement may take, on our side of the wire; None: as the pool says."""

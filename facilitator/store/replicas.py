@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from facilitator.store.db import Db, load_queries
+from facilitator.store.db import Db, Session, load_queries
 from facilitator.units import Network
 
 QUERIES: Final = load_queries("replicas")
@@ -39,10 +39,17 @@ class GoneReplica:
     """On how many networks the others heard of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Was the presence to be had?"""
+
+    held: bool
+
+
 async def heartbeat(db: Db, replica_id: str, networks: Sequence[Network], relayers: Sequence[str] = (), *, present: bool = False) -> None:
     """Say that this replica lives, for which networks it has relayer keys, of which accounts (CAIP-10), and whether it holds its presence.
 
-    Forgets replicas that are long gone.
+    That is believed if the database sees it held: a connection may have died without our knowing. Forgets replicas that are long gone.
     """
     await db.execute(QUERIES["heartbeat"], replica_id, list(networks), list(relayers), present)
 
@@ -55,6 +62,11 @@ async def retire(db: Db, replica_id: str) -> None:
 async def live(db: Db, network: Network, ttl_s: float) -> list[LiveReplica]:
     """The replicas with relayer keys for this network that live."""
     return await db.many(LiveReplica, QUERIES["live_replicas"], network, ttl_s)
+
+
+async def hold_presence(session: Session, replica_id: str) -> bool:
+    """Hold this replica's presence for as long as the connection lasts. False: another connection has it, or somebody looks just now."""
+    return (await session.one(Held, QUERIES["hold_presence"], replica_id)).held
 
 
 async def missing(db: Db, replica_id: str, ttl_s: float) -> list[MissingReplica]:

@@ -91,6 +91,13 @@ class Rig:
             return list(await session._connection.fetch(sql, *arguments))
 
 
+async def present(rig: Rig) -> None:
+    """Until its heartbeat says that it holds its presence."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (await rig.fetch("select present from replica where replica_id = $1", rig.engine.replica_id))[0]["present"]:
+            await asyncio.sleep(0.02)
+
+
 async def given_up(rig: Rig, payment: Payment, tenant: str = "acme", **how: Any) -> SettleAnswer:
     """Settle through an engine that has no relayer, until the time is up. Raises what `settle` raises."""
     task = asyncio.create_task(rig.engine.settle(rig.caller(tenant, **how.pop("rules", {})), payment, how.get("key")))

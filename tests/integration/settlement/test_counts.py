@@ -9,7 +9,7 @@ import pytest
 from facilitator.chain.rpc import RpcCall, RpcClient
 from facilitator.store.db import Session
 from tests.fixtures.waiting import PATIENCE_S
-from tests.integration.settlement.conftest import Rig, decoded
+from tests.integration.settlement.conftest import Rig, decoded, present
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 
 QUIET = {
@@ -25,7 +25,7 @@ QUIET = {
 
 OF_LOOPS = {
     *("count_watched", "gas_budgets", "heartbeat", "list_queued", "list_relayers"),
-    *("live_replicas", "missing_replicas", "queue_ages", "struck", "take_watched", "unfinal_blocks"),
+    *("hold_presence", "live_replicas", "missing_replicas", "queue_ages", "struck", "take_watched", "unfinal_blocks"),
 }
 """Statements of loops, whose first round may come late."""
 
@@ -81,6 +81,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
 ) -> None:
     rig, buyer, asked = await start_engine(**QUIET), await new_buyer(), terms()
     payment = decoded(buyer.pay(2, asked), asked)
+    await present(rig)
     counter = Counter(monkeypatch)
     before = await writes(rig)
 
@@ -98,6 +99,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
 async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engine: StartEngine, new_buyer: NewBuyer) -> None:
     rig, buyer, asked = await start_engine(**QUIET), await new_buyer(), terms()
     answer = await rig.engine.settle(rig.caller(), decoded(buyer.pay(2, asked), asked), None)
+    await present(rig)
     before = await writes(rig)
 
     assert answer.ticket is not None

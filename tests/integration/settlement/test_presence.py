@@ -1,9 +1,12 @@
 """Who dies is missed by its connection, long before its heartbeat and its leases run out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -12,13 +15,14 @@ from eth_account.signers.local import LocalAccount
 
 from facilitator.clock import Clock, SystemClock
 from facilitator.devstack.stack import Anvil
+from facilitator.errors import StoreFault
 from facilitator.settlement import presence
 from facilitator.settlement.presence import GONE_S, Presence
 from facilitator.settlement.settings import Settings
-from facilitator.store import replicas
-from facilitator.store.db import Db
+from facilitator.store import notifications, replicas
+from facilitator.store.db import Db, Session
 from tests.fixtures.waiting import PATIENCE_S
-from tests.integration.settlement.conftest import NETWORK, Rig, decoded
+from tests.integration.settlement.conftest import NETWORK, Rig, decoded, present
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
 from tests.integration.settlement.test_relayers import held, until
 
@@ -34,11 +38,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_SETTLED_S", 0.0)
 
 
-async def present(rig: Rig) -> None:
-    """Until its heartbeat says that it holds its presence."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not (await rig.fetch("select present from replica where replica_id = $1", rig.engine.replica_id))[0]["present"]:
-            await asyncio.sleep(0.02)
+async def cut(rig: Rig) -> None:
+    """The server ends the connection on which it listens."""
+    [ended] = await rig.fetch(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where application_name = 'facilitator-listen' and datname = current_database()"
+    )
+    assert ended[0]
 
 
 async def kill(rig: Rig) -> None:
@@ -60,8 +66,8 @@ async def test_the_relayers_of_one_that_died_are_taken_though_their_leases_last(
     await kill(first)
 
     await until(lambda: held(second) == 4)
-    rows = await second.fetch("select replica_id, present, seen_at = '-infinity' as buried from replica order by seen_at")
-    assert [tuple(row) for row in rows] == [(first.engine.replica_id, False, True), (second.engine.replica_id, True, False)]
+    rows = await second.fetch("select replica_id, present from replica where seen_at > '-infinity'")
+    assert [tuple(row) for row in rows] == [(second.engine.replica_id, True)]
 
 
 async def test_who_asks_again_after_a_death_is_answered_by_the_survivor(
@@ -98,18 +104,32 @@ async def test_a_live_one_whose_connection_is_cut_has_it_again_and_keeps_its_rel
     monkeypatch.setattr(presence, "GONE_S", 3600.0)  # however slow this machine is
     first = await start_engine(relayers=[await new_relayer()], **LASTING)
     await present(first)
-    [cut] = await first.fetch(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
-        " where application_name = 'facilitator-listen' and datname = current_database()"
-    )
-    assert cut[0]
     mine = first.engine._presence
     since = mine._since
+    await cut(first)
     await until(lambda: mine._since not in {None, since})
 
     assert await replicas.missing(first.db, "another", 3600.0) == []
     [row] = await first.fetch("select epoch, owner from relayer")
     assert (row["epoch"], row["owner"]) == (1, first.engine.replica_id)
+
+
+async def test_who_cannot_listen_says_so_at_once_and_is_not_missed(
+    start_engine: StartEngine, new_relayer: NewRelayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks of itself once in two thousand seconds."""
+    first = await start_engine(relayers=[await new_relayer()], **LASTING | {"lease_renew_s": 2_000.0})
+    await present(first)
+
+    async def refused(*_: object) -> None:
+        raise StoreFault("store_unavailable", "no connection is left")
+
+    monkeypatch.setattr(notifications, "listen", refused)
+    await cut(first)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await first.fetch("select present from replica"))[0]["present"]:
+            await asyncio.sleep(0.02)
+    assert await replicas.missing(first.db, "another", 3600.0) == []
 
 
 async def test_one_that_was_buried_alive_pays_on(start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer) -> None:
@@ -129,22 +149,37 @@ async def test_one_that_was_buried_alive_pays_on(start_engine: StartEngine, new_
 
 
 class Replica:
-    """A replica as it stands on record, with a connection of its own that may hold its presence."""
+    """A replica as it stands on record, with a connection of its own that holds its presence."""
 
     def __init__(self, db: Db, database_url: str) -> None:
         self._db = db
         self._database_url = database_url
-        self._connections: list[asyncpg.Connection[Any]] = []
+        self._connections: dict[str, asyncpg.Connection[Any]] = {}
 
-    async def speaks(self, replica_id: str, *, present: bool = True, holds: bool) -> None:
+    async def holds(self, replica_id: str) -> bool:
+        """It has a connection, and asks for its presence."""
+        if replica_id not in self._connections:
+            self._connections[replica_id] = await asyncpg.connect(self._database_url)
+        return await replicas.hold_presence(Session(self._connections[replica_id]), replica_id)
+
+    async def speaks(self, replica_id: str, *, present: bool = True, holds: bool = True) -> None:
+        """It holds its presence when it speaks, unless another has it, and afterwards if it `holds` it."""
+        assert await self.holds(replica_id)
         await replicas.heartbeat(self._db, replica_id, [NETWORK], present=present)
-        if holds:
-            connection = await asyncpg.connect(self._database_url)
-            self._connections.append(connection)
-            await connection.execute(replicas.QUERIES["hold_presence"].sql, replica_id)
+        if not holds:
+            await self.loses(replica_id)
+
+    async def loses(self, replica_id: str) -> None:
+        """Its connection ends: return once the server knows."""
+        connection = self._connections.pop(replica_id)
+        pid = connection.get_server_pid()
+        await connection.close()
+        async with asyncio.timeout(PATIENCE_S), self._db.session() as session:
+            while await session._connection.fetchval("select true from pg_stat_activity where pid = $1", pid):
+                await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        for connection in self._connections:
+        for connection in self._connections.values():
             await connection.close()
 
 
@@ -177,16 +212,14 @@ async def test_only_whose_presence_was_held_and_is_free_is_missed(db: Db, replic
     assert await replicas.missing(db, "asks", 0.0) == []  # whose time ran out needs no burial
 
 
-async def test_a_look_keeps_nobody_from_its_presence(db: Db, replica: Replica) -> None:
+async def test_looks_are_no_obstacle_to_each_other_and_keep_nobody_from_its_presence_for_long(db: Db, replica: Replica) -> None:
     await replica.speaks("died", holds=False)
     async with db.transaction() as looking, db.transaction() as other:
         for session in (looking, other):
             found = await session.many(replicas.MissingReplica, replicas.QUERIES["missing_replicas"], "asks", 60.0)
             assert names(found) == {"died"}
-        back = asyncio.create_task(replica.speaks("died", holds=True))
-        await asyncio.wait([back], timeout=0.05)
-    async with asyncio.timeout(PATIENCE_S):
-        await back
+        assert not await replica.holds("died")
+    assert await replica.holds("died")
     assert await replicas.missing(db, "asks", 60.0) == []
 
 
@@ -197,14 +230,20 @@ async def test_who_spoke_or_came_back_since_is_not_buried(db: Db, replica: Repli
     missing = {one.replica_id: one.seen_at for one in await replicas.missing(db, "asks", 60.0)}
     assert set(missing) == {"spoke", "came back", "died"}
     await replica.speaks("spoke", holds=False)
-    connection = await asyncpg.connect(db.url)
-    await connection.execute(replicas.QUERIES["hold_presence"].sql, "came back")
+    assert await replica.holds("came back")
 
     buried = await replicas.bury(db, missing)
 
     assert [(one.replica_id, one.leases) for one in buried] == [("died", 0)]
     assert await replicas.bury(db, missing) == []
-    await connection.close()
+
+
+async def test_who_says_that_it_is_present_and_is_not_is_not_believed(db: Db, replica: Replica) -> None:
+    """Its connection died without its knowing, or leads to another server: it would be buried after each of its heartbeats."""
+    await replica.speaks("lives", holds=False)
+    assert names(await replicas.missing(db, "asks", 60.0)) == {"lives"}
+    await replicas.heartbeat(db, "lives", [NETWORK], present=True)
+    assert await replicas.missing(db, "asks", 60.0) == []
 
 
 class Looks:
@@ -273,3 +312,73 @@ async def test_who_has_lost_its_own_presence_or_just_has_it_again_misses_nobody(
     looks.presence.held(False)
     looks.presence.held(True)
     assert [await looks.look(1.0) for _ in range(3)] == [[], [], []]
+
+
+# --- the connection ---
+
+
+class Relay:
+    """Between a replica and the database. Broken, it says nothing of it and carries nothing, as a network that forgot a connection."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, database_url: str) -> AsyncIterator[tuple["Relay", str]]:
+        """With the URL of the database through it."""
+        parts, relay = urlsplit(database_url), cls()
+        (socket,) = Path(parse_qs(parts.query)["host"][0]).glob(".s.PGSQL.*[0-9]")
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server_reader, server_writer = await asyncio.open_unix_connection(str(socket))
+            relay._writers += [writer, server_writer]
+            await asyncio.gather(relay._carry(reader, server_writer), relay._carry(server_reader, writer), return_exceptions=True)
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            yield relay, f"postgresql://postgres@127.0.0.1:{port}{parts.path}"
+            for writer in relay._writers:
+                writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if not self.broken:
+                writer.write(data)
+                await writer.drain()
+
+
+async def test_a_connection_that_died_without_a_word_is_found_lost(
+    database_url: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "_AGAIN_S", 0.05)
+    said: asyncio.Queue[bool] = asyncio.Queue()
+    async with Relay.open(database_url) as (relay, url), asyncio.timeout(PATIENCE_S):
+        listening = asyncio.create_task(notifications.listen(url, "lives", lambda *_: None, said.put_nowait))
+        while not await said.get():
+            pass
+        assert not await replica.holds("lives")
+        relay.broken = True
+        with pytest.raises(StoreFault):
+            await listening
+    while not said.empty():
+        last = said.get_nowait()
+    assert not last
+
+
+async def test_a_presence_that_is_not_to_be_had_is_asked_for_again(
+    database_url: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection of its own is dead, and the server has not noticed."""
+    monkeypatch.setattr(notifications, "_AGAIN_S", 0.05)
+    assert await replica.holds("lives")
+    said: asyncio.Queue[bool] = asyncio.Queue()
+    listening = asyncio.create_task(notifications.listen(database_url, "lives", lambda *_: None, said.put_nowait))
+    async with asyncio.timeout(PATIENCE_S):
+        assert not await said.get()
+        await replica.loses("lives")
+        while not await said.get():
+            pass
+    listening.cancel()
+    await asyncio.wait([listening])

@@ -81,6 +81,7 @@ ROW_OF = {
     "live_replicas": replicas.LiveReplica,
     "missing_replicas": replicas.MissingReplica,
     "bury": replicas.GoneReplica,
+    "hold_presence": replicas.Held,
     "consumed_slots": relayers.ConsumedSlot,
     "record_attempt": relayers.RecordedAttempt,
     "record_stray": relayers.KnownHash,

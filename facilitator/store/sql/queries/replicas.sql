@@ -4,7 +4,8 @@
 with gone as (
     delete from replica r where r.seen_at < now() - interval '1 day' and r.replica_id <> $1::text
 )
-insert into replica (replica_id, networks, relayers, present) values ($1::text, $2::text[], $3::text[], $4::boolean)
+insert into replica (replica_id, networks, relayers, present)
+values ($1::text, $2::text[], $3::text[], $4::boolean and not pg_try_advisory_xact_lock_shared(hashtextextended($1::text, 0)))
     on conflict (replica_id) do update
        set seen_at = now(), networks = excluded.networks, relayers = excluded.relayers, present = excluded.present;
 
@@ -16,10 +17,10 @@ update replica set seen_at = '-infinity' where replica_id = $1::text;
 select replica_id, relayers from replica
  where $1::text = any(networks) and seen_at > now() - make_interval(secs => $2::double precision);
 
--- The lock of a replica's presence, until its connection ends. It waits only for a look of others, or for a connection of its own
--- whose end the server has not noticed.
--- name: hold_presence :execute
-select pg_advisory_lock(hashtextextended($1::text, 0));
+-- The lock of a replica's presence, until its connection ends: who asks again on that connection has it still. It is not to be had
+-- while others look, nor while a connection of its own lasts whose end the server has not noticed.
+-- name: hold_presence :one
+select pg_try_advisory_lock(hashtextextended($1::text, 0)) as held;
 
 -- Replicas that held the lock of their presence when they last spoke, and hold it no more.
 -- name: missing_replicas :many
