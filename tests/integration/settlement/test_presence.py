@@ -15,12 +15,15 @@ from eth_account.signers.local import LocalAccount
 
 from facilitator.clock import Clock, SystemClock
 from facilitator.devstack.stack import Anvil
-from facilitator.errors import StoreFault
+from facilitator.errors import Fault, StoreFault
+from facilitator.protocol.messages import Payment
+from facilitator.protocol.reasons import Reason
 from facilitator.settlement import presence
 from facilitator.settlement.presence import GONE_S, Presence
 from facilitator.settlement.settings import Settings
 from facilitator.store import notifications, replicas
 from facilitator.store.db import Db, Session
+from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, Rig, decoded, present
 from tests.integration.settlement.test_engine import NewBuyer, StartEngine, reason, terms
@@ -143,6 +146,42 @@ async def test_one_that_was_buried_alive_pays_on(start_engine: StartEngine, new_
     await present(first)
     [row] = await first.fetch("select owner, lease_until > now() as leased from relayer")
     assert tuple(row) == (first.engine.replica_id, True)
+
+
+async def test_burials_of_the_living_lose_and_repeat_nothing(
+    start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, database_url: str, chain: Anvil
+) -> None:
+    """Two replicas bury each other without end, while each payment is asked for at both, twice, until it hears how it ended."""
+    keys, buyer, asked = [await new_relayer() for _ in range(2)], await new_buyer(), terms()
+    rigs = [await start_engine(relayers=keys, ready=False, **LASTING | {"lease_renew_s": 0.1}) for _ in range(2)]
+    await asyncio.gather(*map(present, rigs))
+
+    async def bury() -> None:
+        while True:
+            await rigs[0].fetch("update replica set seen_at = '-infinity', present = false")
+            await rigs[0].fetch("update relayer set lease_until = now() where lease_until > now()")
+            await asyncio.sleep(0.05)
+
+    async def ask(rig: Rig, payment: Payment) -> Reason | None:
+        while True:
+            try:
+                answer = await rig.engine.settle(rig.caller(), payment, None)
+            except Fault:
+                continue
+            if answer.ticket is not None:
+                await rig.engine.delivered(answer.ticket)
+            if reason(answer) is not Reason.SETTLEMENT_PENDING:
+                return reason(answer)
+
+    burying = asyncio.create_task(bury())
+    for _ in range(2):
+        payments = [decoded(buyer.pay(2, asked), asked) for _ in range(10)]
+        async with asyncio.timeout(PATIENCE_S):
+            heard = await asyncio.gather(*(asyncio.gather(*(ask(rig, payment) for rig in rigs * 2)) for payment in payments))
+        for answers in heard:
+            assert sorted(answers, key=str) == sorted([None, *[Reason.DUPLICATE_SETTLEMENT] * 3], key=str), answers
+    burying.cancel()
+    await assert_ledger_is_chain(database_url, chain.rpc_url, settled=20)
 
 
 # --- looks ---
