@@ -247,11 +247,17 @@ def _key_of_token(text: str) -> str | None:
 
 def _presented(request: web.Request) -> str | None:
     """The key as it was sent. Two different keys in one request are one too many: then neither counts."""
-    given = {value.strip() for value in request.headers.getall(_KEY_HEADER, ())}
-    for value in request.headers.getall(hdrs.AUTHORIZATION, ()):
-        kind, _, key = value.strip().partition(" ")
-        given.add(key.strip() if kind.lower() == "bearer" else "")
+    keys, credentials = request.headers.getall(_KEY_HEADER, ()), request.headers.getall(hdrs.AUTHORIZATION, ())
+    if not keys and len(credentials) == 1:
+        return _bearer(credentials[0])
+    given = {key.strip() for key in keys} | {_bearer(value) for value in credentials}
     return given.pop() if len(given) == 1 else None
+
+
+def _bearer(credentials: str) -> str:
+    """The key of an `Authorization` header, empty for another kind."""
+    kind, _, key = credentials.strip().partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
 
 
 def _trim(entries: "OrderedDict[str, _Known] | OrderedDict[str, float] | OrderedDict[tuple[str, str], Bucket]", most: int) -> None:

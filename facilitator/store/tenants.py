@@ -15,6 +15,8 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, Literal
 
+import msgspec
+
 from facilitator.domain.confirmation import ConfirmLevel
 from facilitator.domain.limits import Limits, decode_limits, encode_limits
 from facilitator.errors import StoreFault
@@ -52,8 +54,7 @@ class Tenant:
     """Whether resources are listed whose sellers declare it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySecret:
+class KeySecret(msgspec.Struct, frozen=True, kw_only=True):
     """A key as it was presented, in parts."""
 
     key_id: str
