@@ -68,6 +68,10 @@ class ExactEip3009:
     def __init__(self, tokens: Iterable[Token], forbidden_payers: Container[Address] = frozenset(), wallets: Rules | None = None) -> None:
         """`forbidden_payers` are our own relayers: no payment may be drawn on them. `wallets` says which smart wallets may pay."""
         self._tokens: Mapping[tuple[Network, Address], Token] = {(token.network, token.address): token for token in tokens}
+        self._domains: Mapping[tuple[Network, Address], bytes] = {
+            place: signatures.domain_separator(token.name, token.version, chain_id_of(token.network), token.address)
+            for place, token in self._tokens.items()
+        }
         self._networks = frozenset(network for network, _ in self._tokens)
         self._forbidden_payers = forbidden_payers
         self._wallets = SmartWallets(wallets or Rules())
@@ -213,8 +217,7 @@ class ExactEip3009:
         return Call(to=authorization.asset, data=abi.transfer_with_authorization_bytes(authorization, signature))
 
     def _digest(self, authorization: Authorization) -> bytes:
-        token = self._tokens[authorization.network, authorization.asset]
-        return signatures.transfer_digest(authorization, token.name, token.version)
+        return signatures.digest_in(authorization, self._domains[authorization.network, authorization.asset])
 
     def _route(self, payment: Payment) -> None:
         """Scheme and network of both sides agree and are ours."""

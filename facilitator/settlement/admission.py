@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+import msgspec
+
 from facilitator import tracing
 from facilitator.clock import Clock
 from facilitator.domain.confirmation import level_of
@@ -59,8 +61,7 @@ _FREE_S: Final = 5.0
 """How long a delivery that failed waits for its slot to be freed; it goes on without being waited for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks."""
 
     tenant: Tenant

@@ -1,7 +1,7 @@
 """The settlement engine: builds the parts of `settlement/`, runs their loops, and is what the HTTP face talks to."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -212,11 +212,11 @@ class Engine:
             signers={"eip155:*": tuple(dict.fromkeys(a for chain in self._networks.values() for a in chain.relayers))},
         )
 
-    async def verify(self, caller: Caller, payment: Payment) -> VerifyResult:
+    def verify(self, caller: Caller, payment: Payment) -> Awaitable[VerifyResult]:
         """Judge a payment without changing anything. Raises Fault, LimitReached."""
         dispatcher = self._dispatchers.get(payment.network)
         budgeted = dispatcher is not None and self._restraints.has_budget(caller.tenant.tenant_id)  # nobody else is held to what it costs
-        return await self._verifier.verify(caller.tenant, payment, dispatcher.need_wei() if dispatcher and budgeted else 0)
+        return self._verifier.verify(caller.tenant, payment, dispatcher.need_wei() if dispatcher and budgeted else 0)
 
     async def settle(self, caller: Caller, payment: Payment, idempotency_key: str | None) -> SettleAnswer:
         """Settle, once (see `Admitter.settle`). Raises Fault, IdempotencyConflict, LimitReached."""
