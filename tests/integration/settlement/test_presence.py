@@ -21,8 +21,9 @@ from facilitator.protocol.reasons import Reason
 from facilitator.settlement import presence
 from facilitator.settlement.presence import GONE_S, Presence
 from facilitator.settlement.settings import Settings
-from facilitator.store import notifications, replicas
+from facilitator.store import notifications, relayers, replicas
 from facilitator.store.db import Db, Session
+from facilitator.units import Address
 from tests.fixtures.oracle import assert_ledger_is_chain
 from tests.fixtures.waiting import PATIENCE_S
 from tests.integration.settlement.conftest import NETWORK, Rig, decoded, present
@@ -275,6 +276,19 @@ async def test_who_spoke_or_came_back_since_is_not_buried(db: Db, replica: Repli
 
     assert [(one.replica_id, one.leases) for one in buried] == [("died", 0)]
     assert await replicas.bury(db, missing) == []
+
+
+async def test_only_the_leases_of_the_dead_end(db: Db, replica: Replica) -> None:
+    for address, owner in (("0x" + "1" * 40, "died"), ("0x" + "2" * 40, "lives"), ("0x" + "3" * 40, "died")):
+        await relayers.register(db, NETWORK, Address(address), 0)
+        assert await relayers.take_lease(db, NETWORK, Address(address), owner, 3600.0)
+    await replica.speaks("died", holds=False)
+    await replica.speaks("lives")
+
+    buried = await replicas.bury(db, {one.replica_id: one.seen_at for one in await replicas.missing(db, "lives", 60.0)})
+
+    assert buried == [replicas.GoneReplica("died", leases=2, told=1)]
+    assert [row.leased for row in await relayers.list_relayers(db, NETWORK)] == [False, True, False]
 
 
 async def test_who_says_that_it_is_present_and_is_not_is_not_believed(db: Db, replica: Replica) -> None:
