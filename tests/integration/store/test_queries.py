@@ -214,3 +214,18 @@ async def test_query_prepares_on_the_migrated_schema_and_fills_its_row(database_
             assert columns == list(column_names(ROW_OF[query.name]))
     finally:
         await connection.close()
+
+
+async def test_the_record_of_a_payment_is_found_by_its_keys_in_a_ledger_that_was_never_analysed(database_url: str) -> None:
+    """The plan of a prepared statement stays until the table is analysed, and it is made when there is next to nothing in it."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("set plan_cache_mode = force_generic_plan")
+    types = ", ".join([*["text[]"] * 6, "double precision", *["text[]"] * 2])
+    await connection.execute(f"prepare own_records ({types}) as {settlements.QUERIES['own_records'].sql}")
+    one = "array['x']"
+    plan = await connection.fetch(f"explain execute own_records ({', '.join([*[one] * 6, '1.0', one, one])})")
+    lines = [row[0] for row in plan]
+    assert not [line for line in lines if "Seq Scan on settlement" in line]
+    keys = ("settlement_authorization", "settlement_idempotency", "settlement_payment_identifier")
+    assert [key for key in keys if any(f"using {key} " in line for line in lines)] == list(keys)
+    await connection.close()

@@ -1,6 +1,8 @@
 -- Settlements: one row per authorization that was ever admitted.
 
 -- The records of these authorizations, and the ones to which tenants bound these idempotency keys and payment identifiers.
+-- Each is looked up by itself (`offset 0` keeps the planner from joining them): on a ledger that was never analysed, which is believed to be
+-- small, it would read all of the table instead, and go on so while it grows.
 -- name: own_records :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
@@ -9,7 +11,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as a (network, asset, payer, auth_nonce)
-  join settlement s on s.network = a.network and s.asset = a.asset and s.payer = a.payer and s.auth_nonce = a.auth_nonce
+ cross join lateral (select * from settlement s where s.network = a.network and s.asset = a.asset and s.payer = a.payer and s.auth_nonce = a.auth_nonce offset 0) s
   left join replica r on r.replica_id = s.answer_holder
 union all
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
@@ -19,7 +21,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($5::text[], $6::text[]) as a (tenant_id, idempotency_key)
-  join settlement s on s.tenant_id = a.tenant_id and s.idempotency_key = a.idempotency_key
+ cross join lateral (select * from settlement s where s.tenant_id = a.tenant_id and s.idempotency_key = a.idempotency_key offset 0) s
   left join replica r on r.replica_id = s.answer_holder
 union all
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
@@ -29,7 +31,7 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
        coalesce(r.seen_at > now() - make_interval(secs => $7::double precision), false) as holder_alive,
        s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
   from unnest($8::text[], $9::text[]) as a (tenant_id, payment_identifier)
-  join settlement s on s.tenant_id = a.tenant_id and s.payment_identifier = a.payment_identifier
+ cross join lateral (select * from settlement s where s.tenant_id = a.tenant_id and s.payment_identifier = a.payment_identifier offset 0) s
   left join replica r on r.replica_id = s.answer_holder;
 
 -- name: records :many
