@@ -35,7 +35,7 @@ from facilitator.protocol.strict_json import load
 from facilitator.schemes.exact_eip3009 import ExactEip3009
 from facilitator.schemes.scheme import Token
 from facilitator.schemes.signatures import recover, transfer_digest
-from facilitator.store import relayers, settlements
+from facilitator.store import relayers, replicas, settlements
 from facilitator.store.db import Db
 from facilitator.store.migrate import migrate
 from facilitator.store.settlements import Admission, Answer, Asked, ClosedSlot, Cost, Lease, OpenedSlot, Outcome, SignedSlot
@@ -209,7 +209,7 @@ class Ledger:
     async def open(cls, db: Db) -> "Ledger":
         relayer = Address(dev_account("bench-micro").address.lower())
         await create_tenant(db, Tenant(tenant_id=TENANT))
-        await settlements.heartbeat(db, OWNER, [NETWORK])
+        await replicas.heartbeat(db, OWNER, [NETWORK])
         await relayers.register(db, NETWORK, relayer, 0)
         taken = await relayers.take_lease(db, NETWORK, relayer, OWNER, 3600.0)
         assert taken is not None

@@ -158,7 +158,7 @@ async def microseconds(face: Callable[[Path], Any]) -> float:
         assert load.stdout is not None
         try:
             async with face(directory) as (port, headers):
-                order = {"port": port, "bodies": str(bodies), "headers": headers, "route": "/verify", "again": True, "out": str(answers)}
+                order = {"port": port, "bodies": str(bodies), "headers": [headers], "route": "/verify", "again": True, "out": str(answers)}
                 order |= {"seconds": SECONDS, "connections": CALLERS, "drain_s": 5}
                 gc.freeze()  # as `facilitator serve` does
                 gc.set_threshold(*_GC_THRESHOLDS)
