@@ -414,8 +414,6 @@ class Admitter:
         """Wait behind the holder. None: the settlement may be admitted again."""
         with self._board.seat(record.settlement_id) as seat:
             seat.tx_hash = record.tx_hash or seat.tx_hash
-            if record.answer_state == "held" and record.answer_holder != self._replica_id:
-                self._presence.look_soon()
             try:
                 if record.answer_state == "spent":
                     record = await self._board.read(seat)  # it was read without a seat: the slot may have been given back since
@@ -427,6 +425,8 @@ class Admitter:
                         return answer
                     if self._time_is_up(request):
                         return self._give_up(request, seat, record)
+                    if record.answer_state == "held" and record.answer_holder != self._replica_id:
+                        self._presence.look_soon()
                     if seat.version == seen:
                         await self._wait(request, seat)
                     record = await self._board.read(seat)

@@ -74,8 +74,9 @@ async def test_the_relayers_of_one_that_died_are_taken_though_their_leases_last(
     assert [tuple(row) for row in rows] == [(second.engine.replica_id, True)]
 
 
-async def test_who_asks_again_after_a_death_is_answered_by_the_survivor(
-    start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, chain: Anvil
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+async def test_who_asks_another_before_or_after_a_death_is_answered_by_the_survivor(
+    start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, chain: Anvil, *, before: bool
 ) -> None:
     """The survivor looks of itself once an hour: it is the caller who makes it look."""
     await chain.node.call("evm_setAutomine", False)
@@ -89,12 +90,15 @@ async def test_who_asks_again_after_a_death_is_answered_by_the_survivor(
     lost = asyncio.create_task(first.engine.settle(first.caller(), payment, None))
     while not await second.fetch("select from settlement where state = 'submitted'"):
         await asyncio.sleep(0.02)
+    again = asyncio.create_task(second.engine.settle(second.caller(), payment, None)) if before else None
+    while before and not second.engine._board._seats:
+        await asyncio.sleep(0.02)
     await kill(first)
     await chain.node.call("evm_mine")
     await chain.node.call("evm_setAutomine", True)
 
     async with asyncio.timeout(PATIENCE_S):
-        answer = await second.engine.settle(second.caller(), payment, None)
+        answer = await (again or second.engine.settle(second.caller(), payment, None))
 
     assert reason(answer) is None
     assert answer.result.tx_hash is not None
