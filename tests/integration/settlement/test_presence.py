@@ -76,9 +76,23 @@ async def test_the_relayers_of_one_that_died_are_taken_though_their_leases_last(
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 async def test_who_asks_another_before_or_after_a_death_is_answered_by_the_survivor(
-    start_engine: StartEngine, new_buyer: NewBuyer, new_relayer: NewRelayer, chain: Anvil, *, before: bool
+    start_engine: StartEngine,
+    new_buyer: NewBuyer,
+    new_relayer: NewRelayer,
+    chain: Anvil,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: bool,
 ) -> None:
     """The survivor looks of itself once an hour: it is the caller who makes it look."""
+    looks: list[str] = []
+    missing = replicas.missing
+
+    async def counted(db: Db, replica_id: str, ttl_s: float) -> list[replicas.MissingReplica]:
+        looks.append(replica_id)
+        return await missing(db, replica_id, ttl_s)
+
+    monkeypatch.setattr(replicas, "missing", counted)
     await chain.node.call("evm_setAutomine", False)
     relayer = await new_relayer()
     first = await start_engine(relayers=[relayer], **LASTING)
@@ -91,8 +105,10 @@ async def test_who_asks_another_before_or_after_a_death_is_answered_by_the_survi
     while not await second.fetch("select from settlement where state = 'submitted'"):
         await asyncio.sleep(0.02)
     again = asyncio.create_task(second.engine.settle(second.caller(), payment, None)) if before else None
-    while before and not second.engine._board._seats:
-        await asyncio.sleep(0.02)
+    if before:
+        await until(lambda: bool(second.engine._board._seats))
+        seen = len(looks)
+        await until(lambda: second.engine.replica_id in looks[seen:])  # and finds nobody missing yet
     await kill(first)
     await chain.node.call("evm_mine")
     await chain.node.call("evm_setAutomine", True)
