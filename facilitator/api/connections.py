@@ -8,6 +8,7 @@ connection whose request is being answered is never closed for another.
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from aiohttp import web
 
 from facilitator.api.overload import Gate, Place
 from facilitator.api.settings import Settings
-from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED, REQUESTS, series
+from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED
 
 LINGER_S: Final = 2.0
 """How long the rest of a refused body is read and thrown away, so that the answer is not lost to a reset."""
@@ -43,6 +44,7 @@ class Connections:
         self._idle: dict[Connection, None] = {}
         """Those between two requests, the longest idle first."""
         self._by_address: Counter[str] = Counter()
+        self._counting = False
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         CONNECTIONS_MAX.set(settings.connections_max)
 
@@ -89,6 +91,16 @@ class Connections:
         """Whether no request is in hand and no byte of the next one has come."""
         return connection in self._idle and connection.due == float("inf")
 
+    def refused(self) -> None:
+        """One was refused unparsed. All of a turn of the loop are counted at once: a series has a lock."""
+        if not self._counting:
+            self._counting = True
+            self._loop.call_soon(self._count)
+
+    def _count(self) -> None:
+        self._counting = False
+        self._gate.count()
+
     def forget(self, connection: "Connection") -> None:
         """It is closed, or as good as closed. May be called twice."""
         if connection not in self._open:
@@ -123,7 +135,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
+    __slots__ = ("_connections", "_descriptor", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
 
     def __init__(
         self, connections: Connections, gate: Gate, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop
@@ -138,6 +150,8 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._gate = gate
+        self._descriptor: int | None = None
+        """Of its socket: what is written to that is what the caller reads, for TLS belongs to the proxy in front."""
         self._place: Place | None = None
         """Taken when the bytes of a request came, until its handler asks for it."""
         self._header_timeout_s = settings.header_timeout_s
@@ -155,7 +169,9 @@ class Connection(web.RequestHandler):
         if not self._connections.admit(self):
             cast("asyncio.Transport", transport).abort()
             return
-        _bound_unread(transport.get_extra_info("socket"), self._unread_timeout_s)
+        taken: socket.socket | None = transport.get_extra_info("socket")
+        _bound_unread(taken, self._unread_timeout_s)
+        self._descriptor = None if taken is None else taken.fileno()
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -164,9 +180,9 @@ class Connection(web.RequestHandler):
         if self.caller is not None and self._connections.awaits_request(self):
             met = self._gate.meet(data, *self.caller)
             if isinstance(met, bytes):
-                assert self.transport is not None
-                series(REQUESTS, "/verify" if data.startswith(b"POST /v") else "/settle", "503").inc()
-                self.transport.write(met)
+                self._connections.refused()
+                with contextlib.suppress(ConnectionResetError):
+                    self.send(met)
                 return
             self._place = met
         if self._connections.awaits_head(self):
@@ -174,6 +190,25 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if met is not None and not self._messages:
             self._give_back()  # it is no whole head: nobody will ask for the place
+
+    def send(self, data: bytes) -> None:
+        """Write a whole answer now. Raises ConnectionResetError when the caller is gone.
+
+        A transport keeps what is written to it until the end of the loop's turn, and looks for what has come once more before the
+        next: who waits for the first answer of many waits for the last one, and alone it costs another system call.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the caller is gone")  # and its descriptor may be another connection's by now
+        if self._descriptor is None or transport.get_write_buffer_size():
+            transport.write(data)
+            return
+        try:
+            sent = os.write(self._descriptor, data)
+        except OSError:
+            sent = 0  # no room now, or an error that the transport meets too
+        if sent < len(data):
+            transport.write(data[sent:])
 
     def enter(self, tenant_id: str) -> Place:
         """A place in judgement for the request in hand; whoever takes it leaves it. Raises OverloadFault."""

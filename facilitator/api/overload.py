@@ -18,7 +18,7 @@ from itertools import count
 from typing import Final, Protocol
 
 from facilitator.errors import OverloadFault
-from facilitator.metrics import JUDGED_MAX, JUDGING, REQUESTS_SHED, series
+from facilitator.metrics import JUDGED_MAX, JUDGING, REQUESTS, REQUESTS_SHED, series
 from facilitator.protocol import v1
 from facilitator.units import AuthNonce, Network
 
@@ -29,6 +29,10 @@ _DIGITS: Final = re.compile(rb":[ \t]*([0-9]{1,9})[ \t]*")
 _ID: Final = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._:-]{1,64})[ \t]*(?=\r\n)", re.IGNORECASE)
 _SPECIAL: Final = re.compile(rb"\r\n(?:transfer-encoding|connection|expect|upgrade):", re.IGNORECASE)
 """Heads with these are left to the parser."""
+_PLAIN_MAX: Final = 1024
+"""Heads that are remembered as plain."""
+_PLAIN_BYTES_MAX: Final = 1024
+"""Longest such head."""
 _AUTH_NONCE: Final = re.compile(rb'"nonce"[ \t\r\n]*:[ \t\r\n]*"(0x[0-9a-fA-F]{64})"')
 _MESSAGE: Final = "more is asked than can be judged; nothing was done for this request: send the same payment again later"
 _OVERLOADED: Final = (b"overloaded", _MESSAGE.encode(), None)
@@ -44,8 +48,11 @@ _ID_END: Final = count(secrets.randbits(48))
 class Queues(Protocol):
     """What is asked before a settlement is let in (`settlement.engine.Engine`)."""
 
-    def full(self, network: Network, auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
-        """Why no more is begun on this network when `coming` more are on their way; None: this one may come."""
+    def full(self, network: Network, coming: int) -> OverloadFault | None:
+        """Why no more is begun on this network when `coming` more are on their way; None: one more may come."""
+
+    def began(self, auth_nonce: AuthNonce) -> bool:
+        """Whether a payment with it was begun here: its record answers, however full the queue."""
 
 
 class Place:
@@ -77,6 +84,10 @@ class Gate:
         self._coming: Counter[Network] = Counter()
         self._queues: Queues | None = None
         self._names: tuple[tuple[bytes, Network], ...] = ()
+        self._plain: dict[bytes, tuple[int, bytes | None]] = {}
+        """What plain heads say, without the empty line behind them."""
+        self._shed: Counter[tuple[str, str]] = Counter()
+        """Refused unparsed and not counted yet, by route and by where."""
         JUDGED_MAX.set(judged_max)
         JUDGING.set_function(lambda: self._all)
 
@@ -109,13 +120,21 @@ class Gate:
             return None
         if self.beyond(tenant_id):
             return self._refusal(data, credential, "connection", None)
-        network = None
-        if self._queues is not None and data.startswith(_SETTLE):
-            network, auth_nonce = self._named(data)
-            full = None if network is None or auth_nonce is None else self._queues.full(network, auth_nonce, self._coming[network])
-            if full is not None and (refusal := self._refusal(data, credential, "queue", full)) is not None:
-                return refusal
+        network = self._network(data) if data.startswith(_SETTLE) else None
+        if network is not None and self._queues is not None:
+            full = self._queues.full(network, self._coming[network])
+            if full is not None and (auth_nonce := _auth_nonce(data)) is not None and not self._queues.began(auth_nonce):
+                refusal = self._refusal(data, credential, "queue", full)
+                if refusal is not None:
+                    return refusal
         return self._take(tenant_id, network)
+
+    def count(self) -> None:
+        """Count what was refused unparsed since the last time."""
+        for (route, at), refused in self._shed.items():
+            series(REQUESTS, route, "503").inc(refused)
+            series(REQUESTS_SHED, at).inc(refused)
+        self._shed.clear()
 
     def left(self, place: Place) -> None:
         """One place is free."""
@@ -133,25 +152,46 @@ class Gate:
             self._coming[network] += 1
         return Place(self, tenant_id, network)
 
-    def _named(self, data: bytes) -> tuple[Network | None, AuthNonce | None]:
-        """The only network of ours, and the only nonce, that these bytes name."""
+    def _network(self, data: bytes) -> Network | None:
+        """The only network of ours that these bytes name."""
         networks = {network for name, network in self._names if name in data}
-        auth_nonces = _AUTH_NONCE.findall(data)
-        return networks.pop() if len(networks) == 1 else None, AuthNonce(auth_nonces[0].decode().lower()) if len(auth_nonces) == 1 else None
+        return networks.pop() if len(networks) == 1 else None
 
     def _refusal(self, data: bytes, credential: bytes, at: str, fault: OverloadFault | None) -> bytes | None:
         """The whole answer. Some 2 µs; the ordinary way to a 503 costs fifty."""
-        end = data.find(b"\r\n\r\n")
-        head = data[: end + 2]
-        lengths = _LENGTH.findall(head)
-        length = _DIGITS.fullmatch(lengths[0]) if len(lengths) == 1 else None
-        if end < 0 or length is None or len(data) - end - 4 != int(length[1]) or credential not in head:
+        head, ended, body = data.partition(b"\r\n\r\n")
+        announced, request_id = self._plain.get(head) or self._look(head)
+        if announced != len(body) or not ended or credential not in head:
             return None
-        if _SPECIAL.search(head) or head.count(b"\n") != head.count(b"\r\n"):
-            return None
-        series(REQUESTS_SHED, at).inc()
-        offered = _ID.search(head)
-        request_id = offered[1] if offered else b"%b%016x" % (_ID_BEGIN, next(_ID_END))
+        self._shed["/settle" if data.startswith(_SETTLE) else "/verify", at] += 1
+        if request_id is None:
+            request_id = b"%b%016x" % (_ID_BEGIN, next(_ID_END))
         error, message, retry_after_s = _OVERLOADED if fault is None else (fault.kind.encode(), str(fault).encode(), fault.retry_after_s)
-        body = _BODY % (error, message, request_id)
-        return _HEAD % (retry_after_s or self._retry_after_s, request_id, len(body), body)
+        told = _BODY % (error, message, request_id)
+        return _HEAD % (retry_after_s or self._retry_after_s, request_id, len(told), told)
+
+    def _look(self, head: bytes) -> tuple[int, bytes | None]:
+        """What a head says; the same client's next one is often the same, and known then."""
+        said = _said(head)
+        if said[1] is None and len(head) <= _PLAIN_BYTES_MAX:
+            if len(self._plain) >= _PLAIN_MAX:
+                self._plain.clear()
+            self._plain[head] = said
+        return said
+
+
+def _auth_nonce(data: bytes) -> AuthNonce | None:
+    """The only nonce that these bytes name."""
+    auth_nonces = _AUTH_NONCE.findall(data)
+    return AuthNonce(auth_nonces[0].decode().lower()) if len(auth_nonces) == 1 else None
+
+
+def _said(head: bytes) -> tuple[int, bytes | None]:
+    """The length of the body that a head announces, -1 when it is not a plain one, and the request id that it offers."""
+    head += b"\r\n"
+    lengths = _LENGTH.findall(head)
+    length = _DIGITS.fullmatch(lengths[0]) if len(lengths) == 1 else None
+    if length is None or _SPECIAL.search(head) or head.count(b"\n") != head.count(b"\r\n"):
+        return -1, None
+    offered = _ID.search(head)
+    return int(length[1]), offered[1] if offered else None

@@ -234,12 +234,13 @@ class Engine:
             if self._callers == 0:
                 self._idle.set()
 
-    def full(self, network: Network, auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
-        """Why no more is begun on this network, by its queue, when `coming` more are on their way to it; None: this one may come.
+    def full(self, network: Network, coming: int) -> OverloadFault | None:
+        """Why no more is begun on this network, by its queue, when `coming` more are on their way to it; None: one more may come."""
+        return self._dispatchers[network].full(coming)
 
-        What was begun here is let in: it is answered from its record.
-        """
-        return None if self._admitter.began(auth_nonce) else self._dispatchers[network].full(coming)
+    def began(self, auth_nonce: AuthNonce) -> bool:
+        """Whether a payment with it was begun here, not long ago: however full the queue, it is answered from its record."""
+        return self._admitter.began(auth_nonce)
 
     async def delivered(self, ticket: Ticket) -> None:
         """The holder of `ticket` has its answer."""

@@ -120,8 +120,11 @@ class Queues:
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def full(self, _network: Network, _auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
+    def full(self, _network: Network, coming: int) -> OverloadFault | None:
         return None if coming < self.room else OverloadFault("queue_slow", "payments wait for too long", retry_after_s=9)
+
+    def began(self, _auth_nonce: AuthNonce) -> bool:
+        return False
 
 
 async def test_of_a_wave_of_settlements_as_many_are_let_in_as_their_queue_has_room_for(start: Callable[..., Any]) -> None:

@@ -14,9 +14,9 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilitator.api.overload import Gate, Place
+from facilitator.api.overload import _PLAIN_BYTES_MAX, _PLAIN_MAX, Gate, Place
 from facilitator.errors import OverloadFault
-from facilitator.metrics import JUDGING
+from facilitator.metrics import JUDGING, REQUESTS, REQUESTS_SHED
 from facilitator.units import AuthNonce, Network
 from tests.fixtures.vectors import v1_request, v2_request
 
@@ -28,13 +28,17 @@ SEPOLIA: Final = Network("eip155:84532")
 class Queues:
     """What the queues say, and what they were asked."""
 
-    def __init__(self, full: OverloadFault | None) -> None:
+    def __init__(self, full: OverloadFault | None, *begun: str) -> None:
         self.told = full
-        self.asked: list[tuple[str, str, int]] = []
+        self.begun = begun
+        self.asked: list[tuple[str, int]] = []
 
-    def full(self, network: Network, auth_nonce: AuthNonce, coming: int) -> OverloadFault | None:
-        self.asked.append((network, auth_nonce, coming))
+    def full(self, network: Network, coming: int) -> OverloadFault | None:
+        self.asked.append((network, coming))
         return self.told
+
+    def began(self, auth_nonce: AuthNonce) -> bool:
+        return auth_nonce in self.begun
 
 
 def refusal(data: bytes, credential: bytes = KEY, retry_after_s: int = 2) -> bytes | None:
@@ -148,8 +152,16 @@ def test_a_settlement_for_a_full_queue_is_refused_unparsed_in_the_queue_s_own_wo
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nRetry-After: 9\r\n" in head
     assert {**json.loads(body), "requestId": ""} == {"error": "queue_slow", "message": "payments wait for too long", "requestId": ""}
-    assert queues.asked == [(SEPOLIA, nonce_of(data).lower(), 0)]
+    assert queues.asked == [(SEPOLIA, 0)]
     assert gauge() == 0
+
+
+def test_a_settlement_that_was_begun_here_is_let_in_however_full_its_queue() -> None:
+    data = payment()
+    gate = Gate(8, 2)
+    gate.watch(Queues(SLOW, nonce_of(data).lower()), [SEPOLIA])
+    assert isinstance(gate.meet(data, "a", KEY), Place)
+    assert isinstance(gate.meet(data.replace(nonce_of(data).encode(), b"0x" + b"77" * 32), "a", KEY), bytes)
 
 
 def test_while_there_is_room_places_are_taken_and_the_queue_hears_how_many_are_on_their_way() -> None:
@@ -160,7 +172,7 @@ def test_while_there_is_room_places_are_taken_and_the_queue_hears_how_many_are_o
     gate.enter("a")  # of one that was parsed first nobody knows yet where it goes
     places[0].leave()
     gate.meet(payment(), "b", KEY)
-    assert [coming for _, _, coming in queues.asked] == [0, 1, 2, 2]
+    assert [coming for _, coming in queues.asked] == [0, 1, 2, 2]
     assert gauge() == 4
 
 
@@ -238,6 +250,52 @@ def test_whatever_is_not_one_whole_plain_request_of_that_caller_is_left_to_the_p
     assert refusal(data) is None
 
 
+def beyond_its_bound() -> Gate:
+    """One where tenant a is refused."""
+    gate = Gate(2, 2)
+    gate.enter("a")
+    return gate
+
+
+def test_a_head_that_is_known_already_is_held_against_each_body_and_each_caller() -> None:
+    gate, data = beyond_its_bound(), request()
+    ids = set()
+    for _ in range(3):
+        answer = gate.meet(data, "a", KEY)
+        assert isinstance(answer, bytes)
+        ids.add(json.loads(answer.partition(b"\r\n\r\n")[2])["requestId"])
+        assert gate.meet(data[:-1], "a", KEY) is None
+        assert gate.meet(data + b" ", "a", KEY) is None
+        assert gate.meet(data + data, "a", KEY) is None
+        assert gate.meet(data, "a", b"another") is None
+        assert gate.meet(data.partition(b"\r\n\r\n")[0], "a", KEY) is None, "the head has not ended"
+    assert len(ids) == 3
+
+
+def test_only_so_many_heads_are_remembered_and_none_that_is_long_or_carries_an_id() -> None:
+    gate = beyond_its_bound()
+    for number in range(_PLAIN_MAX + 10):
+        assert isinstance(gate.meet(request("/verify", b"{}", f"A: {number}"), "a", KEY), bytes)
+    assert 0 < len(gate._plain) <= _PLAIN_MAX
+    gate = beyond_its_bound()
+    for number in range(3):
+        answer = gate.meet(request("/verify", b"{}", f"X-Request-Id: mine-{number}"), "a", KEY)
+        assert isinstance(answer, bytes)
+        assert f"\r\nX-Request-Id: mine-{number}\r\n".encode() in answer
+        assert isinstance(gate.meet(request("/verify", b"{}", f"A: {'a' * _PLAIN_BYTES_MAX}"), "a", KEY), bytes)
+    assert not gate._plain
+
+
+def test_what_is_refused_unparsed_is_counted_once_by_route_and_place() -> None:
+    gate, refused, shed = beyond_its_bound(), REQUESTS.labels("/settle", "503"), REQUESTS_SHED.labels("connection")
+    before = refused._value.get(), shed._value.get()
+    for path in ("/settle", "/verify", "/settle"):
+        gate.meet(request(path), "a", KEY)
+    gate.count()
+    gate.count()
+    assert (refused._value.get(), shed._value.get()) == (before[0] + 2, before[1] + 3)
+
+
 def parsed(data: bytes) -> list[Any] | None:
     """What aiohttp makes of it: (message, payload) of each request; None: refused."""
     loop = asyncio.new_event_loop()
@@ -270,6 +328,10 @@ HEADERS: Final = st.sampled_from(
 )
 
 
+KNOWN: Final = beyond_its_bound()
+"""One that remembers what earlier examples said."""
+
+
 @given(
     st.sampled_from(
         ["POST /verify HTTP/1.1", "POST /settle HTTP/1.1", "POST /verify HTTP/1.0", "POST  /verify HTTP/1.1", "post /verify HTTP/1.1"]
@@ -279,7 +341,9 @@ HEADERS: Final = st.sampled_from(
 )
 def test_what_is_refused_unparsed_is_to_the_library_one_whole_request_or_none_at_all(line: str, headers: list[str], body: bytes) -> None:
     data = "\r\n".join((line, *headers)).encode() + b"\r\n\r\n" + body
-    if refusal(data, b"") is None:
+    refused = refusal(data, b"")
+    assert (KNOWN.meet(data, "a", b"") is None) == (refused is None)
+    if refused is None:
         return
     messages = parsed(data)
     if messages is not None:
