@@ -13,10 +13,12 @@ from typing import Final
 import aiohttp
 import asyncpg
 import uvloop
-from harness import ETHER, QUICK, Point, Prepared, Report, World, cpu_s, dev_account, migrate, per, statements
-from harness import ServeProcess as Replica
+from harness import ETHER, QUICK, Point, Prepared, Report, World, cpu_s, per, statements
 
+from facilitator.devstack.accounts import dev_account
+from facilitator.store.migrate import migrate
 from facilitator.store.notifications import CHANNELS
+from tests.fixtures.service import ServeProcess as Replica
 
 CASES: Final = ((1, 1), (2, 2), (3, 3), (2, 1), (3, 1))
 """Replicas, and how many of them have relayer keys; the others queue what they admit."""
@@ -85,13 +87,14 @@ class Group:
             await asyncio.gather(*(replica.aterminate() for replica in replicas))
             await database.close()
 
-    async def spent(self) -> Counter[str]:
+    async def spent(self) -> dict[str, float]:
         """All counters, as they stand."""
-        found = Counter(
-            cpu=sum(cpu_s(replica.pid) for replica in self.replicas),
-            postgres_cpu=cpu_s(self.world.postgres.pid),
-            notified=self.heard.total(),
-        )
+        found: dict[str, float] = {
+            "cpu": sum(cpu_s(replica.pid) for replica in self.replicas),
+            "postgres_cpu": cpu_s(self.world.postgres.pid),
+            "notified": self.heard.total(),
+            "statements": 0,
+        }
         async with aiohttp.ClientSession() as session:
             for replica in self.replicas:
                 found["statements"] += sum((await statements(session, replica.port)).values())
@@ -121,17 +124,22 @@ class Group:
         return words
 
 
+def since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What was spent in between."""
+    return {name: after[name] - count for name, count in before.items()}
+
+
 async def measure(world: World, number: int, signing: int, turn: int) -> Point:
     """One round of so many replicas, of which so many sign."""
     async with Group.running(world, number, signing, turn) as group:
         await group.pay(world.prepare(RATE))  # fills caches, takes up relayers
         before = await group.spent()
         await asyncio.sleep(IDLE_S)
-        idle = await group.spent() - before
+        idle = since(before, await group.spent())
         payments = world.prepare(RATE * SECONDS)
         before = await group.spent()
         words = await group.pay(payments)
-        spent = await group.spent() - before
+        spent = since(before, await group.spent())
         count, idle_s = words["ok"], IDLE_S + 1.1
         return {
             "ok": count,

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -27,43 +27,36 @@ _DIALLED: Final = 200
 _BREATH: Final = 50
 """Requests that are sent without a look at the answers, when the generator is behind its time."""
 
-Answer = tuple[int, float, float, int, str]
+Answer = tuple[int, float, float, int, bytes]
 """Index of the body, when it was due and when it was answered (monotonic), status (0: none), answer."""
 
 
 class Connection(asyncio.Protocol):
     """One kept-alive connection with at most one request on it."""
 
-    def __init__(self, answered: "Callable[[Connection, int, bytes], None] | None" = None) -> None:
+    def __init__(self, answered: "Callable[[Connection, int, bytes], None]") -> None:
         self._answered = answered
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        length = _LENGTH.search(self._buffer, 0, head + 2)
+        if self._buffer:
+            data = self._buffer + data
+        head = data.find(b"\r\n\r\n")
+        length = _LENGTH.search(data, 0, head + 2) if head >= 0 else None
         end = head + 4 + (int(length[1]) if length else 0)
-        if len(self._buffer) >= end:
-            status, body = int(self._buffer[9:12]), self._buffer[head + 4 : end]
-            self._buffer = self._buffer[end:]
-            if self._answered is not None:
-                self._answered(self, status, body)
-            elif self._answer is not None and not self._answer.done():
-                self._answer.set_result((status, body))
+        if head < 0 or len(data) < end:
+            self._buffer = data
+            return
+        self._buffer = data[end:]
+        self._answered(self, int(data[9:12]), data[head + 4 : end])
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self._transport = None
-        if self._answered is not None:
-            self._answered(self, 0, b"")
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("closed"))
+        self._answered(self, 0, b"")
 
     @property
     def alive(self) -> bool:
@@ -74,87 +67,132 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(request)
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        if self._transport is None:
-            raise ConnectionResetError("closed")
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        try:
-            return await self._answer
-        except asyncio.CancelledError:
-            self.close()
-            raise
-
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
 
-class OpenLoop:
-    """Requests that wait for nobody. No task for each: several times what the service can answer must be offered from one CPU."""
+class Callers(ABC):
+    """Connections and what is under way on them. No task for each request: the service is to be measured, not this process."""
 
-    def __init__(self, host: str, port: int, connections: int) -> None:
-        self._host, self._port, self._connections = host, port, connections
-        self._free: deque[Connection] = deque()
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
         self._under_way: dict[Connection, tuple[int, float]] = {}
         self._dialling: set[asyncio.Task[None]] = set()
-        self._ended = asyncio.Event()
+        self._idle = asyncio.Event()
         self.answers: list[Answer] = []
 
-    async def open(self, count: int) -> None:
-        """So many connections in advance, as a balancer keeps them; dialled all at once they would overflow what waits to be accepted."""
-        loop = asyncio.get_running_loop()
-        for start in range(0, count, _DIALLED):
-            dialled = (
-                loop.create_connection(lambda: Connection(self._answered), self._host, self._port)
-                for _ in range(min(_DIALLED, count - start))
-            )
-            self._free += [connection for _, connection in await asyncio.gather(*dialled)]
+    @abstractmethod
+    def free(self, connection: Connection) -> None:
+        """Nothing is under way on this connection; it may be closed."""
 
-    def send(self, index: int, due: float, request: bytes) -> bool:
-        """On a free connection, or a new one. False when there are too many."""
-        while self._free:
-            if (connection := self._free.pop()).alive:
-                self._under_way[connection] = index, due
-                connection.send(request)
-                return True
-        if len(self._under_way) + len(self._dialling) >= self._connections:
-            return False
-        task = asyncio.get_running_loop().create_task(self._dial(index, due, request))
-        self._dialling.add(task)
-        task.add_done_callback(self._dialling.discard)
-        return True
-
-    async def _dial(self, index: int, due: float, request: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            _, connection = await loop.create_connection(lambda: Connection(self._answered), self._host, self._port)
-        except OSError:
-            self.answers.append((index, due, time.monotonic(), 0, "no connection"))
-            return
+    def send(self, connection: Connection, index: int, due: float, request: bytes) -> None:
         self._under_way[connection] = index, due
         connection.send(request)
 
+    def dial(self, connected: "Callable[[Connection], None]", failed: "Callable[[], None]") -> None:
+        task = asyncio.get_running_loop().create_task(self._dial(connected, failed))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _dial(self, connected: "Callable[[Connection], None]", failed: "Callable[[], None]") -> None:
+        try:
+            connection = await self.connect()
+        except OSError:
+            failed()
+        else:
+            connected(connection)
+
+    async def connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: Connection(self._answered), self._host, self._port))[1]
+
     def _answered(self, connection: Connection, status: int, body: bytes) -> None:
         if (asked := self._under_way.pop(connection, None)) is not None:
-            self.answers.append((*asked, time.monotonic(), status, body.decode("utf-8", "replace")))
-        if connection.alive:
-            self._free.append(connection)
+            self.answers.append((*asked, time.monotonic(), status, body))
+            self.free(connection)
         if not self._under_way:
-            self._ended.set()
+            self._idle.set()
 
     async def end(self, patience_s: float) -> None:
         """What is not answered in time is unanswered."""
-        self._ended.clear()
+        self._idle.clear()
         if self._under_way:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), patience_s)
+                await asyncio.wait_for(self._idle.wait(), patience_s)
         for task in self._dialling:
             task.cancel()
         late, self._under_way = self._under_way, {}
         for connection, (index, due) in late.items():
-            self.answers.append((index, due, time.monotonic(), 0, ""))
+            self.answers.append((index, due, time.monotonic(), 0, b""))
             connection.close()
+
+
+class ClosedLoop(Callers):
+    """Each sends its next request when the last one was answered, until there is no next one."""
+
+    def __init__(self, host: str, port: int, take: "Callable[[], tuple[int, bytes] | None]") -> None:
+        super().__init__(host, port)
+        self._take = take
+        self._ended = asyncio.Event()
+        self._callers = 0
+
+    async def run(self, count: int, seconds: float) -> None:
+        """So many callers at once. Returns when the last one has nothing more to send, or `seconds` after."""
+        self._callers = count
+        for _ in range(count):
+            self.dial(self.free, self._leave)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
+
+    def free(self, connection: Connection) -> None:
+        if (taken := self._take()) is None:
+            connection.close()
+            self._leave()
+        elif connection.alive:
+            self.send(connection, taken[0], time.monotonic(), taken[1])
+        else:
+            self.dial(lambda dialled: self.send(dialled, taken[0], time.monotonic(), taken[1]), self._leave)
+
+    def _leave(self) -> None:
+        self._callers -= 1
+        if not self._callers:
+            self._ended.set()
+
+
+class OpenLoop(Callers):
+    """Requests that wait for nobody: several times what the service can answer must be offered from one CPU."""
+
+    def __init__(self, host: str, port: int, connections: int) -> None:
+        super().__init__(host, port)
+        self._connections = connections
+        self._free: list[Connection] = []
+
+    async def open(self, count: int) -> None:
+        """So many connections in advance, as a balancer keeps them; dialled all at once they would overflow what waits to be accepted."""
+        for start in range(0, count, _DIALLED):
+            self._free += await asyncio.gather(*(self.connect() for _ in range(min(_DIALLED, count - start))))
+
+    def offer(self, index: int, due: float, request: bytes) -> bool:
+        """On a free connection, or a new one. False when there are too many."""
+        while self._free:
+            if (connection := self._free.pop()).alive:
+                self.send(connection, index, due, request)
+                return True
+        if len(self._under_way) + len(self._dialling) >= self._connections:
+            return False
+        self.dial(
+            lambda dialled: self.send(dialled, index, due, request),
+            lambda: self.answers.append((index, due, time.monotonic(), 0, b"no connection")),
+        )
+        return True
+
+    def free(self, connection: Connection) -> None:
+        if connection.alive:
+            self._free.append(connection)
+
+    async def end(self, patience_s: float) -> None:
+        await super().end(patience_s)
         for connection in self._free:
             connection.close()
 
@@ -175,61 +213,35 @@ class Load:
         self._next = 0
         self.answers: list[Answer] = []
 
-    def _take(self) -> int | None:
-        """The next body; from the first again when they may be repeated, else None when all are used."""
+    def _take(self) -> tuple[int, bytes] | None:
+        """The next body's index and request; from the first again when they may be repeated, else None when all are used."""
         if self._next >= len(self._requests) and not self._again:
             return None
+        index = self._next % len(self._requests)
         self._next += 1
-        return (self._next - 1) % len(self._requests)
-
-    async def _connect(self) -> Connection:
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
-        return connection
-
-    async def _ask(self, connection: Connection, index: int, due: float) -> None:
-        status, body = 0, b""
-        try:
-            status, body = await connection.ask(self._requests[index])
-        except asyncio.CancelledError:
-            pass  # its time is up: unanswered
-        except OSError:
-            pass
-        self.answers.append((index, due, time.monotonic(), status, body.decode("utf-8", "replace")))
+        return index, self._requests[index]
 
     async def _closed(self, until: float) -> None:
-        async def caller() -> None:
-            connection = await self._connect()
-            while time.monotonic() < until and (index := self._take()) is not None:
-                if not connection.alive:
-                    connection = await self._connect()
-                await self._ask(connection, index, time.monotonic())
-            connection.close()
-
-        await self._bounded([asyncio.create_task(caller()) for _ in range(int(self._order["connections"]))])
+        loop = ClosedLoop(self._host, self._port, lambda: self._take() if time.monotonic() < until else None)
+        await loop.run(int(self._order["connections"]), self._left_s)
+        await loop.end(0.0)
+        self.answers += loop.answers
 
     async def _open(self) -> None:
         loop = OpenLoop(self._host, self._port, int(self._order["connections"]))
         await loop.open(int(self._order["connections"]) // 2)
         self._began = began = time.monotonic()
         until, gap, sent = began + self._order["seconds"], 1.0 / float(self._order["rate"]), 0
-        while (due := began + sent * gap) < until and (index := self._take()) is not None:
+        while (due := began + sent * gap) < until and (taken := self._take()) is not None:
             if (wait := due - time.monotonic()) > _LATE_S:
                 await asyncio.sleep(wait)
-            if not loop.send(index, due, self._requests[index]):
-                loop.answers.append((-1, due, due, 0, "unsent"))
+            if not loop.offer(taken[0], due, taken[1]):
+                loop.answers.append((-1, due, due, 0, b"unsent"))
             sent += 1
             if not sent % _BREATH:
                 await asyncio.sleep(0)  # behind its time: answers are read all the same
         await loop.end(self._left_s)
         self.answers += loop.answers
-
-    async def _bounded(self, tasks: list["asyncio.Task[None]"]) -> None:
-        """Let what is under way be answered, `drain_s` at most."""
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._left_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def _left_s(self) -> float:
@@ -248,7 +260,8 @@ async def main() -> None:
         order = json.loads(line)
         load = Load(order)
         told = await load.run()
-        await loop.run_in_executor(None, Path(order["out"]).write_text, json.dumps(load.answers))
+        answers = [(*answer, body.decode("utf-8", "replace")) for *answer, body in load.answers]
+        await loop.run_in_executor(None, Path(order["out"]).write_text, json.dumps(answers))
         print(json.dumps(told), flush=True)
 
 
