@@ -45,7 +45,7 @@ class Case:
     rounds: int = 2
 
 
-ALL: Final = (Case(0, 1), Case(0, 16), Case(0, 64), Case(0, 256), Case(20, 1), Case(20, 64), Case(20, 256))
+ALL: Final = (Case(0, 1), Case(0, 16), Case(0, 64, 2.0, 5), Case(0, 256), Case(20, 1), Case(20, 64), Case(20, 256))
 SOME: Final = (Case(0, 1, 1, 1), Case(0, 64, 1, 1))
 BARE: Final = (0, 64)
 """The one point at which the Python SDK is also measured as it comes, half as fast."""
