@@ -14,8 +14,6 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
-from facilitator.api.connections import Connection
-
 REQUEST_ID = web.RequestKey("request_id", str)
 """The id of the request in hand: taken from `X-Request-Id` or made."""
 ALWAYS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "facilitator"}
@@ -57,11 +55,7 @@ class Answer(web.Response):
         request, self._asked = self._asked, None
         assert isinstance(self.body, bytes)
         tail = f"{request[REQUEST_ID]}\r\nContent-Length: {len(self.body)}\r\n\r\n"
-        data = _head(self.status, int(time.time())) + tail.encode() + self.body
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        connection.send(data)
-        request.writer.output_size += len(data)
+        await request.writer.write(_head(self.status, int(time.time())) + tail.encode() + self.body)
         await request.writer.drain()
         self._sent = True
 

@@ -8,7 +8,6 @@ connection whose request is being answered is never closed for another.
 import asyncio
 import contextlib
 import ipaddress
-import os
 import socket
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from facilitator.api.overload import Gate, Place
+from facilitator.api.overload import Caller, Gate, Place
 from facilitator.api.settings import Settings
 from facilitator.metrics import CONNECTIONS, CONNECTIONS_CLOSED, CONNECTIONS_MAX, CONNECTIONS_REFUSED
 
@@ -135,7 +134,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_connections", "_descriptor", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
+    __slots__ = ("_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
 
     def __init__(
         self, connections: Connections, gate: Gate, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop
@@ -150,14 +149,12 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._gate = gate
-        self._descriptor: int | None = None
-        """Of its socket: what is written to that is what the caller reads, for TLS belongs to the proxy in front."""
         self._place: Place | None = None
         """Taken when the bytes of a request came, until its handler asks for it."""
         self._header_timeout_s = settings.header_timeout_s
         self._unread_timeout_s = settings.unread_timeout_s
-        self.caller: tuple[str, bytes] | None = None
-        """The tenant and the key id, empty in mode `open`, of the last request that was admitted here."""
+        self.caller: Caller | None = None
+        """Whose the last request was that was admitted here."""
         self.peer = ""
         """Where it comes from: an IPv4 address, or the /64 that one IPv6 caller has to itself."""
         self.due = loop.time() + settings.header_timeout_s
@@ -169,20 +166,18 @@ class Connection(web.RequestHandler):
         if not self._connections.admit(self):
             cast("asyncio.Transport", transport).abort()
             return
-        taken: socket.socket | None = transport.get_extra_info("socket")
-        _bound_unread(taken, self._unread_timeout_s)
-        self._descriptor = None if taken is None else taken.fileno()
+        _bound_unread(transport.get_extra_info("socket"), self._unread_timeout_s)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """The first byte after an answer begins the next head, unless the request is refused as it stands."""
         met = None
-        if self.caller is not None and self._connections.awaits_request(self):
-            met = self._gate.meet(data, *self.caller)
+        if self.caller is not None and self._connections.awaits_request(self) and not self._paused:
+            met = self._gate.meet(data, self.caller)
             if isinstance(met, bytes):
+                assert self.transport is not None
+                self.transport.write(met)
                 self._connections.refused()
-                with contextlib.suppress(ConnectionResetError):
-                    self.send(met)
                 return
             self._place = met
         if self._connections.awaits_head(self):
@@ -191,24 +186,10 @@ class Connection(web.RequestHandler):
         if met is not None and not self._messages:
             self._give_back()  # it is no whole head: nobody will ask for the place
 
-    def send(self, data: bytes) -> None:
-        """Write a whole answer now. Raises ConnectionResetError when the caller is gone.
-
-        A transport keeps what is written to it until the end of the loop's turn, and looks for what has come once more before the
-        next: who waits for the first answer of many waits for the last one, and alone it costs another system call.
-        """
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the caller is gone")  # and its descriptor may be another connection's by now
-        if self._descriptor is None or transport.get_write_buffer_size():
-            transport.write(data)
-            return
-        try:
-            sent = os.write(self._descriptor, data)
-        except OSError:
-            sent = 0  # no room now, or an error that the transport meets too
-        if sent < len(data):
-            transport.write(data[sent:])
+    def admitted(self, tenant_id: str, credential: bytes) -> None:
+        """The request in hand is this tenant's, with this key id, empty in mode `open`."""
+        if self.caller is None or (self.caller.tenant_id, self.caller.credential) != (tenant_id, credential):
+            self.caller = Caller(tenant_id, credential)
 
     def enter(self, tenant_id: str) -> Place:
         """A place in judgement for the request in hand; whoever takes it leaves it. Raises OverloadFault."""

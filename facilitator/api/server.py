@@ -217,7 +217,7 @@ class Server:
                     grant = _NOBODY
                     if route.scopes:
                         grant = await access.admit(request, route.path, route.scopes)
-                        cast("Connection", request.protocol).caller = (grant.tenant.tenant_id, (grant.key_id or "").encode())
+                        cast("Connection", request.protocol).admitted(grant.tenant.tenant_id, (grant.key_id or "").encode())
                         annotate(tenant=grant.tenant.tenant_id, key_id=grant.key_id)
                         bind_too(tenant=grant.tenant.tenant_id)
                     if route.own_deadline:

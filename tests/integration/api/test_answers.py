@@ -9,10 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facilitator.api.answers import REQUEST_ID, Answer
-from facilitator.api.connections import Connection, Connections
-from facilitator.api.overload import Gate
 from facilitator.api.server import _add_headers
-from facilitator.api.settings import Settings
 
 TEXTS = st.text(max_size=50).map(str.encode)
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
@@ -50,16 +47,8 @@ class Wire(asyncio.Transport):
     abort = close
 
 
-def connection_of(server: web.Server) -> Connection:
-    """One of ours, whose requests this server handles."""
-    house = Settings()
-    connections = Connections(house, server, Gate(house.judged_max, house.retry_after_s))
-    connections.close()
-    return connections.open()
-
-
 async def answered(head: bytes, request_id: str, response: web.Response) -> Wire:
-    """What goes out for it."""
+    """What goes out for it, by the library's own protocol."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         request[REQUEST_ID] = request_id
@@ -73,7 +62,7 @@ async def answered(head: bytes, request_id: str, response: web.Response) -> Wire
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     assert runner.server is not None
-    protocol, wire = connection_of(runner.server), Wire()
+    protocol, wire = runner.server(), Wire()
     protocol.connection_made(wire)
     protocol.data_received(head)
     await done.wait()
@@ -121,7 +110,7 @@ async def test_a_plain_answer_is_one_write_also_where_a_handler_writes_it_itself
 
     done = asyncio.Event()
     server = web.Server(handle, handler_cancellation=True, access_log=None)
-    protocol = connection_of(server)
+    protocol = server()
     wires.append(Wire())
     protocol.connection_made(wires[0])
     protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -148,7 +137,7 @@ async def test_a_caller_that_is_gone_is_a_connection_error() -> None:
 
     done, wire = asyncio.Event(), Wire()
     server = web.Server(handle, handler_cancellation=True, access_log=None)
-    protocol = connection_of(server)
+    protocol = server()
     protocol.connection_made(wire)
     protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await done.wait()

@@ -141,13 +141,45 @@ async def test_of_a_wave_of_settlements_as_many_are_let_in_as_their_queue_has_ro
         answers = [asyncio.create_task(caller.answer()) for caller in callers]
         await done(answers, 7)
         assert shed("queue") == before + 7
+        refused = [caller for caller, answer in zip(callers, answers, strict=True) if answer.done()]
         assert {answer.result()[1]["error"] for answer in answers if answer.done()} == {"queue_slow"}
+        refused[0].send(request("/settle"))
+        assert (await refused[0].answer())[1]["error"] == "queue_slow"
+        assert shed("queue") == before + 8, "those of a later turn are counted too"
         stage.engine.gate.set()
         assert [status for status, _ in await asyncio.gather(*answers)].count(200) == 3
         queues.room = 10
         callers[0].send(request("/settle"))
         assert (await callers[0].answer())[0] == 200, "as soon as there is room"
         assert stage.desk.gate._all == 0
+
+
+async def test_a_caller_that_does_not_read_is_left_to_the_parser_which_waits_for_it(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(judged_max=2)
+    async with calling(stage.server.port, 3) as [held, caller, bystander]:
+        for each in (held, caller):
+            each.send(request())
+            assert (await each.answer())[0] == 200
+        await stage.engine.entered(2)
+        stage.engine.gate = asyncio.Event()
+        held.send(request())
+        await stage.engine.entered(1)
+        connections = stage.server._connections
+        assert connections is not None
+        [reading] = connections._idle
+        reading.pause_writing()  # as the transport does when what is unread is too much
+        before = shed("connection"), shed("admitted")
+        caller.send(request())
+        assert (await caller.answer())[1]["error"] == "overloaded"
+        assert (shed("connection"), shed("admitted")) == (before[0], before[1] + 1)
+        caller.send(request())
+        answer = asyncio.create_task(caller.answer())
+        await read_by_now(bystander)
+        assert not answer.done(), "what it was told before is still to be read"
+        reading.resume_writing()
+        assert (await answer)[1]["error"] == "overloaded"
+        stage.engine.gate.set()
+        assert (await held.answer())[0] == 200
 
 
 async def test_the_rest_of_a_body_is_no_request_whatever_it_looks_like(start: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilitator.api.overload import _PLAIN_BYTES_MAX, _PLAIN_MAX, Gate, Place
+from facilitator.api.overload import _HEAD_BYTES_MAX, Caller, Gate, Place
 from facilitator.errors import OverloadFault
 from facilitator.metrics import JUDGING, REQUESTS, REQUESTS_SHED
 from facilitator.units import AuthNonce, Network
@@ -23,6 +23,7 @@ from tests.fixtures.vectors import v1_request, v2_request
 KEY: Final = b"0123456789abcdef"
 BASE: Final = Network("eip155:8453")
 SEPOLIA: Final = Network("eip155:84532")
+ALICE: Final = Caller("a", KEY)
 
 
 class Queues:
@@ -45,7 +46,7 @@ def refusal(data: bytes, credential: bytes = KEY, retry_after_s: int = 2) -> byt
     """What a caller beyond its bound is answered unparsed."""
     gate = Gate(2, retry_after_s)
     gate.enter("a")
-    met = gate.meet(data, "a", credential)
+    met = gate.meet(data, Caller("a", credential))
     assert not isinstance(met, Place)
     return met
 
@@ -101,7 +102,7 @@ def test_whatever_is_entered_met_and_left_the_count_is_of_those_within_and_no_te
             case "enter" if room > 0:
                 within.append(gate.enter(tenant))
             case "meet":
-                met = gate.meet(data.draw(st.sampled_from([payment(), payment(path="/verify")])), tenant, KEY)
+                met = gate.meet(data.draw(st.sampled_from([payment(), payment(path="/verify")])), Caller(tenant, KEY))
                 assert isinstance(met, Place) == (room > 0)
                 within += [met] if isinstance(met, Place) else []
             case "leave" if within:
@@ -147,7 +148,7 @@ def test_a_settlement_for_a_full_queue_is_refused_unparsed_in_the_queue_s_own_wo
     gate, queues = Gate(8, 2), Queues(SLOW)
     gate.watch(queues, [BASE, SEPOLIA])
     data = payment(version=version)
-    answer = gate.meet(data, "a", KEY)
+    answer = gate.meet(data, ALICE)
     assert isinstance(answer, bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nRetry-After: 9\r\n" in head
@@ -160,18 +161,21 @@ def test_a_settlement_that_was_begun_here_is_let_in_however_full_its_queue() -> 
     data = payment()
     gate = Gate(8, 2)
     gate.watch(Queues(SLOW, nonce_of(data).lower()), [SEPOLIA])
-    assert isinstance(gate.meet(data, "a", KEY), Place)
-    assert isinstance(gate.meet(data.replace(nonce_of(data).encode(), b"0x" + b"77" * 32), "a", KEY), bytes)
+    assert isinstance(gate.meet(data, ALICE), Place)
+    shouted = data.replace(nonce_of(data).encode(), b"0x" + nonce_of(data)[2:].upper().encode())
+    assert shouted != data
+    assert isinstance(gate.meet(shouted, ALICE), Place)
+    assert isinstance(gate.meet(data.replace(nonce_of(data).encode(), b"0x" + b"77" * 32), ALICE), bytes)
 
 
 def test_while_there_is_room_places_are_taken_and_the_queue_hears_how_many_are_on_their_way() -> None:
     gate, queues = Gate(64, 2), Queues(None)
     gate.watch(queues, [BASE, SEPOLIA])
-    met = [gate.meet(payment(), "a", KEY) for _ in range(3)]
+    met = [gate.meet(payment(), ALICE) for _ in range(3)]
     places = [place for place in met if isinstance(place, Place)]
     gate.enter("a")  # of one that was parsed first nobody knows yet where it goes
     places[0].leave()
-    gate.meet(payment(), "b", KEY)
+    gate.meet(payment(), Caller("b", KEY))
     assert [coming for _, coming in queues.asked] == [0, 1, 2, 2]
     assert gauge() == 4
 
@@ -190,14 +194,14 @@ def test_while_there_is_room_places_are_taken_and_the_queue_hears_how_many_are_o
 def test_what_does_not_say_plainly_where_it_settles_is_let_in_and_hears_of_the_queue_later(data: bytes) -> None:
     gate = Gate(8, 2)
     gate.watch(Queues(SLOW), [BASE, SEPOLIA])
-    assert isinstance(gate.meet(data, "a", KEY), Place)
+    assert isinstance(gate.meet(data, ALICE), Place)
 
 
 def test_a_settlement_for_a_full_queue_that_is_not_one_plain_request_is_let_in() -> None:
     gate = Gate(8, 2)
     gate.watch(Queues(SLOW), [SEPOLIA])
-    assert isinstance(gate.meet(payment()[:-1], "a", KEY), Place)
-    assert isinstance(gate.meet(payment(), "a", b"another"), Place)
+    assert isinstance(gate.meet(payment()[:-1], ALICE), Place)
+    assert isinstance(gate.meet(payment(), Caller("a", b"another")), Place)
 
 
 @pytest.mark.parametrize("path", ["/verify", "/settle"])
@@ -257,40 +261,49 @@ def beyond_its_bound() -> Gate:
     return gate
 
 
-def test_a_head_that_is_known_already_is_held_against_each_body_and_each_caller() -> None:
-    gate, data = beyond_its_bound(), request()
+def test_a_head_that_is_known_already_is_held_against_each_body() -> None:
+    gate, caller, data = beyond_its_bound(), Caller("a", KEY), request()
+    head = data.partition(b"\r\n\r\n")[0]
     ids = set()
     for _ in range(3):
-        answer = gate.meet(data, "a", KEY)
+        answer = gate.meet(data, caller)
         assert isinstance(answer, bytes)
         ids.add(json.loads(answer.partition(b"\r\n\r\n")[2])["requestId"])
-        assert gate.meet(data[:-1], "a", KEY) is None
-        assert gate.meet(data + b" ", "a", KEY) is None
-        assert gate.meet(data + data, "a", KEY) is None
-        assert gate.meet(data, "a", b"another") is None
-        assert gate.meet(data.partition(b"\r\n\r\n")[0], "a", KEY) is None, "the head has not ended"
+        assert caller.head == head
+        for other in (data[:-1], data + b" ", data + data, head, head + b"\r\n"):
+            assert gate.meet(other, caller) is None
+        assert isinstance(gate.meet(request("/settle", b"{}"), caller), bytes), "another head is read for itself"
     assert len(ids) == 3
 
 
-def test_only_so_many_heads_are_remembered_and_none_that_is_long_or_carries_an_id() -> None:
-    gate = beyond_its_bound()
-    for number in range(_PLAIN_MAX + 10):
-        assert isinstance(gate.meet(request("/verify", b"{}", f"A: {number}"), "a", KEY), bytes)
-    assert 0 < len(gate._plain) <= _PLAIN_MAX
-    gate = beyond_its_bound()
-    for number in range(3):
-        answer = gate.meet(request("/verify", b"{}", f"X-Request-Id: mine-{number}"), "a", KEY)
+def test_a_head_that_has_not_ended_is_no_request_though_it_announces_nothing() -> None:
+    assert refusal(b"POST /verify HTTP/1.1\r\nContent-Length: 0", b"") is None
+    assert refusal(b"POST /verify HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"") is not None
+
+
+def test_no_head_is_remembered_that_is_long_not_plain_another_s_or_carries_an_id() -> None:
+    gate, caller = beyond_its_bound(), Caller("a", KEY)
+    for number in range(2):
+        answer = gate.meet(request("/verify", b"{}", f"X-Request-Id: mine-{number}"), caller)
         assert isinstance(answer, bytes)
         assert f"\r\nX-Request-Id: mine-{number}\r\n".encode() in answer
-        assert isinstance(gate.meet(request("/verify", b"{}", f"A: {'a' * _PLAIN_BYTES_MAX}"), "a", KEY), bytes)
-    assert not gate._plain
+    assert gate.meet(request("/verify", b"{}", "Expect: 100-continue"), caller) is None
+    assert gate.meet(request("/verify", b"{}", f"A: {'a' * _HEAD_BYTES_MAX}"), caller) is None
+    assert gate.meet(request("/verify", b"{}").replace(KEY, b"another"), caller) is None
+    assert caller.head == b""
+
+
+def test_an_id_is_taken_from_the_last_line_of_a_head_too() -> None:
+    answer = refusal(b"POST /verify HTTP/1.1\r\nContent-Length: 0\r\nX-Request-Id: mine\r\n\r\n", b"")
+    assert answer is not None
+    assert b"\r\nX-Request-Id: mine\r\n" in answer
 
 
 def test_what_is_refused_unparsed_is_counted_once_by_route_and_place() -> None:
     gate, refused, shed = beyond_its_bound(), REQUESTS.labels("/settle", "503"), REQUESTS_SHED.labels("connection")
     before = refused._value.get(), shed._value.get()
     for path in ("/settle", "/verify", "/settle"):
-        gate.meet(request(path), "a", KEY)
+        gate.meet(request(path), ALICE)
     gate.count()
     gate.count()
     assert (refused._value.get(), shed._value.get()) == (before[0] + 2, before[1] + 3)
@@ -329,7 +342,8 @@ HEADERS: Final = st.sampled_from(
 
 
 KNOWN: Final = beyond_its_bound()
-"""One that remembers what earlier examples said."""
+ANYBODY: Final = Caller("a", b"")
+"""Whose last head is that of an earlier example."""
 
 
 @given(
@@ -342,7 +356,7 @@ KNOWN: Final = beyond_its_bound()
 def test_what_is_refused_unparsed_is_to_the_library_one_whole_request_or_none_at_all(line: str, headers: list[str], body: bytes) -> None:
     data = "\r\n".join((line, *headers)).encode() + b"\r\n\r\n" + body
     refused = refusal(data, b"")
-    assert (KNOWN.meet(data, "a", b"") is None) == (refused is None)
+    assert (KNOWN.meet(data, ANYBODY) is None) == (refused is None)
     if refused is None:
         return
     messages = parsed(data)
