@@ -182,10 +182,13 @@ def on_cpus(cpus: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+CPUS: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+"""What this process may use, before it is put on some of them itself."""
+
+
 def split_cpus() -> tuple[set[int], set[int]] | None:
     """One CPU for the contestant, the others for everything else; None on a machine with one."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return ({cpus[0]}, set(cpus[1:])) if len(cpus) > 1 else None
+    return ({CPUS[0]}, set(CPUS[1:])) if len(CPUS) > 1 else None
 
 
 class World:
@@ -599,6 +602,8 @@ async def running(
             put_on(cpus[1], world.load_pid)
         yield chosen
     finally:
+        if cpus is not None:
+            put_on(set(CPUS), os.getpid())
         for one in chosen:
             await one.stop()
             await one.proxy.stop()

@@ -81,6 +81,9 @@ async def test_two_endpoints_of_different_chains_are_told_and_a_token_that_is_no
     doctor: Examine, chain: Anvil, token: Token, start_chain: Callable[..., Awaitable[Anvil]]
 ) -> None:
     other = await start_chain()
+    await other.node.call("anvil_setCoinbase", MULTICALL3)  # both begin with the same blocks, when they began in the same second
+    for each in (chain, other):
+        await each.node.call("anvil_mine", "0x2")
     found = troubles(await doctor([chain.rpc_url, other.rpc_url]))
     assert found["eip155:84532 endpoints"].verdict == "fail"
     assert "different blocks" in found["eip155:84532 endpoints"].what
