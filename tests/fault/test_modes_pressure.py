@@ -61,17 +61,18 @@ async def test_mode_15_payments_that_wait_too_long_stop_the_intake_until_they_mo
     assert raised.value.retry_after_s is not None
     assert raised.value.retry_after_s >= 1
     assert looks.seen == 0, "refused before the chain was asked"
-    told = rig.engine.full(scene.network, AuthNonce(nonce_of(late_payment)), 0)
+    told = rig.engine.full(scene.network, 0)
     assert told is not None, "and before it is parsed"
     assert told.kind == "queue_slow"
-    assert rig.engine.full(scene.network, AuthNonce(nonce_of(second_payment)), 0) is None, "who is in the queue may ask again"
+    assert not rig.engine.began(AuthNonce(nonce_of(late_payment)))
+    assert rig.engine.began(AuthNonce(nonce_of(second_payment))), "who is in the queue may ask again"
     assert len(rig.engine._admitter._begun) == 2, "the first of the three is forgotten"
     assert len(scene.sent()) == 1
     again = scene.settle(rig, second_payment)  # who is in the queue stays in it, and may ask again
     scene.sim.pool.hold = None
     answers = await scene.answers([first, second, third, again])
     assert [reason(answer) for answer in answers] == [None, None, None, Reason.DUPLICATE_SETTLEMENT]
-    assert rig.engine.full(scene.network, AuthNonce(nonce_of(late_payment)), 0) is None
+    assert rig.engine.full(scene.network, 0) is None
     assert reason(await scene.answer(scene.settle(rig, late_payment))) is None
     await scene.finish(settled=4)
 
