@@ -102,6 +102,10 @@ SCENES = {
 }
 
 
+class OffTheScriptError(AssertionError):
+    """All went well, but what the scene is about did not happen."""
+
+
 @dataclass(slots=True)
 class Theatre:
     """Where scenes are played: one chain, and a database and accounts of its own for each run."""
@@ -249,7 +253,8 @@ class Theatre:
         if scene.evidence and not any(life.fuse for life in succession.lives if life.fuse != scene.first):
             connection = await asyncpg.connect(database_url)
             try:
-                assert await connection.fetchval(f"select exists ({scene.evidence})"), f"{scene.name}: not what it is about"
+                if not await connection.fetchval(f"select exists ({scene.evidence})"):
+                    raise OffTheScriptError(f"{scene.name}: not what it is about")
             finally:
                 await connection.close()
         report = await assert_ledger_is_chain(database_url, self.anvil.rpc_url, settled=settled)
@@ -257,7 +262,13 @@ class Theatre:
 
     async def points(self, scene: Scene) -> list[Point]:
         """Every point of a scene, from a run in which nobody (else) dies."""
-        succession = await self.play(scene)
+        for left in reversed(range(AGAIN_MAX)):
+            try:
+                succession = await self.play(scene)
+                break
+            except OffTheScriptError:  # on a busy machine a block may come before what the scene waits for
+                if not left:
+                    raise
         found = [Point(io, moment) for io in succession.seen for moment in ("before", "after")]
         kinds = Counter(io.name for io in succession.seen)
         print(f"{scene.name}: {len(found) // 2} I/Os, {len(found)} points: {dict(kinds)}")  # noqa: T201
