@@ -154,16 +154,22 @@ async def test_of_a_wave_of_settlements_as_many_are_let_in_as_their_queue_has_ro
         assert stage.desk.gate._all == 0
 
 
+async def occupy(stage: Stage, held: Caller, other: Caller) -> asyncio.Event:
+    """Both have asked before; now a request of the first is in judgement, until the event is set."""
+    for each in (held, other):
+        each.send(request())
+        assert (await each.answer())[0] == 200
+    await stage.engine.entered(2)
+    stage.engine.gate = gate = asyncio.Event()
+    held.send(request())
+    await stage.engine.entered(1)
+    return gate
+
+
 async def test_a_caller_that_does_not_read_is_left_to_the_parser_which_waits_for_it(start: Callable[..., Any]) -> None:
     stage: Stage = await start(judged_max=2)
     async with calling(stage.server.port, 3) as [held, caller, bystander]:
-        for each in (held, caller):
-            each.send(request())
-            assert (await each.answer())[0] == 200
-        await stage.engine.entered(2)
-        stage.engine.gate = asyncio.Event()
-        held.send(request())
-        await stage.engine.entered(1)
+        release = await occupy(stage, held, caller)
         connections = stage.server._connections
         assert connections is not None
         [reading] = connections._idle
@@ -178,26 +184,20 @@ async def test_a_caller_that_does_not_read_is_left_to_the_parser_which_waits_for
         assert not answer.done(), "what it was told before is still to be read"
         reading.resume_writing()
         assert (await answer)[1]["error"] == "overloaded"
-        stage.engine.gate.set()
+        release.set()
         assert (await held.answer())[0] == 200
 
 
 async def test_the_rest_of_a_body_is_no_request_whatever_it_looks_like(start: Callable[..., Any]) -> None:
     stage: Stage = await start(judged_max=2)
     async with calling(stage.server.port, 3) as [held, caller, bystander]:
-        for each in (held, caller):
-            each.send(request())
-            assert (await each.answer())[0] == 200
-        await stage.engine.entered(2)
-        stage.engine.gate = asyncio.Event()
-        held.send(request())
-        await stage.engine.entered(1)
+        release = await occupy(stage, held, caller)
         whole = request(body=request())
         caller.send(whole[: -len(request())])  # the head: what it announces looks like one more request
         assert (await caller.answer())[1]["error"] == "overloaded"
         caller.send(request())
         await read_by_now(bystander)
-        stage.engine.gate.set()
+        release.set()
         assert (await held.answer())[0] == 200
         caller.send(request(more="X-Request-Id: mine\r\n"))
         status, told = await caller.answer()
