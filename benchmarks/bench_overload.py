@@ -69,7 +69,7 @@ class Limit:
 
 LIMITS: Final = (
     Limit("slots", "/settle", 128, 4, {"batching": "off", "slots_soft": 4, "slots_max": 4}),
-    Limit("cpu", "/settle", 480, 32, {}),
+    Limit("cpu", "/settle", 320, 32, {}),
     Limit("verify", "/verify", 256, 32, {}),
 )
 COLUMNS: Final = (

@@ -8,6 +8,7 @@ connection whose request is being answered is never closed for another.
 import asyncio
 import contextlib
 import ipaddress
+import math
 import socket
 import sys
 from collections import Counter
@@ -72,14 +73,14 @@ class Connections:
 
     def asked(self, connection: "Connection") -> None:
         """A whole head came: it is our turn."""
-        connection.due = float("inf")
+        connection.due = math.inf
         self._silent.pop(connection, None)
         self._idle.pop(connection, None)
 
     def answered(self, connection: "Connection") -> None:
         """The answer is with the caller, or with the kernel: another request may come."""
         if connection in self._open:
-            connection.due = float("inf")
+            connection.due = math.inf
             self._idle[connection] = None
 
     def awaits_head(self, connection: "Connection") -> bool:
@@ -88,7 +89,7 @@ class Connections:
 
     def awaits_request(self, connection: "Connection") -> bool:
         """Whether no request is in hand and no byte of the next one has come."""
-        return connection in self._idle and connection.due == float("inf")
+        return connection in self._idle and connection.due == math.inf
 
     def refused(self) -> None:
         """One was refused unparsed. All of a turn of the loop are counted at once: a series has a lock."""

@@ -28,8 +28,8 @@ class Settings:
     """Longest time for any request but `/settle`, which ends by `settlement.deadline_s`; then 503."""
     connections_max: int = 2000
     """Open connections; for a further one the longest silent or idle one is closed, or itself when all are at work."""
-    judged_max: int = 1024
-    """Requests in judgement at once, and so the wait for it; a tenant may have as many as there are places left, beyond that 503."""
+    judged_max: int = 512
+    """Requests in judgement at once, and so the wait for it; a tenant may have twice as many as there are places left, beyond that 503."""
     connections_per_address_max: int | None = None
     """Of those, from one IPv4 address or IPv6 /64 as TCP has it. Leave it out behind a proxy, whose address all callers have."""
     delivery_timeout_s: float = 5.0

@@ -39,7 +39,7 @@ async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
 @pytest_asyncio.fixture
 async def roomy_house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
     """It takes as many of one tenant at once as the corpus has bodies, twice."""
-    async with House.open(tmp_path, database_url, server={"judged_max": 3 * len(PATHS) * len(CORPUS)}) as house:
+    async with House.open(tmp_path, database_url, server={"judged_max": 2 * len(PATHS) * len(CORPUS)}) as house:
         await house.serve()
         yield house
 

@@ -590,7 +590,7 @@ async def exchange(
 
 @pytest.mark.parametrize("path", ["/verify", "/settle"])
 async def test_beyond_what_can_be_judged_callers_hear_503_and_nothing_is_done_for_them(start: Callable[..., Any], path: str) -> None:
-    stage: Stage = await start(judged_max=2)
+    stage: Stage = await start(judged_max=1)
     body = json.dumps(v2_request()).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.port)
     try:

@@ -44,7 +44,7 @@ class Queues:
 
 def refusal(data: bytes, credential: bytes = KEY, retry_after_s: int = 2) -> bytes | None:
     """What a caller beyond its bound is answered unparsed."""
-    gate = Gate(2, retry_after_s)
+    gate = Gate(1, retry_after_s)
     gate.enter("a")
     met = gate.meet(data, Caller("a", credential))
     assert not isinstance(met, Place)
@@ -68,7 +68,7 @@ def test_who_asks_without_end_leaves_room_for_everybody_else(judged_max: int, te
             if not gate.beyond(str(tenant)):
                 of.append(gate.enter(str(tenant)))
     counts = [len(of) for of in places.values()]
-    share = judged_max / (tenants + 1)
+    share = 2 * judged_max / (2 * tenants + 1)
     assert max(counts) - min(counts) <= 1
     assert all(share - 1 <= count <= share + 1 for count in counts)
     if share >= tenants + 1:  # each may have rounded up by one
@@ -78,7 +78,7 @@ def test_who_asks_without_end_leaves_room_for_everybody_else(judged_max: int, te
 def test_a_place_is_free_again_when_it_is_left_and_only_once() -> None:
     gate = Gate(8, 2)
     places = fill(gate, "a")
-    assert len(places) == 4
+    assert len(places) == 6
     with pytest.raises(OverloadFault) as refused:
         gate.enter("a")
     assert (refused.value.kind, refused.value.retryable) == ("overloaded", True)
@@ -96,7 +96,7 @@ def test_whatever_is_entered_met_and_left_the_count_is_of_those_within_and_no_te
     within: list[Place] = []
     for _ in range(data.draw(st.integers(0, 80))):
         tenant = data.draw(st.sampled_from("abc"))
-        room = judged_max - len(within) - sum(place.tenant_id == tenant for place in within)
+        room = 2 * (judged_max - len(within)) - sum(place.tenant_id == tenant for place in within)
         assert gate.beyond(tenant) == (room <= 0)
         match data.draw(st.sampled_from(["enter", "meet", "leave"])):
             case "enter" if room > 0:
@@ -256,7 +256,7 @@ def test_whatever_is_not_one_whole_plain_request_of_that_caller_is_left_to_the_p
 
 def beyond_its_bound() -> Gate:
     """One where tenant a is refused."""
-    gate = Gate(2, 2)
+    gate = Gate(1, 2)
     gate.enter("a")
     return gate
 
@@ -269,7 +269,7 @@ def test_a_head_that_is_known_already_is_held_against_each_body() -> None:
         answer = gate.meet(data, caller)
         assert isinstance(answer, bytes)
         ids.add(json.loads(answer.partition(b"\r\n\r\n")[2])["requestId"])
-        assert caller.head == head
+        assert caller.plain_head == head + b"\r\n\r\n"
         for other in (data[:-1], data + b" ", data + data, head, head + b"\r\n"):
             assert gate.meet(other, caller) is None
         assert isinstance(gate.meet(request("/settle", b"{}"), caller), bytes), "another head is read for itself"
@@ -290,7 +290,7 @@ def test_no_head_is_remembered_that_is_long_not_plain_another_s_or_carries_an_id
     assert gate.meet(request("/verify", b"{}", "Expect: 100-continue"), caller) is None
     assert gate.meet(request("/verify", b"{}", f"A: {'a' * _HEAD_BYTES_MAX}"), caller) is None
     assert gate.meet(request("/verify", b"{}").replace(KEY, b"another"), caller) is None
-    assert caller.head == b""
+    assert caller.plain_head == b""
 
 
 def test_an_id_is_taken_from_the_last_line_of_a_head_too() -> None:
