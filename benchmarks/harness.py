@@ -286,8 +286,12 @@ class World:
         again: bool = False,
         headers: Sequence[dict[str, str]] = (),
         drain_s: float = 25.0,
+        awake: bool = False,
     ) -> "LoadRun":
-        """Send payments at the contestant from the load process, with these `headers` in turns, or the contestant's own."""
+        """Send payments at the contestant from the load process, with these `headers` in turns, or the contestant's own.
+
+        `awake` keeps its CPU busy, which should be its own then.
+        """
         assert self._load is not None
         assert self._load.stdin is not None
         assert self._load.stdout is not None
@@ -304,6 +308,7 @@ class World:
             "rate": rate,
             "again": again,
             "drain_s": drain_s,
+            "awake": awake,
         }
         self._load.stdin.write(json.dumps(order).encode() + b"\n")
         told = json.loads(await self._load.stdout.readline())

@@ -248,10 +248,27 @@ class Load:
         return max(0.1, float(self._order["seconds"] + self._order["drain_s"] - (time.monotonic() - self._began)))
 
     async def run(self) -> dict[str, Any]:
+        awake = _Awake() if self._order["awake"] else None
         self._began = time.monotonic()
         await (self._open() if self._order.get("rate") else self._closed(self._began + self._order["seconds"]))
         ended = time.monotonic()
+        if awake is not None:
+            awake.end()
         return {"began": self._began, "ended": ended, "used": self._next}
+
+
+class _Awake:
+    """Looks at the sockets all the time: whoever writes to one that somebody sleeps on has to wake the sleeper, and its CPU."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_soon(self._again)
+
+    def _again(self) -> None:
+        self._handle = self._loop.call_soon(self._again)
+
+    def end(self) -> None:
+        self._handle.cancel()
 
 
 async def main() -> None:
