@@ -409,19 +409,20 @@ async def own_records(db: Db, asked: Sequence[Asked], holder_ttl_s: float) -> li
     keys = {each.key for each in asked}
     bindings = {(each.tenant_id, each.idempotency_key) for each in asked if each.idempotency_key is not None}
     identifiers = {(each.tenant_id, each.payment_identifier) for each in asked if each.payment_identifier is not None}
-    rows = await db.many(
-        Settlement,
-        QUERIES["own_records"],
-        [key.network for key in keys],
-        [key.asset for key in keys],
-        [key.payer for key in keys],
-        [key.auth_nonce for key in keys],
-        [tenant_id for tenant_id, _ in bindings],
-        [idempotency_key for _, idempotency_key in bindings],
-        holder_ttl_s,
-        [tenant_id for tenant_id, _ in identifiers],
-        [identifier for _, identifier in identifiers],
-    )
+    columns = [key.network for key in keys], [key.asset for key in keys], [key.payer for key in keys], [key.auth_nonce for key in keys]
+    if bindings or identifiers:
+        rows = await db.many(
+            Settlement,
+            QUERIES["own_records"],
+            *columns,
+            [tenant_id for tenant_id, _ in bindings],
+            [idempotency_key for _, idempotency_key in bindings],
+            holder_ttl_s,
+            [tenant_id for tenant_id, _ in identifiers],
+            [identifier for _, identifier in identifiers],
+        )
+    else:
+        rows = await db.many(Settlement, QUERIES["records_of_authorizations"], *columns, holder_ttl_s)
     by_key = {row.key: row for row in rows}
     bound: dict[tuple[str, str | None], Settlement] = {(row.tenant_id, row.idempotency_key): row for row in rows if row.idempotency_key}
     named: dict[tuple[str, str | None], Settlement] = {

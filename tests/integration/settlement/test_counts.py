@@ -73,7 +73,7 @@ async def test_a_verification_is_one_request_to_the_chain_and_one_query(
     assert (await rig.engine.verify(rig.caller(), payment)).refusal is None
 
     assert counter.rpc == [("eth_getBlockByNumber", "eth_call")]
-    assert counter.sql == ["own_records"]
+    assert counter.sql == ["records_of_authorizations"]
 
 
 async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
@@ -93,7 +93,7 @@ async def test_a_settlement_is_two_requests_before_its_receipt_and_two_commits(
     own = [calls for calls in counter.rpc if calls != new_block]
     assert own[:2] == [("eth_getBlockByNumber", "eth_call"), ("eth_sendRawTransaction",)]
     assert set(own[2:]) == {("eth_getLogs", "eth_getTransactionReceipt")}, "logs find, and with little to ask for the receipt comes along"
-    assert counter.sql == ["own_records", "write_ahead", "resolve"]
+    assert counter.sql == ["records_of_authorizations", "write_ahead", "resolve"]
 
 
 async def test_an_answer_that_was_not_delivered_costs_a_third_commit(start_engine: StartEngine, new_buyer: NewBuyer) -> None:

@@ -93,11 +93,11 @@ async def test_many_callers_with_one_named_payment_are_one_success(start_engine:
     assert (told.count(None), told.count(Reason.DUPLICATE_SETTLEMENT)) == (1, 7)
 
 
-@pytest.mark.parametrize("identifier", [None, ORDER])
+@pytest.mark.parametrize(("identifier", "looks_up"), [(None, "records_of_authorizations"), (ORDER, "own_records")])
 async def test_a_name_costs_no_query(
-    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch, identifier: str | None
+    start_engine: StartEngine, new_buyer: NewBuyer, monkeypatch: pytest.MonkeyPatch, identifier: str | None, looks_up: str
 ) -> None:
     rig, payment = await start_engine(**QUIET), named(await new_buyer(), identifier)
     counter = Counter(monkeypatch)
     assert reason(await settle(rig, payment)) is None
-    assert counter.sql == ["own_records", "write_ahead", "resolve"]
+    assert counter.sql == [looks_up, "write_ahead", "resolve"]

@@ -101,7 +101,7 @@ async def test_who_is_on_the_file_is_refused_before_the_chain_is_asked(
     assert await settled(rig, payment, accept_unscreened=True) is expected
 
     assert counter.rpc == []
-    assert counter.sql == ["own_records", "own_records"]
+    assert counter.sql == ["records_of_authorizations"] * 2
     assert await rig.fetch("select from settlement") == []
     await accounts.names()
     assert await settled(rig, payment) is None
@@ -138,7 +138,7 @@ async def test_a_settlement_keeps_what_it_was_held_against_and_costs_no_statemen
 
     assert await settled(rig, decoded(buyer.pay(2, asked), asked)) is None
 
-    assert counter.sql == ["own_records", "write_ahead", "resolve"]
+    assert counter.sql == ["records_of_authorizations", "write_ahead", "resolve"]
     own = [calls for calls in counter.rpc if calls != ("eth_getBlockByNumber",)]
     assert own[:2] == [("eth_getBlockByNumber", "eth_call", "eth_call"), ("eth_sendRawTransaction",)]
     [found] = await kept(rig)

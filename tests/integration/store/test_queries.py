@@ -28,6 +28,7 @@ from facilitator.store.db import Query, column_names, load_queries, prepare_conn
 
 ROW_OF = {
     "own_records": settlements.Settlement,
+    "records_of_authorizations": settlements.Settlement,
     "days_to_count": views.Day,
     "first_ended_day": views.Day,
     "try_lock_earnings": seals.Mine,
@@ -216,16 +217,29 @@ async def test_query_prepares_on_the_migrated_schema_and_fills_its_row(database_
         await connection.close()
 
 
-async def test_the_record_of_a_payment_is_found_by_its_keys_in_a_ledger_that_was_never_analysed(database_url: str) -> None:
+def test_a_payment_without_other_names_is_looked_up_as_the_one_with_them() -> None:
+    with_names, without = settlements.QUERIES["own_records"].sql, settlements.QUERIES["records_of_authorizations"].sql
+    assert with_names.partition("union all")[0].replace("$7", "$5").split() == without.rstrip(";\n").split()
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "keys"),
+    [
+        ("records_of_authorizations", "tttti", ["settlement_authorization"]),
+        ("own_records", "ttttttitt", ["settlement_authorization", "settlement_idempotency", "settlement_payment_identifier"]),
+    ],
+)
+async def test_the_record_of_a_payment_is_found_by_its_keys_in_a_ledger_that_was_never_analysed(
+    database_url: str, name: str, types: str, keys: list[str]
+) -> None:
     """The plan of a prepared statement stays until the table is analysed, and it is made when there is next to nothing in it."""
     connection = await asyncpg.connect(database_url)
     await connection.execute("set plan_cache_mode = force_generic_plan")
-    types = ", ".join([*["text[]"] * 6, "double precision", *["text[]"] * 2])
-    await connection.execute(f"prepare own_records ({types}) as {settlements.QUERIES['own_records'].sql}")
-    one = "array['x']"
-    plan = await connection.fetch(f"explain execute own_records ({', '.join([*[one] * 6, '1.0', one, one])})")
-    lines = [row[0] for row in plan]
+    declared = ", ".join({"t": "text[]", "i": "double precision"}[each] for each in types)
+    await connection.execute(f"prepare looked_up ({declared}) as {settlements.QUERIES[name].sql}")
+    given = ", ".join({"t": "array['x']", "i": "1.0"}[each] for each in types)
+    lines = [row[0] for row in await connection.fetch(f"explain execute looked_up ({given})")]
     assert not [line for line in lines if "Seq Scan on settlement" in line]
-    keys = ("settlement_authorization", "settlement_idempotency", "settlement_payment_identifier")
-    assert [key for key in keys if any(f"using {key} " in line for line in lines)] == list(keys)
+    every = ("settlement_authorization", "settlement_idempotency", "settlement_payment_identifier")
+    assert [key for key in every if any(f"using {key} " in line for line in lines)] == keys
     await connection.close()

@@ -34,6 +34,19 @@ select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.p
  cross join lateral (select * from settlement s where s.tenant_id = a.tenant_id and s.payment_identifier = a.payment_identifier offset 0) s
   left join replica r on r.replica_id = s.answer_holder;
 
+-- The same where no caller named a key or an identifier: a third of the planning, which PostgreSQL does for each execution anew, because for
+-- an array as short as the one it got it finds a cheaper plan than one for all lengths; 0.12 ms of its processor time for one payment, not 0.37.
+-- name: records_of_authorizations :many
+select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
+       s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
+       s.admitted_block, s.reason, s.tx_hash, s.log_index, s.block_number, s.block_hash, s.queued_at, s.resolved_at,
+       s.answer_state, s.answer_holder, s.answer_epoch, s.answer_shared, s.idempotency_key, s.answer, s.alone, s.confirm_level, s.accept_external, s.closed, s.payment_identifier, s.traceparent, s.screening,
+       coalesce(r.seen_at > now() - make_interval(secs => $5::double precision), false) as holder_alive,
+       s.answer_state = 'spent' and coalesce(s.answer_due > now(), false) as answer_under_way
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as a (network, asset, payer, auth_nonce)
+ cross join lateral (select * from settlement s where s.network = a.network and s.asset = a.asset and s.payer = a.payer and s.auth_nonce = a.auth_nonce offset 0) s
+  left join replica r on r.replica_id = s.answer_holder;
+
 -- name: records :many
 select s.settlement_id, s.network, s.asset, s.payer, s.auth_nonce, s.scheme, s.pay_to, s.amount_atomic, s.valid_after,
        s.valid_before, s.signature, s.fingerprint, s.tenant_id, s.request_id, s.resource, s.state, s.moves, s.admissions,
