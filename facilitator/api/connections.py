@@ -87,10 +87,6 @@ class Connections:
         """Whether the next byte belongs to the head of a request."""
         return connection in self._silent or connection in self._idle
 
-    def awaits_request(self, connection: "Connection") -> bool:
-        """Whether no request is in hand and no byte of the next one has come."""
-        return connection in self._idle and connection.due == math.inf
-
     def refused(self) -> None:
         """One was refused unparsed. All of a turn of the loop are counted at once: a series has a lock."""
         if not self._counting:
@@ -135,7 +131,7 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
+    __slots__ = ("_at_end", "_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
 
     def __init__(
         self, connections: Connections, gate: Gate, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop
@@ -150,6 +146,8 @@ class Connection(web.RequestHandler):
         )
         self._connections = connections
         self._gate = gate
+        self._at_end = False
+        """Whether the parser was last given just one whole request, and so has no byte of another."""
         self._place: Place | None = None
         """Taken when the bytes of a request came, until its handler asks for it."""
         self._header_timeout_s = settings.header_timeout_s
@@ -173,7 +171,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """The first byte after an answer begins the next head, unless the request is refused as it stands."""
         met = None
-        if self.caller is not None and self._connections.awaits_request(self) and not self._paused:
+        if self.caller is not None and self._at_end and self._awaits_message() and not self._paused:
             met = self._gate.meet(data, self.caller)
             if isinstance(met, bytes):
                 assert self.transport is not None
@@ -183,9 +181,16 @@ class Connection(web.RequestHandler):
             self._place = met
         if self._connections.awaits_head(self):
             self.due = min(self.due, self._loop.time() + self._header_timeout_s)
+        queued = len(self._messages)
         super().data_received(data)
+        if data:  # the library passes none when it goes on with what it has
+            self._at_end = len(self._messages) == queued + 1 and _is_one_request(data, self._messages[-1][1].total_bytes)
         if met is not None and not self._messages:
             self._give_back()  # it is no whole head: nobody will ask for the place
+
+    def _awaits_message(self) -> bool:
+        """Whether every request that was read has its answer, and the connection stays open."""
+        return self._waiter is not None and not self._waiter.done()
 
     def admitted(self, tenant_id: str, credential: bytes) -> None:
         """The request in hand is this tenant's, with this key id, empty in mode `open`."""
@@ -211,8 +216,6 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Write what is not yet written. It is the caller's turn to read."""
         self._give_back()
-        if not request.content.is_eof():
-            self.caller = None  # the rest of its body is still to come: whatever that looks like, it is no request
         self.due = self._loop.time() + self._unread_timeout_s
         done = await super().finish_response(request, resp, start_time)
         self._connections.answered(self)
@@ -223,6 +226,14 @@ class Connection(web.RequestHandler):
         self._give_back()
         self._connections.forget(self)
         super().connection_lost(exc)
+
+
+def _is_one_request(data: bytes, body_bytes: int) -> bool:
+    """Whether bytes in which one head ends, with so much of its body, are that request alone.
+
+    They begin with a letter, so that the first empty line is the end of that head and not the rest of it.
+    """
+    return data[:1].isalpha() and data.find(b"\r\n\r\n") + 4 + body_bytes == len(data)
 
 
 def _peer(address: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
+from facilitator.api.connections import Connection
 from facilitator.errors import OverloadFault
 from facilitator.metrics import REQUESTS_SHED
 from facilitator.store import administration, tenants
@@ -202,6 +203,72 @@ async def test_the_rest_of_a_body_is_no_request_whatever_it_looks_like(start: Ca
         caller.send(request(more="X-Request-Id: mine\r\n"))
         status, told = await caller.answer()
         assert (status, told.get("isValid")) == (200, True), "the first answer is that of the next request"
+
+
+BEGUN: Final = b"POST /verify HTTP/1.1\r\nX-A: "
+"""What comes next is the rest of this line."""
+SPLIT: Final = request(body=b"\r\n\r\n" + BODY)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "error"),
+    [
+        ([request() + BEGUN], "overloaded"),
+        ([request(), BEGUN], "overloaded"),
+        ([request()[:-9], request()[-9:] + BEGUN], "overloaded"),
+        # the first empty line of the second piece is in the body, as far before its end as these four bytes are long
+        ([SPLIT[: -len(BODY) - 5], SPLIT[-len(BODY) - 5 :] + b"POST"], None),
+    ],
+    ids=["with it", "behind it", "with the end of its body", "with the end of its head"],
+)
+async def test_the_beginning_of_the_next_head_is_held_against_what_follows(
+    start: Callable[..., Any], pieces: list[bytes], error: str | None
+) -> None:
+    stage: Stage = await start(judged_max=1)
+    async with calling(stage.server.port, 3) as [held, caller, bystander]:
+        caller.send(request())
+        assert (await caller.answer())[0] == 200
+        for piece in pieces:
+            caller.send(piece)
+            await read_by_now(bystander)
+        await caller.answer()
+        place = stage.desk.gate.enter("open")
+        before = shed("connection"), shed("admitted")
+        caller.send(request())
+        if error is None:
+            await caller.ended()  # it is no HTTP
+            assert shed("connection") == before[0]
+        else:
+            assert (await caller.answer())[1]["error"] == error
+            assert (shed("connection"), shed("admitted")) == (before[0], before[1] + 1)
+            caller.send(request(more="X-Request-Id: mine\r\n"))
+            assert (await caller.answer())[1]["requestId"] == "mine"
+            assert shed("connection") == before[0] + 1, "that was the end of it: what follows is refused unparsed again"
+        place.leave()
+        held.send(request())
+        assert (await held.answer())[0] == 200
+
+
+async def test_no_answer_overtakes_that_of_an_earlier_request(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(judged_max=1)
+    async with calling(stage.server.port, 1) as [caller]:
+        caller.send(request())
+        assert (await caller.answer())[0] == 200
+        connections = stage.server._connections
+        assert connections is not None
+        answered = connections.answered
+
+        def send_a_third(connection: Connection) -> None:
+            """The second is read and its handler has not begun."""
+            answered(connection)
+            connections.answered = answered  # type: ignore[method-assign]
+            stage.desk.gate.enter("open")
+            caller.send(request(more="X-Request-Id: third\r\n"))
+
+        connections.answered = send_a_third  # type: ignore[method-assign]
+        caller.send(request() + request(more="X-Request-Id: second\r\n"))
+        told = [await caller.answer() for _ in range(3)]
+        assert [(status, body.get("requestId")) for status, body in told] == [(200, None), (503, "second"), (503, "third")]
 
 
 async def read_by_now(bystander: Caller) -> None:
