@@ -75,6 +75,17 @@ def test_who_asks_without_end_leaves_room_for_everybody_else(judged_max: int, te
         gate.enter("a quiet one").leave()
 
 
+@pytest.mark.parametrize(("judged_max", "alone"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (6, 4), (7, 5), (512, 342)])
+def test_one_alone_gets_two_thirds_rounded_up(judged_max: int, alone: int) -> None:
+    gate = Gate(judged_max, 2)
+    places = fill(gate, "a")
+    assert len(places) == alone
+    assert gate.beyond("a quiet one") == (judged_max < 3)
+    for place in places:
+        place.leave()
+    assert len(fill(gate, "another")) == alone
+
+
 def test_a_place_is_free_again_when_it_is_left_and_only_once() -> None:
     gate = Gate(8, 2)
     places = fill(gate, "a")
@@ -243,6 +254,22 @@ def test_an_id_is_made_where_none_was_offered_or_it_is_none() -> None:
         request("/verify", b'{"a":1}', "Expect: 100-continue"),
         request("/verify", b'{"a":1}', "Connection: close"),
         request("/verify", b'{"a":1}', "A: b\nTransfer-Encoding: chunked"),
+        request("/verify", b'{"a":1}', "A: b\rTransfer-Encoding: chunked"),
+        request("/verify", b'{"a":1}', "Transfer-Encoding : chunked"),
+        request("/verify", b'{"a":1}', "Transfer-Encoding\t: chunked"),
+        request("/verify", b'{"a":1}', " Transfer-Encoding: chunked"),
+        request("/verify", b'{"a":1}', "\x0bTransfer-Encoding: chunked"),
+        request("/verify", b'{"a":1}', "Transfer-Encoding"),
+        request("/verify", b'{"a":1}', "A: b\r\n c"),
+        request("/verify", b'{"a":1}', "A: \0b"),
+        request("/verify", b'{"a":1}', "A: \x7fb"),
+        request("/verify", b'{"a":1}', "A\0: b"),
+        request("/verify", b'{"a":1}', ": b"),
+        request("/verify", b'{"a":1}', "connection: keep-alive, close"),
+        request("/verify", b'{"a":1}', "Connection: keep-alive, Upgrade", "Upgrade: h2c"),
+        request("/verify", b'{"a":1}', "Connection: keep-alive", "Connection: close"),
+        request("/verify", b'{"a":1}', "Proxy-Connection: close"),
+        request("/verify", b'{"a":1}', "Upgrade: h2c"),
         request() + request(),
         request()[:-1],
         request()[:40],
@@ -252,6 +279,16 @@ def test_an_id_is_made_where_none_was_offered_or_it_is_none() -> None:
 )
 def test_whatever_is_not_one_whole_plain_request_of_that_caller_is_left_to_the_parser(data: bytes) -> None:
     assert refusal(data) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["Connection: keep-alive", "connection:Keep-Alive \t", "Keep-Alive: 5", "X-Connection: close", "A: \tb\xe9"]
+)
+def test_what_clients_say_of_a_connection_that_stays_open_is_plain(line: str) -> None:
+    data = request("/verify", b'{"a":1}', line)
+    assert refusal(data) is not None
+    last = data.replace(line.encode() + b"\r\n", b"").replace(b"\r\n\r\n", b"\r\n" + line.encode() + b"\r\n\r\n")
+    assert refusal(last) is not None, "as the last line too"
 
 
 def beyond_its_bound() -> Gate:
@@ -337,6 +374,15 @@ HEADERS: Final = st.sampled_from(
         "Expect: 100-continue",
         "Upgrade: websocket",
         "B:",
+        "Connection: keep-alive",
+        "Connection: close",
+        "Transfer-Encoding : chunked",
+        " Transfer-Encoding: chunked",
+        "A: b\rContent-Length: 9",
+        "A: b\x0b",
+        "A: b\x80",
+        "A b: c",
+        "A",
     ]
 )
 
@@ -353,14 +399,15 @@ ANYBODY: Final = Caller("a", b"")
     st.lists(HEADERS, max_size=5),
     st.sampled_from([b'{"a":1}', b'{"a":1}' + request(), b"", b"\r\n\r\n", b"1234567\r\n\r\n"]),
 )
-def test_what_is_refused_unparsed_is_to_the_library_one_whole_request_or_none_at_all(line: str, headers: list[str], body: bytes) -> None:
-    data = "\r\n".join((line, *headers)).encode() + b"\r\n\r\n" + body
+def test_what_is_refused_unparsed_is_to_the_library_one_whole_request(line: str, headers: list[str], body: bytes) -> None:
+    data = "\r\n".join((line, "Host: x", *headers)).encode() + b"\r\n\r\n" + body
     refused = refusal(data, b"")
     assert (KNOWN.meet(data, ANYBODY) is None) == (refused is None)
     if refused is None:
         return
     messages = parsed(data)
-    if messages is not None:
-        ((message, payload),) = messages
-        assert message.path in {"/verify", "/settle"}
-        assert payload.is_eof()
+    assert messages is not None
+    ((message, payload),) = messages
+    assert message.path in {"/verify", "/settle"}
+    assert payload.is_eof()
+    assert not message.should_close
