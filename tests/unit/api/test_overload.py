@@ -307,8 +307,10 @@ def test_a_head_that_is_known_already_is_held_against_each_body() -> None:
         assert isinstance(answer, bytes)
         ids.add(json.loads(answer.partition(b"\r\n\r\n")[2])["requestId"])
         assert caller.plain_head == head + b"\r\n\r\n"
-        for other in (data[:-1], data + b" ", data + data, head, head + b"\r\n"):
+        for other in (data[:-1], data[:-4], data + b" ", data + data, head, head + b"\r\n"):
             assert gate.meet(other, caller) is None
+        assert gate.meet(data.replace(KEY, KEY[::-1]), caller) is None, "as long, and another's"
+        assert gate.meet(data.replace(b"Content-Length", b"Content_Length"), caller) is None, "as long, and not plain"
         assert isinstance(gate.meet(request("/settle", b"{}"), caller), bytes), "another head is read for itself"
     assert len(ids) == 3
 
