@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from typing import Final, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from facilitator.api.overload import Caller, Gate, Place
 from facilitator.api.settings import Settings
@@ -131,7 +131,18 @@ class Connections:
 class Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_at_end", "_connections", "_gate", "_header_timeout_s", "_place", "_unread_timeout_s", "caller", "due", "peer")
+    __slots__ = (
+        "_at_end",
+        "_connections",
+        "_gate",
+        "_header_timeout_s",
+        "_place",
+        "_unanswered",
+        "_unread_timeout_s",
+        "caller",
+        "due",
+        "peer",
+    )
 
     def __init__(
         self, connections: Connections, gate: Gate, settings: Settings, server: web.Server, loop: asyncio.AbstractEventLoop
@@ -148,6 +159,8 @@ class Connection(web.RequestHandler):
         self._gate = gate
         self._at_end = False
         """Whether the parser was last given just one whole request, and so has no byte of another."""
+        self._unanswered = 0
+        """Requests that the parser read and that have no whole answer yet. The library's own task learns of an answer a turn later only."""
         self._place: Place | None = None
         """Taken when the bytes of a request came, until its handler asks for it."""
         self._header_timeout_s = settings.header_timeout_s
@@ -171,7 +184,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """The first byte after an answer begins the next head, unless the request is refused as it stands."""
         met = None
-        if self.caller is not None and self._at_end and self._awaits_message() and not self._paused:
+        if self.caller is not None and self._at_end and not self._unanswered and not self._paused:
             met = self._gate.meet(data, self.caller)
             if isinstance(met, bytes):
                 assert self.transport is not None
@@ -183,14 +196,12 @@ class Connection(web.RequestHandler):
             self.due = min(self.due, self._loop.time() + self._header_timeout_s)
         queued = len(self._messages)
         super().data_received(data)
+        read = len(self._messages) - queued
+        self._unanswered += read
         if data:  # the library passes none when it goes on with what it has
-            self._at_end = len(self._messages) == queued + 1 and _is_one_request(data, self._messages[-1][1].total_bytes)
+            self._at_end = read == 1 and _is_one_request(data, self._messages[-1][1])
         if met is not None and not self._messages:
             self._give_back()  # it is no whole head: nobody will ask for the place
-
-    def _awaits_message(self) -> bool:
-        """Whether every request that was read has its answer, and the connection stays open."""
-        return self._waiter is not None and not self._waiter.done()
 
     def admitted(self, tenant_id: str, credential: bytes) -> None:
         """The request in hand is this tenant's, with this key id, empty in mode `open`."""
@@ -218,6 +229,9 @@ class Connection(web.RequestHandler):
         self._give_back()
         self.due = self._loop.time() + self._unread_timeout_s
         done = await super().finish_response(request, resp, start_time)
+        self._unanswered -= 1
+        if not resp.keep_alive:
+            self._at_end = False  # nothing is answered behind the last answer
         self._connections.answered(self)
         return done
 
@@ -228,12 +242,12 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
-def _is_one_request(data: bytes, body_bytes: int) -> bool:
-    """Whether bytes in which one head ends, with so much of its body, are that request alone.
+def _is_one_request(data: bytes, body: StreamReader) -> bool:
+    """Whether bytes in which one head ends are that request alone, with all of its body.
 
     They begin with a letter, so that the first empty line is the end of that head and not the rest of it.
     """
-    return data[:1].isalpha() and data.find(b"\r\n\r\n") + 4 + body_bytes == len(data)
+    return body.is_eof() and data[:1].isalpha() and data.find(b"\r\n\r\n") + 4 + body.total_bytes == len(data)
 
 
 def _peer(address: object) -> str:

@@ -42,9 +42,9 @@ class Caller:
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         return int(head.split()[1]), json.loads(await self._reader.readexactly(length))
 
-    async def ended(self) -> None:
-        """Read on until the other side has closed."""
-        await asyncio.wait_for(self._reader.read(), PATIENCE_S)
+    async def ended(self) -> bytes:
+        """What still comes until the other side has closed."""
+        return await asyncio.wait_for(self._reader.read(), PATIENCE_S)
 
     def vanish(self) -> None:
         self._writer.transport.abort()
@@ -187,6 +187,60 @@ async def test_a_caller_that_does_not_read_is_left_to_the_parser_which_waits_for
         assert (await answer)[1]["error"] == "overloaded"
         release.set()
         assert (await held.answer())[0] == 200
+
+
+def asks_again(stage: Stage, data: bytes) -> None:
+    """From now on whoever is answered has its next request read before the library's task has heard of that answer."""
+    connections = stage.server._connections
+    assert connections is not None
+    answered = connections.answered
+
+    def again(connection: Connection) -> None:
+        connections.answered = answered
+        answered(connection)
+        asyncio.get_running_loop().call_soon(connection.data_received, data)
+
+    connections.answered = again
+
+
+async def test_whoever_asks_again_as_soon_as_it_is_answered_is_refused_unparsed_too(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(judged_max=1)
+    async with calling(stage.server.port, 3) as [held, other, caller]:
+        release = await occupy(stage, held, other)
+        before = shed("connection"), shed("admitted")
+        asks_again(stage, request())
+        caller.send(request())  # the first of its connection: refused when it is parsed
+        assert [(await caller.answer())[0] for _ in range(2)] == [503, 503]
+        assert (shed("connection"), shed("admitted")) == (before[0] + 1, before[1] + 1)
+        release.set()
+        assert (await held.answer())[0] == 200
+
+
+async def test_behind_the_last_answer_nothing_is_answered(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(judged_max=1)
+    async with calling(stage.server.port, 2) as [held, caller]:
+        release = await occupy(stage, held, caller)
+        asks_again(stage, request())
+        caller.send(request(more="Connection: close\r\n"))
+        assert (await caller.answer())[0] == 503
+        assert await caller.ended() == b""
+        release.set()
+        assert (await held.answer())[0] == 200
+
+
+async def test_nothing_is_refused_before_what_was_asked_earlier_is_answered(start: Callable[..., Any]) -> None:
+    stage: Stage = await start(judged_max=1)
+    async with calling(stage.server.port, 2) as [caller, bystander]:
+        caller.send(request())
+        assert (await caller.answer())[0] == 200
+        await stage.engine.entered(1)
+        stage.engine.gate = gate = asyncio.Event()
+        caller.send(request())
+        await stage.engine.entered(1)
+        caller.send(request())
+        await read_by_now(bystander)
+        gate.set()
+        assert [(await caller.answer())[0] for _ in range(2)] == [200, 200]
 
 
 async def test_the_rest_of_a_body_is_no_request_whatever_it_looks_like(start: Callable[..., Any]) -> None:
