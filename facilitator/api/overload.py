@@ -194,7 +194,7 @@ class Gate:
         return networks.pop() if len(networks) == 1 else None
 
     def _refusal(self, data: bytes, caller: Caller, shed: tuple[str, str], fault: OverloadFault | None) -> bytes | None:
-        """The whole answer. Some 0.6 µs, six times that when the head is another; the ordinary way to a 503 costs fifty."""
+        """The whole answer. Some 0.6 µs, five times that when the head is another; the ordinary way to a 503 costs fifty."""
         plain, offered = caller.look(data)
         if not plain:
             return None
